@@ -1,0 +1,82 @@
+# `make test` and `make bench` do their own set-up. This file owns $(VENV): it is made, renewed and removed here.
+
+PYTHON ?= python3
+VENV := .venv
+ARGS :=
+
+BIN := $(VENV)/bin
+MADE := $(VENV)/.made
+INSTALLED := $(VENV)/.installed
+INSTALLED_DEV := $(VENV)/.installed-dev
+
+# A user's pip settings may ask for --user installs, which a virtual environment refuses.
+export PIP_USER := 0
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+
+# What $(MADE) should hold. It differs when this folder was moved (the scripts in a virtual environment hold its path),
+# when the interpreter is gone, or when PYTHON names another version; a PYTHON that was not named accepts any.
+INTERPRETER := $(if $(filter file,$(origin PYTHON)),$(BIN)/python,$(PYTHON))
+VERSION_OF = "$(1)" -c 'import sys; print("%d.%d" % sys.version_info[:2])' 2>/dev/null
+STATE := $(shell $(call VERSION_OF,$(INTERPRETER))) $(CURDIR)
+FOUND := $(shell cat "$(MADE)" 2>/dev/null)
+
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+.PHONY: help bench test lint format build clean FORCE
+
+help: ## show this list
+	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1|\2/p' $(MAKEFILE_LIST) | awk -F'|' '{ printf "%-14s %s\n", $$1, $$2 }'
+	@echo
+	@echo '  ARGS="..."           more arguments for `clipguard bench` or pytest'
+	@echo '  PYTHON=python3.12    the Python to make $(VENV) with (3.10 or newer)'
+
+bench: $(INSTALLED) ## set up, then benchmark the embedded model: robust accuracy on the embedded data sets
+	$(BIN)/clipguard bench $(ARGS)
+
+test: $(INSTALLED_DEV) ## set up, then run the tests
+	$(BIN)/python -m pytest $(ARGS)
+
+lint: $(INSTALLED_DEV) ## ruff check, ruff format --check and mypy
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: $(INSTALLED_DEV) ## let ruff format the code and fix what it can
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+build: $(INSTALLED_DEV) ## sdist and wheel in dist/
+	rm -rf dist
+	$(BIN)/python -m build
+
+clean: ## remove builds, caches and the virtual environment (results in runs/ stay)
+	rm -rf build dist .pytest_cache .mypy_cache .ruff_cache *.egg-info
+	find clipguard tests benchmarks -type d -name __pycache__ -prune -exec rm -rf {} +
+	if test -e "$(VENV)/pyvenv.cfg"; then rm -rf "$(VENV)"; fi
+
+# Stamps are written last, so an interrupted set-up starts over.
+ifneq ($(strip $(FOUND)),$(strip $(STATE)))
+$(MADE): FORCE
+endif
+$(MADE):
+	@command -v "$(PYTHON)" >/dev/null || { \
+	  echo 'clipguard needs Python 3.10 or newer, and there is no $(PYTHON); try PYTHON=python3.12' >&2; exit 1; }
+	@"$(PYTHON)" -c 'import sys; sys.exit(sys.version_info < (3, 10))' || { \
+	  version=$$($(call VERSION_OF,$(PYTHON))); \
+	  echo "clipguard needs Python 3.10 or newer, and $(PYTHON) is $$version; try PYTHON=python3.12" >&2; exit 1; }
+	@"$(PYTHON)" -c 'import ensurepip, venv' 2>/dev/null || { \
+	  version=$$($(call VERSION_OF,$(PYTHON))); \
+	  echo "$(PYTHON) cannot make environments: apt install python3-venv (or python$$version-venv)" >&2; exit 1; }
+	@test ! -e "$(VENV)" || test -e "$(VENV)/pyvenv.cfg" || { \
+	  echo '$(VENV) is not a virtual environment and will not be replaced; try VENV=another-folder' >&2; exit 1; }
+	"$(PYTHON)" -m venv --clear "$(VENV)"
+	@echo "$$($(call VERSION_OF,$(BIN)/python)) $(CURDIR)" > $@
+
+$(INSTALLED): $(MADE) pyproject.toml
+	$(BIN)/python -m pip install --editable .
+	@touch $@
+
+# What the tests need includes what the benchmark needs.
+$(INSTALLED_DEV): $(MADE) pyproject.toml
+	$(BIN)/python -m pip install --editable '.[dev]'
+	@touch $(INSTALLED) $@

@@ -1,0 +1,37 @@
+"""clipguard: benchmark and train the adversarial robustness of CLIP models.
+
+    import clipguard
+    model = clipguard.load_model("tiny")
+    data = clipguard.load_dataset("emoji-animals")
+    result = clipguard.bench(models=["tiny"], datasets=["emoji-animals"], eps=["1,4,8"])
+    outcome = clipguard.attack(any_torch_module, images, labels, eps=4 / 255)
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+
+if TYPE_CHECKING:
+    from clipguard.attacks.api import attack
+    from clipguard.benchmark.api import bench
+    from clipguard.data import load_dataset
+    from clipguard.models import load_model
+
+__all__ = ["attack", "bench", "load_dataset", "load_model"]
+_HOMES = {
+    "attack": "clipguard.attacks.api",
+    "bench": "clipguard.benchmark.api",
+    "load_dataset": "clipguard.data",
+    "load_model": "clipguard.models",
+}
+
+
+def __getattr__(name: str) -> Any:
+    """Import the public functions on first use (PEP 562): torch is slow to load and `--help` does not need it."""
+    if name in _HOMES:
+        from importlib import import_module
+
+        return getattr(import_module(_HOMES[name]), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,0 +1,32 @@
+"""Errors a user can mend. Library code raises them with a message that names the cure; only `cli/` prints or exits."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class ClipguardError(Exception):
+    """Base of all errors that are the input's fault: one line, what is wrong and what to do. Exit code 2."""
+
+
+class ModelError(ClipguardError):
+    """A model that cannot be named, found, read or trusted."""
+
+
+class DatasetError(ClipguardError):
+    """A data set that cannot be named, found, read or evaluated."""
+
+
+class AttackError(ClipguardError):
+    """An attack or threat that does not exist, or that cannot be run on this model."""
+
+
+class OutputError(ClipguardError):
+    """A place that cannot be written, or that holds something that would be lost."""
+
+
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """`" Did you mean 'x' or 'y'?"` for the nearest known names, or an empty string."""
+    close = difflib.get_close_matches(name, list(known), n=3, cutoff=0.6)
+    return f" Did you mean {' or '.join(repr(c) for c in close)}?" if close else ""
