@@ -1,0 +1,94 @@
+"""The dataset every other room sees: labels and names in memory, images decoded one by one."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+import numpy as np
+import numpy.typing as npt
+
+from clipguard.data.images import EncodedImages, decode_rgb, reason
+from clipguard.errors import DatasetError
+
+if TYPE_CHECKING:
+    import PIL.Image
+
+
+@dataclass
+class ZeroShotDataset:
+    """Images, labels, class names and prompt templates of one split; made by `load_dataset`, which validates them.
+
+    Safe to use from several threads, and to pickle to worker processes: no file handle is kept open by this class.
+    """
+
+    name: str
+    """As the user typed it."""
+    source: str
+    """What the name resolved to: an absolute path, or `org/name@revision` on the hub."""
+    split: str
+    """The split in use, `"all"` where the format has none."""
+    class_names: list[str]
+    """C distinct names; label `i` means `class_names[i]`."""
+    templates: list[str]
+    """Prompts, each with one `{}` for the class name."""
+    labels: npt.NDArray[np.int64]
+    """Shape (N,), in [0, C)."""
+    images: EncodedImages = field(repr=False)
+    """N encoded images, read from disk when asked for."""
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def image(self, index: int) -> PIL.Image.Image:
+        """Image `index` (in [0, N)), upright, in RGB, at its native size.
+
+        Raises IndexError outside [0, N), and DatasetError, naming the row and its file, if it cannot be decoded.
+        """
+        if not 0 <= index < len(self):
+            raise IndexError(f"row {index} of a dataset of {len(self)}")
+        path = None
+        try:
+            encoded = self.images[int(index)]
+            path = encoded.path
+            return decode_rgb(encoded)
+        except (
+            Exception
+        ) as error:  # PIL reports a broken file with a dozen types, SyntaxError and struct.error among them
+            where = f"row {index} ({path})" if path else f"row {index}"
+            raise DatasetError(
+                f"{self.name}: cannot decode the image in {where}: {reason(error)}. Repair it, or remove the row."
+            ) from error
+
+    def subset(self, n: int | None, seed: int) -> npt.NDArray[np.int64]:
+        """Sorted indices of a seeded, class-stratified subset: (min(n, N),) int64. No model has a say in it.
+
+        Classes get seats in proportion to their size (largest remainder). Each class is drawn from the front of its own
+        seeded shuffle, so with the same seed a class's smaller draw is always part of its larger one.
+
+        n: size, at least 1; None, or n >= N, means all of it. seed: >= 0.
+        Raises DatasetError if n < 1.
+        """
+        if n is not None and n < 1:
+            raise DatasetError(
+                f"{self.name}: a subset needs at least 1 image, got {n}; leave the size out for all of them"
+            )
+        if n is None or n >= len(self):
+            return np.arange(len(self), dtype=np.int64)
+        seats = _seats_per_class(np.bincount(self.labels, minlength=len(self.class_names)), n, seed)
+        chosen = [
+            np.random.default_rng([seed, label]).permutation(np.flatnonzero(self.labels == label))[:count]
+            for label, count in enumerate(seats)
+            if count
+        ]
+        return np.sort(np.concatenate(chosen)).astype(np.int64)
+
+
+def _seats_per_class(counts: npt.NDArray[np.int64], n: int, seed: int) -> npt.NDArray[np.int64]:
+    """Split `n` seats over classes of sizes `counts`, shape (C,), by largest remainder (Hamilton), n < sum(counts)."""
+    seats, remainder = np.divmod(counts * n, counts.sum())  # integers: no rounding can change who gets a seat
+    # Equal remainders are settled by a shuffle: by class order, a small n would always leave out the same last classes.
+    lot = np.random.default_rng([seed, len(counts)]).permutation(len(counts))
+    winners = np.lexsort((lot, -remainder))[: n - seats.sum()]
+    seats[winners] += 1
+    return seats

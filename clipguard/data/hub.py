@@ -1,0 +1,141 @@
+"""`hf:org/name[/config][@split]`: datasets of the Hugging Face hub, or of its cache when there is no network."""
+
+from __future__ import annotations
+
+import re
+import socket
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+from urllib.request import getproxies, proxy_bypass
+
+from clipguard.data.labels import GivenNames
+from clipguard.data.rows import Request, Rows, choose_split, first_line
+from clipguard.data.tables import rows_of_table
+from clipguard.data.templates import PHOTO, TemplateSets, read_templates
+from clipguard.data.textfile import read_class_names
+from clipguard.errors import DatasetError
+
+HUB_NAME = re.compile(r"hf:(?P<repo>[\w.-]+(?:/[\w.-]+)?)(?:/(?P<config>[\w.-]+))?(?:@(?P<split>[\w.-]+))?")
+INSTEAD = (
+    "give a local copy instead: a .parquet file, a folder of parquet files, a save_to_disk folder, an image folder or "
+    "webdataset tars"
+)
+
+
+def open_hub(name: str, request: Request) -> Rows:
+    """Rows of a hub dataset, through `datasets` and its cache.
+
+    Raises DatasetError within seconds if neither the network nor the cache has it, or if it cannot be read.
+    """
+    match = HUB_NAME.fullmatch(name)
+    if match is None:
+        raise DatasetError("a hub dataset is written hf:org/name, hf:org/name@split or hf:org/name/config@split")
+    repo, config, split = match["repo"], match["config"], match["split"]
+    if split and request.split and split != request.split:
+        raise DatasetError(f"the name asks for split {split!r} and --split for {request.split!r}; keep one")
+    if Path(repo).exists():
+        raise DatasetError(
+            f"the local path {repo!r} hides the hub's dataset; give ./{repo}, or run from another folder"
+        )
+    with _offline_unless_reachable() as offline:
+        splits, revision = _prepare(repo, config, offline)
+        chosen = choose_split(splits, split or request.split)
+        rows = rows_of_table(splits[chosen], f"{repo}@{revision}", chosen, request)
+        if (
+            "__key__" in splits[chosen].features
+        ):  # a webdataset: CLIP_benchmark keeps names and templates beside the tars
+            names = _companion(repo, "classnames.txt")
+            rows.given_names = GivenNames(read_class_names(names), f"{repo}/classnames.txt") if names else None
+            own = _companion(repo, "zeroshot_classification_templates.txt")
+            rows.templates = TemplateSets(PHOTO.single, tuple(read_templates(own))) if own else PHOTO
+    return rows
+
+
+def _prepare(repo: str, config: str | None, offline: bool) -> tuple[Any, str]:
+    """All splits as a DatasetDict, and the revision (commit) they are of."""
+    import datasets
+
+    try:
+        builder = datasets.load_dataset_builder(repo, config)
+        builder.download_and_prepare()
+        return builder.as_dataset(), str(builder.hash)
+    except Exception as error:  # the hub client, datasets and pyarrow share no base class
+        if offline:
+            raise DatasetError(
+                f"{_endpoint()} cannot be reached and {repo!r} is not in the cache "
+                f"({datasets.config.HF_DATASETS_CACHE}); {INSTEAD}"
+            ) from error
+        raise DatasetError(
+            f"cannot load {repo!r} from the hub: {first_line(error)}; check the name, or {INSTEAD}"
+        ) from error
+
+
+def _companion(repo: str, filename: str) -> Path | None:
+    """A small file of the dataset's repository, or None if there is none (or it is not cached, when offline)."""
+    import huggingface_hub
+    from huggingface_hub.errors import EntryNotFoundError
+
+    try:
+        return Path(huggingface_hub.hf_hub_download(repo, filename, repo_type="dataset"))
+    except EntryNotFoundError:
+        return None
+    except Exception as error:
+        raise DatasetError(
+            f"cannot load {filename} of {repo!r}: {first_line(error)}; try again, or {INSTEAD}"
+        ) from error
+
+
+@contextmanager
+def _offline_unless_reachable() -> Iterator[bool]:
+    """Put the Hugging Face libraries into offline mode if the hub cannot be reached; yields whether they are offline.
+
+    Without it they try again for minutes before they look into their cache. They read HF_HUB_OFFLINE once, at import,
+    so it is their settings that must change, not the environment.
+    """
+    import datasets
+    import huggingface_hub
+
+    settings: list[Any] = [datasets.config, huggingface_hub.constants]
+    before = [module.HF_HUB_OFFLINE for module in settings]
+    offline = any(before) or not _reachable(_endpoint())
+    try:
+        for module in settings:
+            module.HF_HUB_OFFLINE = offline
+        yield offline
+    finally:
+        for module, value in zip(settings, before, strict=True):
+            module.HF_HUB_OFFLINE = value
+
+
+def _endpoint() -> str:
+    import huggingface_hub
+
+    return str(huggingface_hub.constants.ENDPOINT)
+
+
+def _reachable(endpoint: str, timeout: float = 3.0) -> bool:
+    """Whether `endpoint`, or the proxy on the way to it, accepts a connection within `timeout` seconds."""
+    url = urlsplit(endpoint)
+    proxies = getproxies()
+    proxy = proxies.get(url.scheme) or proxies.get("all")
+    if proxy and not proxy_bypass(url.hostname or ""):
+        url = urlsplit(proxy if "://" in proxy else f"http://{proxy}")
+    reached = threading.Event()
+
+    def connect() -> None:
+        try:
+            port = url.port or (443 if url.scheme == "https" else 80)
+            socket.create_connection((url.hostname or "", port), timeout=timeout).close()
+            reached.set()
+        except OSError:
+            pass
+
+    # In a thread: the name lookup comes first, and no socket timeout bounds it.
+    attempt = threading.Thread(target=connect, daemon=True)
+    attempt.start()
+    attempt.join(timeout)
+    return reached.is_set()

@@ -1,0 +1,85 @@
+"""What every format is read into, before labels, names and templates are settled."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from clipguard.data.images import EncodedImages
+from clipguard.data.labels import GivenNames
+from clipguard.data.templates import PHOTO, TemplateSets
+from clipguard.data.textfile import read_class_names
+from clipguard.errors import DatasetError, did_you_mean
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+ALL = "all"
+"""The split of a format that has none."""
+
+
+@dataclass(frozen=True)
+class Request:
+    """What the user asked for, besides the name; None means detect."""
+
+    split: str | None = None
+    image_column: str | None = None
+    label_column: str | None = None
+
+
+@dataclass
+class Rows:
+    """N encoded images and their raw labels, of one split."""
+
+    source: str
+    split: str
+    images: EncodedImages
+    labels: pd.Series  # (N,) integers or strings, missing ones included
+    class_names: list[str] | None = None  # of a ClassLabel: what integer labels mean
+    given_names: GivenNames | None = None  # of a classnames.txt that came with the data
+    templates: TemplateSets = PHOTO
+
+
+def choose_split(available: Iterable[str], wanted: str | None) -> str:
+    """`wanted`, else test, else validation or val, else the only split. Raises DatasetError listing the splits."""
+    splits = list(available)
+    listing = f"Splits: {', '.join(splits)}."
+    if wanted is not None:
+        if wanted not in splits:
+            raise DatasetError(f"no split {wanted!r}; choose one with --split.{did_you_mean(wanted, splits)} {listing}")
+        return wanted
+    for usual in ("test", "validation", "val"):
+        if usual in splits:
+            return usual
+    if len(splits) != 1:
+        raise DatasetError(
+            f"it has several splits and none is called test or validation; choose with --split. {listing}"
+        )
+    return splits[0]
+
+
+def refuse_columns(request: Request, what: str) -> None:
+    """Raise DatasetError if columns are named for a format that has none: an option is never ignored in silence."""
+    if request.image_column is not None or request.label_column is not None:
+        raise DatasetError(f"{what} has no columns; leave out --image-column and --label-column")
+
+
+def sidecar(folders: Iterable[Path], filename: str) -> Path | None:
+    """The first `filename` that exists in `folders`."""
+    return next((folder / filename for folder in folders if (folder / filename).is_file()), None)
+
+
+def sidecar_names(folders: Iterable[Path]) -> GivenNames | None:
+    """Class names of the first classnames.txt in `folders`, or None."""
+    path = sidecar(folders, "classnames.txt")
+    return GivenNames(read_class_names(path), str(path)) if path else None
+
+
+def first_line(error: BaseException) -> str:
+    """The root cause of a library's error, on one line."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    lines = str(error).strip().splitlines()
+    return lines[0].rstrip(".") if lines else type(error).__name__

@@ -1,0 +1,104 @@
+"""Tables: parquet and arrow files, and `save_to_disk` folders, all through the `datasets` library, memory-mapped."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from clipguard.data.columns import find_image_column, find_label_column
+from clipguard.data.folders import Located, files_by_split
+from clipguard.data.images import TableImages
+from clipguard.data.labels import EMPTY
+from clipguard.data.rows import ALL, Request, Rows, choose_split, first_line, sidecar_names
+from clipguard.errors import DatasetError
+
+
+def rows_of_table(table: Any, source: str, split: str, request: Request) -> Rows:
+    """Rows of a `datasets.Dataset`: columns found, images left encoded. Raises DatasetError if a column is unclear."""
+    import datasets
+
+    image_column = find_image_column(table.features, request.image_column)
+    label_column = find_label_column(table.features, request.label_column)
+    feature = table.features[label_column]
+    labels = table.select_columns([label_column]).to_pandas()[label_column]
+    images = table.select_columns([image_column])
+    if isinstance(table.features[image_column], datasets.Image):
+        images = images.cast_column(image_column, datasets.Image(decode=False))
+    names = list(feature.names) if isinstance(feature, datasets.ClassLabel) else None
+    return Rows(source, split, TableImages(images, image_column), labels, class_names=names)
+
+
+def open_parquet(located: Located, request: Request) -> Rows:
+    """A parquet file, or a folder of them. `datasets` converts the split once into its cache, to memory-map it."""
+    import datasets
+    import pyarrow.parquet as pq
+
+    def load(paths: list[str]) -> Any:
+        if sum(pq.read_metadata(path).num_rows for path in paths) == 0:  # from_parquet has no clear error for it
+            raise DatasetError(EMPTY)
+        return datasets.Dataset.from_parquet(paths)
+
+    return _open_files(located, request, load)
+
+
+def open_arrow(located: Located, request: Request) -> Rows:
+    """An arrow file as `datasets` writes them (IPC stream), or a folder of them; memory-mapped where it is."""
+    import datasets
+
+    def load(paths: list[str]) -> Any:
+        return datasets.concatenate_datasets([datasets.Dataset.from_file(path) for path in paths])
+
+    return _open_files(located, request, load)
+
+
+def open_saved(located: Located, request: Request) -> Rows:
+    """A folder written by `Dataset.save_to_disk` or `DatasetDict.save_to_disk`; memory-mapped where it is."""
+    import datasets
+
+    with _readable(located.path):
+        loaded = datasets.load_from_disk(str(located.path))
+    if not isinstance(loaded, datasets.DatasetDict):
+        loaded = {str(loaded.split or ALL): loaded}
+    split = choose_split(loaded, request.split)
+    rows = rows_of_table(loaded[split], str(located.path), split, request)
+    rows.given_names = sidecar_names([located.path])
+    return rows
+
+
+def _open_files(located: Located, request: Request, load: Callable[[list[str]], Any]) -> Rows:
+    splits = files_by_split(located)
+    split = choose_split(splits, request.split)
+    with _readable(located.path), _no_progress_bars():
+        table = load([str(located.root / file) for file in splits[split]])
+    rows = rows_of_table(table, str(located.path), split, request)
+    rows.given_names = sidecar_names([located.root])
+    return rows
+
+
+@contextmanager
+def _readable(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except DatasetError:
+        raise
+    except Exception as error:  # pyarrow and datasets share no base class for "this file is broken"
+        raise DatasetError(
+            f"cannot read {path}: {first_line(error)}; corrupt, or of another format: copy or export it again"
+        ) from error
+
+
+@contextmanager
+def _no_progress_bars() -> Iterator[None]:
+    """`datasets` draws bars on stderr; only `cli/` may print."""
+    import datasets
+
+    if datasets.are_progress_bars_disabled():
+        yield
+        return
+    datasets.disable_progress_bars()
+    try:
+        yield
+    finally:
+        datasets.enable_progress_bars()

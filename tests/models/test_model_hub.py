@@ -1,0 +1,146 @@
+"""Hub names: quick, helpful failure without a network, and cached files that still work there."""
+
+from __future__ import annotations
+
+import contextlib
+import shutil
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from huggingface_hub import constants
+from open_clip import factory, pretrained
+from tiny_models import CONFIGS
+
+from clipguard.errors import ModelError
+from clipguard.models import hub, load_model
+
+
+@pytest.fixture
+def no_network(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A hub address where nobody listens, and an empty cache; returns the cache."""
+    for name in ("http_proxy", "https_proxy", "all_proxy"):
+        monkeypatch.delenv(name, raising=False)
+        monkeypatch.delenv(name.upper(), raising=False)
+    cache = tmp_path / "hub"
+    monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(cache))
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    return cache
+
+
+def fill_cache(cache: Path, repository: str, folder: Path) -> None:
+    """Put a model folder into the hub's cache layout, as a download would."""
+    root = cache / f"models--{repository.replace('/', '--')}"
+    shutil.copytree(folder, root / "snapshots" / "0123abc")
+    (root / "refs").mkdir()
+    (root / "refs" / "main").write_text("0123abc")
+
+
+@pytest.mark.parametrize(
+    ("spec", "local"),
+    [
+        ("ViT-B-32-quickgelu:openai", "ViT-B-32-quickgelu:/path/to/weights.pt or local-dir:/path"),
+        ("hf-hub:chs20/fare2-clip", "local-dir:/path/to/folder"),
+    ],
+)
+def test_without_a_network_the_message_names_a_local_alternative(spec: str, local: str, no_network: Path) -> None:
+    start = time.monotonic()
+    with pytest.raises(ModelError, match="not in the local cache") as caught:
+        load_model(spec)
+    assert time.monotonic() - start < 10
+    message = str(caught.value)
+    assert local in message
+    assert str(no_network) in message
+    assert "\n" not in message
+    assert constants.HF_HUB_OFFLINE is False
+
+
+def test_a_network_that_swallows_packets_costs_three_seconds(monkeypatch: pytest.MonkeyPatch) -> None:
+    def silence(*_: object, **__: object) -> None:
+        time.sleep(3)
+        raise TimeoutError
+
+    monkeypatch.setattr(hub.socket, "create_connection", silence)
+    monkeypatch.setattr(hub, "CONNECT_SECONDS", 0.2)
+    start = time.monotonic()
+    assert not hub._connects("example.invalid", 443)
+    assert time.monotonic() - start < 2
+
+
+@pytest.fixture
+def refusing_proxy() -> Iterator[str]:
+    """The address of a proxy that answers everything with 403, as a locked-down network does."""
+    server = socket.create_server(("127.0.0.1", 0))
+
+    def serve() -> None:
+        with contextlib.suppress(OSError):  # the server is closed at the end of the test
+            while True:
+                client, _ = server.accept()
+                with client:
+                    if client.recv(4096):
+                        client.sendall(b"HTTP/1.1 403 Forbidden\r\nContent-Length: 0\r\n\r\n")
+
+    threading.Thread(target=serve, daemon=True).start()
+    yield f"127.0.0.1:{server.getsockname()[1]}"
+    server.close()
+
+
+@pytest.mark.parametrize("variable", ["https_proxy", "all_proxy"])
+def test_behind_a_proxy_it_is_the_proxy_that_must_answer(
+    variable: str, no_network: Path, refusing_proxy: str, monkeypatch: pytest.MonkeyPatch
+) -> None:  # fmt: skip
+    assert no_network
+    monkeypatch.setattr(constants, "ENDPOINT", "https://127.0.0.2:9")
+    assert not hub.hub_reachable()
+    monkeypatch.setenv(variable, refusing_proxy)
+    assert hub.hub_reachable()
+    monkeypatch.setenv("no_proxy", "127.0.0.2")
+    assert not hub.hub_reachable()
+    monkeypatch.delenv("no_proxy")
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    assert not hub.hub_reachable()
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setenv(variable, "http://127.0.0.1:9")
+    assert not hub.hub_reachable()
+
+
+def test_a_cached_repository_loads_without_a_network(no_network: Path, model_folder: Callable[[str], Path]) -> None:
+    fill_cache(no_network, "org/repo", model_folder("vit"))
+    loaded = load_model("hf-hub:org/repo")
+    assert loaded.info.weights == "hf-hub:org/repo@0123abc/open_clip_model.safetensors"
+    assert loaded.info.architecture == "open_clip_config.json of hf-hub:org/repo"
+    local = load_model(f"local-dir:{model_folder('vit')}")
+    assert loaded.info.sha256 == local.info.sha256
+
+
+def test_a_cached_tag_loads_without_a_network(
+    no_network: Path, model_folder: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A tag that open_clip would download from a repository of ours."""
+    monkeypatch.setitem(factory._MODEL_CONFIGS, "clipguard-test-tagged", CONFIGS["vit"])
+    entry = pretrained._slpcfg(hf_hub="org/tagged/")  # its own mean, std and resize mode
+    monkeypatch.setitem(pretrained._PRETRAINED, "clipguard-test-tagged", {"ours": entry})
+    fill_cache(no_network, "org/tagged", model_folder("vit"))
+    info = load_model("clipguard-test-tagged:ours").info
+    assert info.weights == "ours (org/tagged/)"
+    assert (info.mean, info.resize_mode) == ((0.5, 0.5, 0.5), "squash")
+
+    cached = next(no_network.rglob("open_clip_model.safetensors"))
+    cached.write_bytes(cached.read_bytes()[:1000])
+    with pytest.raises(ModelError, match="delete that file"):
+        load_model("clipguard-test-tagged:ours")
+
+
+def test_a_network_that_refuses_is_quoted(
+    no_network: Path, refusing_proxy: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert no_network
+    monkeypatch.setattr(constants, "ENDPOINT", "https://huggingface.co")
+    for variable in ("http_proxy", "https_proxy"):
+        monkeypatch.setenv(variable, f"http://{refusing_proxy}")
+    with pytest.raises(ModelError, match=r"Could not fetch hf-hub:org/none .* check the name and your access"):
+        load_model("hf-hub:org/none")
