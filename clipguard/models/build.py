@@ -1,0 +1,130 @@
+"""Build the open_clip model of a located checkpoint, its tokenizer, and put the weights in."""
+
+from __future__ import annotations
+
+import importlib.util
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from torch import nn
+
+from clipguard.errors import ModelError
+from clipguard.models.quiet import first_line
+from clipguard.models.source import quick_gelu_twin
+from clipguard.models.strict import check_activation, fit_state
+from clipguard.models.text import Tokenizer
+from clipguard.models.weights import check_finite, hash_file, read_weights
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A model whose config and weights are on this machine."""
+
+    architecture: str  # for people: open_clip's name, or the config file
+    build_name: str  # for open_clip.create_model
+    tokenizer_name: str  # for open_clip.get_tokenizer
+    model_cfg: dict[str, Any]
+    preprocess_cfg: dict[str, Any]
+    weights: Path
+    label: str  # the weights, for people
+    from_tag: bool = False
+    from_folder: bool = False
+
+
+def _check_packages(checkpoint: Checkpoint) -> None:
+    """Raise ModelError when a text tower or tokenizer needs the optional transformers package and it is missing."""
+    text = checkpoint.model_cfg["text_cfg"]
+    wanted = text.get("hf_model_name") or text.get("hf_tokenizer_name")
+    if wanted and importlib.util.find_spec("transformers") is None:
+        raise ModelError(f"{checkpoint.architecture} needs the transformers package: pip install transformers.")
+
+
+def build(checkpoint: Checkpoint) -> nn.Module:
+    """The model with random weights, and its preprocessing attached as `visual.preprocess_cfg`.
+
+    Raises:
+        ModelError: when open_clip cannot build it from this config.
+    """
+    import open_clip
+    from open_clip.transform import merge_preprocess_dict
+
+    _check_packages(checkpoint)
+    try:
+        model = open_clip.create_model(
+            checkpoint.build_name,
+            load_weights=False,  # ours are loaded strictly, afterwards
+            pretrained_text=False,
+            force_preprocess_cfg=merge_preprocess_dict({}, {**checkpoint.preprocess_cfg, "size": None}),
+        )
+    except Exception as error:  # timm, transformers and open_clip each raise their own
+        raise ModelError(
+            f"open_clip cannot build {checkpoint.architecture} ({first_line(error)}): check its model_cfg,"
+            " and that the packages it needs are installed."
+        ) from error
+    return cast(nn.Module, model)
+
+
+def load_tokenizer(checkpoint: Checkpoint) -> Tokenizer:
+    """open_clip's tokenizer for the model, with the context length of its config.
+
+    Raises:
+        ModelError: when its files or packages are missing, or it has more tokens than the text tower.
+    """
+    import open_clip
+
+    try:
+        tokenizer = open_clip.get_tokenizer(checkpoint.tokenizer_name)
+    except Exception as error:
+        raise ModelError(
+            f"Cannot load the tokenizer of {checkpoint.architecture} ({first_line(error)}): check that its files can"
+            " be had."
+        ) from error
+    size = checkpoint.model_cfg["text_cfg"].get("vocab_size", math.inf)
+    if isinstance(tokenizer, open_clip.SimpleTokenizer) and tokenizer.vocab_size > size:
+        raise ModelError(
+            f"{checkpoint.architecture} has a vocabulary of {size}, but CLIP's tokenizer has {tokenizer.vocab_size}"
+            ' tokens: name its own tokenizer as "hf_tokenizer_name" in text_cfg.'
+        )
+    return cast(Tokenizer, tokenizer)
+
+
+def load_weights(model: nn.Module, checkpoint: Checkpoint) -> str:
+    """Put the weights into the model, all of them or none; returns the file's SHA-256.
+
+    Raises:
+        ModelError: when the file cannot be read safely, does not fit, or was trained with another activation.
+    """
+    if checkpoint.from_tag:
+        sha256 = _load_tag(model, checkpoint)
+    else:
+        plain = not checkpoint.from_folder and not checkpoint.model_cfg.get("quick_gelu", False)
+        file = read_weights(checkpoint.weights, quick_gelu_twin(checkpoint.build_name) if plain else None)
+        state = fit_state(model, file, checkpoint.architecture)
+        check_activation(file, checkpoint.architecture, checkpoint.model_cfg, from_folder=checkpoint.from_folder)
+        model.load_state_dict(state)
+        sha256 = file.sha256
+    scale = float(cast(torch.Tensor, model.logit_scale).detach().exp())
+    if not math.isfinite(scale) or scale <= 0:
+        raise ModelError(
+            f"{checkpoint.label} has a logit scale of exp({math.log(scale) if scale > 0 else scale}): it must be"
+            " stored as a logarithm (CLIP's is 4.6)."
+        )
+    return sha256
+
+
+def _load_tag(model: nn.Module, checkpoint: Checkpoint) -> str:
+    """open_clip's own loader knows the formats behind its tags (.npz, MobileCLIP ...), and here loads strictly."""
+    from open_clip.factory import load_checkpoint
+
+    try:
+        load_checkpoint(model, str(checkpoint.weights), strict=True, weights_only=True)
+    except Exception as error:
+        raise ModelError(
+            f"The cached weights {checkpoint.weights} do not load into {checkpoint.architecture}"
+            f" ({first_line(error)}): delete that file and run again to fetch it anew."
+        ) from error
+    check_finite(model.state_dict(), checkpoint.weights)
+    return hash_file(checkpoint.weights)

@@ -1,0 +1,97 @@
+"""Read and check the `open_clip_config.json` of a model folder, and find its weight file."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+from clipguard.errors import ModelError
+
+CONFIG_NAME = "open_clip_config.json"
+# open_clip's own order of preference (open_clip.factory._find_checkpoint_in_dir).
+WEIGHT_NAMES = (
+    "open_clip_model.safetensors",
+    "open_clip_pytorch_model.safetensors",
+    "open_clip_pytorch_model.bin",
+    "open_clip_pytorch_model.pth",
+    "model.safetensors",
+    "pytorch_model.bin",
+    "pytorch_model.pth",
+    "model.pth",
+)
+INTERPOLATIONS = ("bicubic", "bilinear", "random")
+RESIZE_MODES = ("shortest", "longest", "squash")
+
+
+def read_config(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The `model_cfg` and `preprocess_cfg` of a config file, both checked.
+
+    Raises:
+        ModelError: when the file is missing, is not JSON, or lacks or misstates a part.
+    """
+    if not path.is_file():
+        raise ModelError(
+            f"{path.parent} has no {CONFIG_NAME}: a model folder needs that file beside its weights; for a lone"
+            " weight file write ARCH:path/to/weights.pt."
+        )
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise ModelError(f"{path} is not valid JSON ({error}): mend it or export the model again.") from error
+    if not isinstance(config, dict) or not isinstance(config.get("model_cfg"), dict):
+        raise ModelError(f'{path} has no "model_cfg" object: export the model in open_clip\'s local-dir layout.')
+    preprocess = config.get("preprocess_cfg", {})
+    if not isinstance(preprocess, dict):
+        raise ModelError(f'{path}: "preprocess_cfg" must be an object with mean, std, interpolation and resize_mode.')
+    _check_model_config(path, config["model_cfg"])
+    check_preprocessing(preprocess, str(path))
+    return config["model_cfg"], preprocess
+
+
+def _check_model_config(path: Path, config: dict[str, Any]) -> None:
+    size = config.get("embed_dim")
+    if not isinstance(size, int) or isinstance(size, bool) or size < 1:
+        raise ModelError(f'{path}: "embed_dim" in model_cfg must be a positive whole number, not {size!r}.')
+    for part in ("vision_cfg", "text_cfg"):
+        if not isinstance(config.get(part), dict):
+            raise ModelError(f'{path}: model_cfg has no "{part}" object.')
+
+
+def check_preprocessing(config: dict[str, Any], where: str) -> None:
+    """Raise ModelError, naming `where`, unless the given preprocessing keys have values open_clip can use."""
+    for key, low in (("mean", -math.inf), ("std", 0.0)):
+        value = config.get(key)
+        values = [value] * 3 if isinstance(value, (int, float)) else value
+        if value is not None and not _three_numbers(values, low):
+            raise ModelError(f'{where}: "{key}" must be three numbers{" above 0" if low == 0 else ""}, not {value!r}.')
+    for key, allowed in (("interpolation", INTERPOLATIONS), ("resize_mode", RESIZE_MODES)):
+        if config.get(key) is not None and config[key] not in allowed:
+            raise ModelError(f'{where}: "{key}" must be one of {", ".join(allowed)}, not {config[key]!r}.')
+    if config.get("mode", "RGB") != "RGB" or not isinstance(config.get("fill_color", 0), int):
+        raise ModelError(f'{where}: "mode" must be "RGB" and "fill_color" a whole number in 0..255.')
+
+
+def _three_numbers(values: Any, low: float) -> bool:
+    if not isinstance(values, (list, tuple)) or len(values) != 3:
+        return False
+    return all(isinstance(v, (int, float)) and math.isfinite(v) and v > low for v in values)
+
+
+def find_weights(folder: Path) -> Path:
+    """The weight file of a model folder, by open_clip's order of preference.
+
+    Raises:
+        ModelError: when there is none, or several of which none has a preferred name.
+    """
+    for name in WEIGHT_NAMES:
+        if (folder / name).is_file():
+            return folder / name
+    others = sorted(p for p in folder.iterdir() if p.suffix in (".safetensors", ".bin", ".pth", ".pt") and p.is_file())
+    if not others:
+        raise ModelError(f"{folder} has no weight file: put {WEIGHT_NAMES[0]} beside its {CONFIG_NAME}.")
+    if len(others) > 1:
+        names = ", ".join(p.name for p in others[:5])
+        raise ModelError(f"{folder} has several weight files ({names}): name the one to use {WEIGHT_NAMES[0]}.")
+    return others[0]

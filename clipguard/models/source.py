@@ -1,0 +1,201 @@
+"""What the user typed after `--model`, taken apart and checked against what open_clip knows.
+
+Nothing here touches the network or reads a weight file, so every spelling mistake is reported at once.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from clipguard.errors import ModelError, did_you_mean
+
+TINY = "tiny"
+HUB_PREFIX = "hf-hub:"
+DIR_PREFIX = "local-dir:"
+QUICK_SUFFIX = "-quickgelu"
+WEIGHT_SUFFIXES = (".pt", ".pth", ".bin", ".safetensors")
+FORMS = "use tiny, ARCH:TAG, ARCH:path/to/weights.pt, hf-hub:org/repo or local-dir:path"
+
+
+@dataclass(frozen=True)
+class ModelSource:
+    """A model as the user named it: which of the five forms, and the parts of the name."""
+
+    spec: str
+    kind: Literal["tiny", "hub", "dir", "tag", "file"]
+    name: str  # the architecture for "tag" and "file", else the repository or folder
+    weights: str = ""  # the tag or path, for "tag" and "file"
+
+
+def parse_source(spec: str) -> ModelSource:
+    """Take a `--model` value apart and check every name in it; no network, no weights read.
+
+    Raises:
+        ModelError: for an unknown form, architecture or tag, a path that does not exist, or a tag whose weights
+            were trained with another activation (GELU, QuickGELU) than the architecture's.
+    """
+    spec = spec.strip()
+    if spec == TINY:
+        return ModelSource(spec, "tiny", TINY)
+    if spec.startswith(HUB_PREFIX):
+        return ModelSource(spec, "hub", _check_repository(spec.removeprefix(HUB_PREFIX)))
+    if spec.startswith(DIR_PREFIX):
+        return ModelSource(spec, "dir", str(_check_folder(spec.removeprefix(DIR_PREFIX))))
+    name, colon, weights = spec.partition(":")
+    if not colon or not name or not weights:
+        raise ModelError(_explain_incomplete(spec, name))
+    architecture = _check_architecture(name)
+    if _tag_config(architecture, weights):
+        _check_tag_activation(architecture, weights)
+        return ModelSource(spec, "tag", architecture, weights)
+    if _looks_like_path(weights):
+        return ModelSource(spec, "file", architecture, str(_check_file(weights)))
+    raise ModelError(_explain_unknown_tag(architecture, weights))
+
+
+def list_models() -> list[str]:
+    """Every name that can be given as it stands: `tiny` and open_clip's `ARCH:TAG` pairs, in open_clip's order.
+
+    Pairs whose weights need another activation than the architecture has (`ViT-B-32:openai`) are left out: loading
+    refuses them, and the same weights are listed under the `-quickgelu` architecture.
+    """
+    import open_clip
+
+    pairs: list[tuple[str, str]] = open_clip.list_pretrained()
+    return [TINY, *(f"{arch}:{tag}" for arch, tag in pairs if _activation_agrees(arch, tag))]
+
+
+def architectures() -> list[str]:
+    """The architecture names open_clip can build, those registered with `open_clip.add_model_config` included."""
+    import open_clip
+
+    return list(open_clip.list_models())
+
+
+def quick_gelu_twin(architecture: str) -> str | None:
+    """The same architecture with the other activation (`ViT-B-32` <-> `ViT-B-32-quickgelu`), if open_clip has it."""
+    base = architecture.removesuffix(QUICK_SUFFIX)
+    twin = base if base != architecture else architecture + QUICK_SUFFIX
+    return twin if twin in architectures() else None
+
+
+def uses_quick_gelu(architecture: str) -> bool:
+    """Whether open_clip builds this architecture with QuickGELU."""
+    import open_clip
+
+    config = open_clip.get_model_config(architecture)
+    return bool(config and config.get("quick_gelu", False))
+
+
+def _tag_config(architecture: str, tag: str) -> dict[str, Any]:
+    """open_clip's entry for a weight tag (url, hub repository, mean, std, quick_gelu ...), empty if there is none."""
+    from open_clip.pretrained import get_pretrained_cfg
+
+    return dict(get_pretrained_cfg(architecture, tag))
+
+
+def _tags(architecture: str) -> list[str]:
+    import open_clip
+
+    return [t for t in open_clip.list_pretrained_tags_by_model(architecture) if _activation_agrees(architecture, t)]
+
+
+def _activation_agrees(architecture: str, tag: str) -> bool:
+    """Whether the tag's weights were trained with the architecture's activation.
+
+    An architecture without a twin (`roberta-ViT-B-32`) is taken at its word: there is nothing else to build.
+    """
+    same = bool(_tag_config(architecture, tag).get("quick_gelu", False)) == uses_quick_gelu(architecture)
+    return same or quick_gelu_twin(architecture) is None
+
+
+def _check_tag_activation(architecture: str, tag: str) -> None:
+    if _activation_agrees(architecture, tag):
+        return
+    trained, built = ("GELU", "QuickGELU") if uses_quick_gelu(architecture) else ("QuickGELU", "GELU")
+    raise ModelError(
+        f"The weights {architecture}:{tag} were trained with {trained} (open_clip's list of weights says so), but"
+        f" {architecture} uses {built}: use {quick_gelu_twin(architecture)}:{tag}."
+    )
+
+
+def _check_architecture(name: str) -> str:
+    known = architectures()
+    architecture = name.replace("/", "-")  # open_clip's own spelling rule: ViT-B/32 is ViT-B-32
+    if architecture not in known:
+        names = [*known, TINY, HUB_PREFIX.rstrip(":"), DIR_PREFIX.rstrip(":")]
+        raise ModelError(
+            f"Unknown model architecture {name!r}.{did_you_mean(architecture, names)}"
+            " `clipguard list models` prints the known ones."
+        )
+    return architecture
+
+
+def _check_repository(repository: str) -> str:
+    if not re.fullmatch(r"[\w.-]+/[\w.-]+", repository):
+        raise ModelError(f"{HUB_PREFIX}{repository} is not a hub name: write {HUB_PREFIX}organisation/repository.")
+    return repository
+
+
+def _check_folder(text: str) -> Path:
+    path = Path(text).expanduser()
+    if not text:
+        raise ModelError(f"{DIR_PREFIX} names no folder: write {DIR_PREFIX}path/to/folder.")
+    if path.is_file():
+        raise ModelError(f"{DIR_PREFIX}{text} is a file: give its folder, or ARCH:{text} for a weight file.")
+    if not path.is_dir():
+        raise ModelError(f"No folder {text}: check the path after {DIR_PREFIX}.")
+    return path
+
+
+def _looks_like_path(text: str) -> bool:
+    path = Path(text).expanduser()
+    return path.exists() or path.suffix in WEIGHT_SUFFIXES or "/" in text or "\\" in text or text[0] in ".~"
+
+
+def _check_file(text: str) -> Path:
+    path = Path(text).expanduser()
+    if path.is_dir():
+        raise ModelError(f"{text} is a folder: give {DIR_PREFIX}{text}, or the weight file inside it.")
+    if not path.is_file():
+        raise ModelError(f"No weight file {text}: check the path after the architecture.")
+    return path
+
+
+def _explain_incomplete(spec: str, name: str) -> str:
+    """The message for a value that is not of any form: what it most resembles, and how to write that."""
+    path = Path(spec).expanduser()
+    if not spec:
+        return f"No model is named: {FORMS}."
+    if path.is_dir():
+        return f"{spec} is a folder: write {DIR_PREFIX}{spec}."
+    if path.is_file():
+        return f"{spec} is a weight file: name its architecture too, as in ViT-B-32:{spec}."
+    architecture = name.replace("/", "-")
+    if architecture in architectures():
+        forms = f"{name}:TAG or {name}:path/to/weights.pt"
+        return f"{name} names an architecture without weights: write {forms}.{_list_tags(architecture)}"
+    if re.fullmatch(r"[\w.-]+/[\w.-]+", spec):
+        return f"Unknown model {spec!r}: write {HUB_PREFIX}{spec} for the hub, {DIR_PREFIX}{spec} for a folder."
+    return f"Unknown model {spec!r}.{did_you_mean(spec, [TINY, *architectures()])} For --model, {FORMS}."
+
+
+def _list_tags(architecture: str) -> str:
+    """`" Tags of ViT-B-32: ... Tags of ViT-B-32-quickgelu: ..."`, for those that have any."""
+    known = [(name, _tags(name)) for name in (architecture, quick_gelu_twin(architecture)) if name]
+    listed = "".join(f" Tags of {name}: {', '.join(tags)}." for name, tags in known if tags)
+    return listed or f" It has no tags: give {architecture}:path/to/weights.pt."
+
+
+def _explain_unknown_tag(architecture: str, tag: str) -> str:
+    """The message for an unknown tag: the twin that has it, near spellings, and all tags of the architecture."""
+    twin, tags = quick_gelu_twin(architecture), _tags(architecture)
+    if twin and _tag_config(twin, tag) and _activation_agrees(twin, tag):
+        trained = "QuickGELU" if uses_quick_gelu(twin) else "GELU"
+        return f"The weights {tag!r} were trained with {trained} (open_clip's list says so): use {twin}:{tag}."
+    others = _tags(twin) if twin else []
+    near = did_you_mean(tag, [*tags, *others])
+    return f"{architecture} has no weights tagged {tag!r}, and no such file exists.{near}{_list_tags(architecture)}"
