@@ -1,10 +1,10 @@
 """clipguard: benchmark and train the adversarial robustness of CLIP models.
 
-    import clipguard
-    model = clipguard.load_model("tiny")
-    data = clipguard.load_dataset("emoji-animals")
-    result = clipguard.bench(models=["tiny"], datasets=["emoji-animals"], eps=["1,4,8"])
-    outcome = clipguard.attack(any_torch_module, images, labels, eps=4 / 255)
+import clipguard
+model = clipguard.load_model("tiny")
+data = clipguard.load_dataset("emoji-animals")
+result = clipguard.bench(models=["tiny"], datasets=["emoji-animals"], eps=["1,4,8"])
+outcome = clipguard.attack(any_torch_module, images, labels, eps=4 / 255)
 """
 
 from __future__ import annotations

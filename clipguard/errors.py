@@ -30,3 +30,12 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
     """`" Did you mean 'x' or 'y'?"` for the nearest known names, or an empty string."""
     close = difflib.get_close_matches(name, list(known), n=3, cutoff=0.6)
     return f" Did you mean {' or '.join(repr(c) for c in close)}?" if close else ""
+
+
+def first_line(error: BaseException, limit: int = 200) -> str:
+    """The root cause of a library's error on one line of at most `limit` characters; its type if it has no text."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    text = lines[0].rstrip(".") if lines else type(error).__name__
+    return text if len(text) <= limit else text[: limit - 3] + "..."

@@ -3,21 +3,16 @@
 from __future__ import annotations
 
 import re
-import socket
-import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
-from urllib.request import getproxies, proxy_bypass
 
 from clipguard.data.labels import GivenNames
-from clipguard.data.rows import Request, Rows, choose_split, first_line
+from clipguard.data.rows import Request, Rows, choose_split
 from clipguard.data.tables import rows_of_table
 from clipguard.data.templates import PHOTO, TemplateSets, read_templates
 from clipguard.data.textfile import read_class_names
-from clipguard.errors import DatasetError
+from clipguard.errors import DatasetError, first_line
+from clipguard.hub import hub_access
 
 HUB_NAME = re.compile(r"hf:(?P<repo>[\w.-]+(?:/[\w.-]+)?)(?:/(?P<config>[\w.-]+))?(?:@(?P<split>[\w.-]+))?")
 INSTEAD = (
@@ -41,8 +36,10 @@ def open_hub(name: str, request: Request) -> Rows:
         raise DatasetError(
             f"the local path {repo!r} hides the hub's dataset; give ./{repo}, or run from another folder"
         )
-    with _offline_unless_reachable() as offline:
-        splits, revision = _prepare(repo, config, offline)
+    import datasets  # noqa: F401  # hub_access sets its offline switch, too, if it is there
+
+    with hub_access() as online:
+        splits, revision = _prepare(repo, config, online)
         chosen = choose_split(splits, split or request.split)
         rows = rows_of_table(splits[chosen], f"{repo}@{revision}", chosen, request)
         if (
@@ -55,18 +52,19 @@ def open_hub(name: str, request: Request) -> Rows:
     return rows
 
 
-def _prepare(repo: str, config: str | None, offline: bool) -> tuple[Any, str]:
+def _prepare(repo: str, config: str | None, online: bool) -> tuple[Any, str]:
     """All splits as a DatasetDict, and the revision (commit) they are of."""
     import datasets
+    import huggingface_hub
 
     try:
         builder = datasets.load_dataset_builder(repo, config)
         builder.download_and_prepare()
         return builder.as_dataset(), str(builder.hash)
     except Exception as error:  # the hub client, datasets and pyarrow share no base class
-        if offline:
+        if not online:
             raise DatasetError(
-                f"{_endpoint()} cannot be reached and {repo!r} is not in the cache "
+                f"{huggingface_hub.constants.ENDPOINT} cannot be reached and {repo!r} is not in the cache "
                 f"({datasets.config.HF_DATASETS_CACHE}); {INSTEAD}"
             ) from error
         raise DatasetError(
@@ -87,55 +85,3 @@ def _companion(repo: str, filename: str) -> Path | None:
         raise DatasetError(
             f"cannot load {filename} of {repo!r}: {first_line(error)}; try again, or {INSTEAD}"
         ) from error
-
-
-@contextmanager
-def _offline_unless_reachable() -> Iterator[bool]:
-    """Put the Hugging Face libraries into offline mode if the hub cannot be reached; yields whether they are offline.
-
-    Without it they try again for minutes before they look into their cache. They read HF_HUB_OFFLINE once, at import,
-    so it is their settings that must change, not the environment.
-    """
-    import datasets
-    import huggingface_hub
-
-    settings: list[Any] = [datasets.config, huggingface_hub.constants]
-    before = [module.HF_HUB_OFFLINE for module in settings]
-    offline = any(before) or not _reachable(_endpoint())
-    try:
-        for module in settings:
-            module.HF_HUB_OFFLINE = offline
-        yield offline
-    finally:
-        for module, value in zip(settings, before, strict=True):
-            module.HF_HUB_OFFLINE = value
-
-
-def _endpoint() -> str:
-    import huggingface_hub
-
-    return str(huggingface_hub.constants.ENDPOINT)
-
-
-def _reachable(endpoint: str, timeout: float = 3.0) -> bool:
-    """Whether `endpoint`, or the proxy on the way to it, accepts a connection within `timeout` seconds."""
-    url = urlsplit(endpoint)
-    proxies = getproxies()
-    proxy = proxies.get(url.scheme) or proxies.get("all")
-    if proxy and not proxy_bypass(url.hostname or ""):
-        url = urlsplit(proxy if "://" in proxy else f"http://{proxy}")
-    reached = threading.Event()
-
-    def connect() -> None:
-        try:
-            port = url.port or (443 if url.scheme == "https" else 80)
-            socket.create_connection((url.hostname or "", port), timeout=timeout).close()
-            reached.set()
-        except OSError:
-            pass
-
-    # In a thread: the name lookup comes first, and no socket timeout bounds it.
-    attempt = threading.Thread(target=connect, daemon=True)
-    attempt.start()
-    attempt.join(timeout)
-    return reached.is_set()

@@ -75,11 +75,3 @@ def sidecar_names(folders: Iterable[Path]) -> GivenNames | None:
     """Class names of the first classnames.txt in `folders`, or None."""
     path = sidecar(folders, "classnames.txt")
     return GivenNames(read_class_names(path), str(path)) if path else None
-
-
-def first_line(error: BaseException) -> str:
-    """The root cause of a library's error, on one line."""
-    while error.__cause__ is not None:
-        error = error.__cause__
-    lines = str(error).strip().splitlines()
-    return lines[0].rstrip(".") if lines else type(error).__name__

@@ -11,8 +11,8 @@ from clipguard.data.columns import find_image_column, find_label_column
 from clipguard.data.folders import Located, files_by_split
 from clipguard.data.images import TableImages
 from clipguard.data.labels import EMPTY
-from clipguard.data.rows import ALL, Request, Rows, choose_split, first_line, sidecar_names
-from clipguard.errors import DatasetError
+from clipguard.data.rows import ALL, Request, Rows, choose_split, sidecar_names
+from clipguard.errors import DatasetError, first_line
 
 
 def rows_of_table(table: Any, source: str, split: str, request: Request) -> Rows:

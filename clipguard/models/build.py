@@ -11,8 +11,7 @@ from typing import Any, cast
 import torch
 from torch import nn
 
-from clipguard.errors import ModelError
-from clipguard.models.quiet import first_line
+from clipguard.errors import ModelError, first_line
 from clipguard.models.source import quick_gelu_twin
 from clipguard.models.strict import check_activation, fit_state
 from clipguard.models.text import Tokenizer

@@ -2,72 +2,13 @@
 
 from __future__ import annotations
 
-import socket
-import threading
-import urllib.request
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from clipguard.errors import ModelError
+from clipguard.errors import ModelError, first_line
 from clipguard.models.config import CONFIG_NAME
-from clipguard.models.quiet import first_line
-
-CONNECT_SECONDS = 3.0
-
-
-def hub_reachable() -> bool:
-    """Whether the hub answers: a TCP connection, to it or to the proxy in the way, within about 3 seconds.
-
-    False in the hub's offline mode (HF_HUB_OFFLINE=1). Behind a live proxy only a real request can tell, so True.
-    """
-    from huggingface_hub import constants
-
-    if constants.HF_HUB_OFFLINE:
-        return False
-    url = urlsplit(constants.ENDPOINT)
-    proxies = urllib.request.getproxies()
-    proxy = proxies.get(url.scheme) or proxies.get("all")
-    if proxy and not urllib.request.proxy_bypass(url.hostname or ""):
-        url = urlsplit(proxy if "://" in proxy else f"http://{proxy}")
-    ports = {"http": 80, "https": 443}
-    return _connects(url.hostname or "", url.port or ports.get(url.scheme, 1080))  # 1080: SOCKS
-
-
-def _connects(host: str, port: int) -> bool:
-    """One connection attempt, in a thread: resolving a name ignores socket timeouts and can hang far longer."""
-    connected = threading.Event()
-
-    def attempt() -> None:
-        try:
-            socket.create_connection((host, port), timeout=CONNECT_SECONDS).close()
-            connected.set()
-        except OSError:
-            pass
-
-    thread = threading.Thread(target=attempt, daemon=True)
-    thread.start()
-    thread.join(CONNECT_SECONDS)
-    return connected.is_set()
-
-
-@contextmanager
-def hub_access() -> Iterator[bool]:
-    """Check the connection once; without one, every hub call inside answers from the cache or fails at once.
-
-    Yields whether the hub is reachable. open_clip's download functions take no `local_files_only`, so the hub
-    library's own offline switch is set instead.
-    """
-    from huggingface_hub import constants
-
-    online, before = hub_reachable(), constants.HF_HUB_OFFLINE
-    constants.HF_HUB_OFFLINE = not online
-    try:
-        yield online
-    finally:
-        constants.HF_HUB_OFFLINE = before
 
 
 def fetch_tag(spec: str, config: dict[str, Any]) -> Path:

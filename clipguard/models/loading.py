@@ -16,10 +16,11 @@ from torchvision.transforms import Compose
 from torchvision.transforms.functional import to_tensor
 
 from clipguard.errors import ModelError
+from clipguard.hub import hub_access
 from clipguard.models.build import Checkpoint, build, load_tokenizer, load_weights
 from clipguard.models.classifier import Preprocessing, Resolution, ZeroShotClassifier
 from clipguard.models.config import CONFIG_NAME, find_weights, read_config
-from clipguard.models.hub import fetch_repository, fetch_tag, hub_access
+from clipguard.models.hub import fetch_repository, fetch_tag
 from clipguard.models.quiet import quiet
 from clipguard.models.source import ModelSource, parse_source
 from clipguard.models.text import Tokenizer, encode_classes

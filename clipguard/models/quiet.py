@@ -26,10 +26,3 @@ def quiet() -> Iterator[None]:
     finally:
         logging.disable(disabled_before)
         root.removeHandler(placeholder)
-
-
-def first_line(error: BaseException, limit: int = 200) -> str:
-    """The first non-empty line of an exception's text, at most `limit` characters; its type where it has no text."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    text = lines[0] if lines else type(error).__name__
-    return text if len(text) <= limit else text[: limit - 3] + "..."

@@ -14,8 +14,7 @@ from typing import Any
 
 import torch
 
-from clipguard.errors import ModelError
-from clipguard.models.quiet import first_line
+from clipguard.errors import ModelError, first_line
 
 METADATA_KEYS = ("input_resolution", "context_length", "vocab_size")  # only OpenAI's files carry these
 _IMAGE_TOWER_WRAPPERS = ("vision_encoder_state_dict", "partial_state_dict", "modules")  # TeCoA, AdvFLYP, AGFT

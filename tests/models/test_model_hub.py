@@ -15,8 +15,9 @@ from huggingface_hub import constants
 from open_clip import factory, pretrained
 from tiny_models import CONFIGS
 
+from clipguard import hub
 from clipguard.errors import ModelError
-from clipguard.models import hub, load_model
+from clipguard.models import load_model
 
 
 @pytest.fixture

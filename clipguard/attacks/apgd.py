@@ -1,0 +1,139 @@
+"""Auto-PGD (Croce & Hein, ICML 2020, algorithm 1), on cross-entropy, DLR and targeted DLR."""
+
+from __future__ import annotations
+
+import itertools
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from clipguard.attacks import losses
+from clipguard.attacks.rows import Attack, Draws, Rows
+from clipguard.attacks.threat import ThreatModel, l2_norm, per_row
+
+MOMENTUM = 0.75  # weight of the gradient step against the last move
+RHO = 0.75  # share of increases in a period below which the step is halved
+
+
+def checkpoints(iterations: int) -> list[int]:
+    """Iterations after which a step may be halved: periods of .22 N, shorter by .03 N each time, at least .06 N.
+
+    100 -> [22, 41, 57, 70, 80, 87, 93, 99].
+    """
+    period = max(int(0.22 * iterations), 1)
+    shrink = max(int(0.03 * iterations), 1)
+    shortest = max(int(0.06 * iterations), 1)
+    found, at = [], period
+    while at <= iterations:
+        found.append(at)
+        period = max(period - shrink, shortest)
+        at += period
+    return found
+
+
+@lru_cache(maxsize=64)
+def period_ends(iterations: int) -> Tensor:
+    """(N + 1,) for every step 0 ... N the length of the period that ends there, 0 where none does."""
+    ends = torch.zeros(iterations + 1, dtype=torch.int64)
+    for start, end in itertools.pairwise([0, *checkpoints(iterations)]):
+        ends[end] = end - start
+    return ends
+
+
+@dataclass(frozen=True)
+class APGD(Attack):
+    """Step size starts at 2 eps and is halved, with a return to the best point, when progress stalls.
+
+    As the reference does, the first step of the first period counts as an increase if its loss is positive (its
+    memory of losses starts with zeros), and a return to the best point keeps the momentum's last point.
+    Unlike the reference, a row ends at its first misclassified iterate instead of running on.
+    """
+
+    name: ClassVar[str] = "apgd-ce"
+    iterations: int = 100
+    restarts: int = 1
+    targets: int = 0
+    loss: losses.Loss = losses.cross_entropy
+
+    def start(self, rows: Rows, threat: ThreatModel, draws: Draws) -> None:
+        x0, n = rows["x0"], rows.n
+        shape = tuple(x0.shape[1:])
+        if threat.norm == "linf":
+            noise = 2 * draws.uniform(*shape) - 1
+            noise = noise / per_row(noise.flatten(1).abs().amax(dim=1), x0)
+        else:
+            noise = draws.normal(*shape)
+            noise = noise / per_row(l2_norm(noise), x0)
+        x = (x0 + per_row(rows["eps"], x0) * noise).clamp(0, 1)
+        zeros, ones = torch.zeros(n, device=x0.device), torch.ones(n, device=x0.device)
+        rows.update(
+            {
+                "x": x,
+                "x_previous": x.clone(),
+                "x_best": x.clone(),
+                "grad_best": torch.zeros_like(x),
+                "loss_best": -torch.inf * ones,
+                "loss_best_at_checkpoint": -torch.inf * ones,
+                "loss_previous": zeros,
+                "increases": zeros,
+                "just_halved": ones.bool(),
+                "step_size": 2 * rows["eps"],
+            }
+        )
+
+    def query(self, rows: Rows) -> Tensor:
+        return rows["x"]
+
+    def update(self, rows: Rows, threat: ThreatModel, x: Tensor, logits: Tensor, loss: Tensor, grad: Tensor) -> None:
+        del logits
+        first = rows["step"] == 0
+        better = (loss > rows["loss_best"]).nonzero().squeeze(1)
+        rows["x_best"][better], rows["grad_best"][better] = x[better], grad[better]
+        rows["loss_best"][better] = loss[better]
+        rows["loss_best_at_checkpoint"] = torch.where(first, loss, rows["loss_best_at_checkpoint"])
+        rows["increases"] = rows["increases"] + ((loss > rows["loss_previous"]) & ~first)
+        rows["loss_previous"] = torch.where(first, rows["loss_previous"], loss)
+        halve = self._halve_at_checkpoint(rows).nonzero().squeeze(1)
+        x[halve], grad[halve] = rows["x_best"][halve], rows["grad_best"][halve]
+        project = threat.projection(rows["x0"], rows["eps"])
+        stepped = project(threat.steepest(grad).mul_(per_row(rows["step_size"], x)).add_(x))
+        keep = per_row(torch.where(first, 1.0, MOMENTUM), x)
+        # x + keep (stepped - x) + (1 - keep) (x - x_previous), in place
+        moved = stepped.sub_(x).mul_(keep).add_(x).add_((x - rows["x_previous"]).mul_(1 - keep))
+        rows["x"], rows["x_previous"] = project(moved), x
+
+    def _halve_at_checkpoint(self, rows: Rows) -> Tensor:
+        """(B,) rows whose step is halved now, by either condition of the paper's section 3.1."""
+        period = period_ends(self.iterations).to(rows["step"].device)[rows["step"]]
+        due = period > 0
+        stalled = rows["increases"] <= RHO * period
+        unimproved = ~rows["just_halved"] & (rows["loss_best_at_checkpoint"] >= rows["loss_best"])
+        halve = due & (stalled | unimproved)
+        rows["just_halved"] = torch.where(due, halve, rows["just_halved"])
+        rows["loss_best_at_checkpoint"] = torch.where(due, rows["loss_best"], rows["loss_best_at_checkpoint"])
+        rows["increases"] = torch.where(due, 0.0, rows["increases"])
+        rows["step_size"] = torch.where(halve, rows["step_size"] / 2, rows["step_size"])
+        return halve
+
+
+@dataclass(frozen=True)
+class APGDDLR(APGD):
+    """APGD on the untargeted DLR loss."""
+
+    name: ClassVar[str] = "apgd-dlr"
+    loss: losses.Loss = losses.dlr
+
+
+@dataclass(frozen=True)
+class APGDTargeted(APGD):
+    """APGD on the targeted DLR loss, one run for each of the classes ranked 2nd to 10th on the clean image.
+
+    Any misclassification counts as success, not only the target.
+    """
+
+    name: ClassVar[str] = "apgd-t"
+    targets: int = 9
+    loss: losses.Loss = losses.dlr_targeted

@@ -1,0 +1,75 @@
+"""Attack any torch module from Python."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from clipguard.attacks.engine import Engine
+from clipguard.attacks.evaluator import Cost
+from clipguard.attacks.outcomes import EngineOptions, EpsMode, Example, ImageOutcome
+from clipguard.attacks.recipes import parse_recipe
+from clipguard.attacks.threat import NORMS, Norm, ThreatModel
+from clipguard.errors import AttackError
+
+
+@dataclass
+class AttackResult:
+    """Outcome of `attack` at one radius, rows in the order of the images.
+
+    x_adv (N, C, H, W): the verified adversarial image, or the strongest one found; robust (N,) bool;
+    prediction (N,) int64 on x_adv; broken_by: "clean", the attack, or None; outcomes and costs: everything else.
+    """
+
+    x_adv: Tensor
+    robust: Tensor
+    prediction: Tensor
+    broken_by: list[str | None]
+    outcomes: list[ImageOutcome]
+    costs: dict[str, Cost]
+
+    @property
+    def robust_accuracy(self) -> float:
+        """Share of the images that no attack broke."""
+        return self.robust.float().mean().item()
+
+
+def attack(
+    model: nn.Module,
+    images: Tensor,
+    labels: Tensor,
+    *,
+    eps: float,
+    attack: str = "autoattack-fast",
+    norm: Norm = "linf",
+    quantize: bool = False,
+    batch_size: int = 64,
+    seed: int = 0,
+    eps_mode: EpsMode = "ascending",
+) -> AttackResult:
+    """Attack a module that maps pixels (B, C, H, W) in [0,1] to logits (B, classes), in eval mode.
+
+    `eps` is in pixel units (8 / 255, not 8). The image's position is its identity: it seeds its random numbers.
+    Raises AttackError for an unknown attack or norm, images outside [0,1], bad labels, NaN, or a model in train mode.
+    """
+    if norm not in NORMS:
+        raise AttackError(f"Unknown norm {norm!r}; use one of {', '.join(NORMS)}.")
+    if not 0 <= eps < float("inf"):
+        raise AttackError(f"eps must be a number of at least 0, not {eps}.")
+    if len(images) == 0 or len(images) != len(labels):
+        raise AttackError(f"{len(images)} images and {len(labels)} labels; give as many of both, at least one.")
+    options = EngineOptions(batch_size=batch_size, seed=seed, eps_mode=eps_mode, keep_images=True)
+    engine = Engine(model, parse_recipe(attack), ThreatModel(norm, quantize), [eps], options)
+    examples = (Example(i, images[i], int(labels[i])) for i in range(len(images)))
+    outcomes = sorted(engine.run(examples), key=lambda o: o.index)
+    levels = [o.levels[0] for o in outcomes]
+    return AttackResult(
+        x_adv=torch.stack([level.image for level in levels if level.image is not None]),
+        robust=torch.tensor([level.robust for level in levels]),
+        prediction=torch.tensor([level.prediction for level in levels]),
+        broken_by=[level.broken_by for level in levels],
+        outcomes=outcomes,
+        costs=engine.costs,
+    )

@@ -1,0 +1,126 @@
+"""FAB-T (Croce & Hein, ICML 2020: Minimally distorted adversarial examples with a fast adaptive boundary attack)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from clipguard.attacks import losses
+from clipguard.attacks.rows import Attack, Draws, Rows
+from clipguard.attacks.threat import Norm, ThreatModel, l2_norm, largest, per_row
+
+ALPHA_MAX = 0.1  # largest pull towards the clean image
+OVERSHOOT = 1.05  # eta
+BACKWARD = 0.9  # beta
+
+
+def project_on_hyperplane(x: Tensor, w: Tensor, offset: Tensor, norm: Norm, steps: int = 50) -> Tensor:
+    """Smallest d with <w, x + d> = <w, x> - offset and x + d in [0,1]; the box corner nearest to it if none exists.
+
+    x, w: (B, D); offset: (B,), the signed amount by which <w, x> must fall. Coordinate i moves by
+    min(t g_i, room_i) against the gradient, g = 1 (linf) or |w| (l2), so t solves
+    sum_i |w_i| min(t g_i, room_i) = |offset|: concave and piecewise linear in t, and Newton's method from t = 0
+    climbs to the solution in finitely many steps. No sorting, unlike the reference (appendix A of the paper).
+    """
+    # The plane is the same at any scale of (w, offset), and the squares of small gradients would underflow.
+    weight = w.abs()
+    scale = weight.amax(dim=1).clamp_min(1e-38)
+    weight.div_(scale[:, None])
+    need = offset.abs() / scale
+    down = w.sign().mul_(offset.sign()[:, None])  # against the gradient, or along it where <w, x> must rise
+    room = torch.where(down > 0, x, 1 - x)
+    gain = weight * room  # the fall of <w, x> where a coordinate uses all of its room
+    linf = norm == "linf"
+    slopes, limit = (weight, room) if linf else (weight.square(), room / weight.clamp_min(1e-38))
+    t = need / slopes.sum(dim=1).clamp_min(1e-38)  # Newton's first step, as if all coordinates had room
+    settled = torch.zeros_like(need, dtype=torch.bool)
+    for _ in range(steps):
+        moving = (limit > t[:, None]).to(x.dtype)
+        slope = (slopes * moving).sum(dim=1)
+        used = (gain * moving.neg_().add_(1)).sum(dim=1)
+        following = torch.where(slope > 0, torch.maximum((need - used) / slope.clamp_min(1e-38), t), t)
+        # A row that is settled stays, so that its result does not depend on how long the others take. What is missing
+        # after a last step of 1e-4 t is of the order of its square.
+        previous, t = t, torch.where(settled, t, following)
+        settled = settled | (t <= previous * (1 + 1e-4))
+        if settled.all():
+            break
+    exhausted = gain.sum(dim=1) <= need
+    t = torch.where(exhausted, torch.inf, t)[:, None]
+    moved = torch.minimum(t if linf else (t * weight).nan_to_num_(0.0), room)
+    return moved.mul_(down).neg_()
+
+
+@dataclass(frozen=True)
+class FABTargeted(Attack):
+    """Walks along the decision boundary between the label and a target, always pulled towards the clean image.
+
+    A minimum-norm attack: it succeeds when it passes through the ball on its way. Starts at the clean image (restarts
+    after the first, at a random point half way out). One forward pass less an iteration than the reference
+    where the last point was not adversarial: the check of the new point and the next gradient are then one pass.
+    """
+
+    name: ClassVar[str] = "fab-t"
+    iterations: int = 100
+    restarts: int = 1
+    targets: int = 9
+    loss: losses.Loss = losses.target_difference
+
+    def start(self, rows: Rows, threat: ThreatModel, draws: Draws) -> None:
+        x0, n = rows["x0"], rows.n
+        restarted = rows["run"] >= max(1, min(self.targets, rows["ranking"].shape[1]))
+        rows["x"] = x0
+        if restarted.any():
+            shape = tuple(x0.shape[1:])
+            noise = 2 * draws.uniform(*shape) - 1 if threat.norm == "linf" else draws.normal(*shape)
+            out = noise / per_row(threat.distance(noise, torch.zeros_like(noise)), noise)
+            halfway = (x0 + 0.5 * per_row(rows["eps"], noise) * out).clamp(0, 1)
+            rows["x"] = torch.where(per_row(restarted, x0), halfway, x0)
+        rows["walked"] = torch.zeros_like(rows["step"])  # steps taken
+        rows["settled"] = torch.ones(n, dtype=torch.bool, device=x0.device)  # the next step starts at x
+        rows["across"] = torch.zeros(n, dtype=torch.bool, device=x0.device)  # what the last check found
+
+    def query(self, rows: Rows) -> Tensor:
+        return rows["x"]
+
+    def wants_gradient(self, rows: Rows) -> Tensor:
+        """A new point is first checked by a forward pass alone if the one before it was across the boundary (this
+        one probably is, too, and then its gradient is of no use); else check and gradient are one pass."""
+        return (rows["settled"] | ~rows["across"]) & (rows["walked"] < self.iterations)
+
+    def update(self, rows: Rows, threat: ThreatModel, x: Tensor, logits: Tensor, loss: Tensor, grad: Tensor) -> None:
+        settled, adversarial = rows["settled"], losses.margin(logits, rows["label"]) < 0
+        step = self.wants_gradient(rows) & (settled | ~adversarial)
+        # A new point across the boundary but outside the ball (else the engine had taken the row) is pulled back.
+        x_next, back = x.clone(), (~settled & adversarial).nonzero().squeeze(1)
+        if len(back):
+            x_next[back] = torch.lerp(rows["x0"][back], x[back], BACKWARD)
+        on = step.nonzero().squeeze(1)
+        if len(on) == rows.n:
+            x_next = self._towards_boundary(x, rows["x0"], loss, grad, threat.norm)
+        elif len(on):
+            x_next[on] = self._towards_boundary(x[on], rows["x0"][on], loss[on], grad[on], threat.norm)
+        rows["x"] = x_next
+        rows["across"] = torch.where(settled, rows["across"], adversarial)
+        rows["settled"] = ~step
+        rows["walked"] = rows["walked"] + step
+
+    @staticmethod
+    def _towards_boundary(x: Tensor, x0: Tensor, loss: Tensor, grad: Tensor, norm: Norm) -> Tensor:
+        """One step of the paper's equation 9: the projections of x and x0 on the linearised boundary, mixed."""
+        flat, clean, w = x.flatten(1), x0.flatten(1), grad.flatten(1)
+        # The boundary is loss = z_t - z_y = 0, linearised at x: loss + <w, p - x> = 0.
+        here = project_on_hyperplane(flat, w, loss, norm)
+        origin = project_on_hyperplane(clean, w, loss + (w * (clean - flat)).sum(dim=1), norm)
+        size = largest if norm == "linf" else l2_norm
+        a, b = size(here).clamp_min(1e-8), size(origin).clamp_min(1e-8)
+        alpha = (a / (a + b)).clamp_max(ALPHA_MAX)[:, None]
+        there = here.mul_(OVERSHOOT).add_(flat)
+        return torch.lerp(there, origin.mul_(OVERSHOOT).add_(clean), alpha).clamp_(0, 1).view_as(x)
+
+    def finished(self, rows: Rows) -> Tensor:
+        """All steps taken, and the point the last one led to evaluated."""
+        return (rows["walked"] >= self.iterations) & rows["settled"]

@@ -1,0 +1,155 @@
+"""The same cells through the reference AutoAttack (`pyautoattack`), for anyone who wants a second opinion.
+
+What the library lacks is added around it: fewer than 10 classes, NaN as an error, float32 re-verification inside
+the ball, and which attack broke which image. What cannot be mended from outside: its random numbers belong to the
+batch, so outcomes near the edge depend on the batch size and on the other images, and it never stops early.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections import defaultdict
+from collections.abc import Iterable, Iterator
+from itertools import islice
+
+import torch
+from torch import Tensor, nn
+
+from clipguard.attacks import losses
+from clipguard.attacks.evaluator import Cost, Evaluator, frozen
+from clipguard.attacks.outcomes import Case, EngineOptions, Example, ImageOutcome, LevelOutcome, schedule
+from clipguard.attacks.recipes import Recipe
+from clipguard.attacks.recipes import options as stage_options
+from clipguard.attacks.rows import Attack
+from clipguard.attacks.threat import ThreatModel
+from clipguard.errors import AttackError
+
+SUPPORTED = ("apgd-ce", "apgd-dlr", "apgd-t", "fab-t", "square")
+LEAST_CLASSES = 4  # targeted DLR reads the four largest logits
+
+
+class _Padded(nn.Module):
+    """Adds classes that can never win (C < 4), and stops at the first NaN with the image it came from."""
+
+    def __init__(self, evaluator: Evaluator) -> None:
+        super().__init__()
+        self.evaluator = evaluator
+        self.attack = ""
+        self.batch: list[Example] = []
+
+    def forward(self, x: Tensor) -> Tensor:
+        cost = self.evaluator.costs[self.attack]
+        cost.forward += len(x)
+        logits: Tensor = self.evaluator.model(x).float()
+        bad = (~torch.isfinite(logits)).any(dim=1)
+        if bad.any():
+            clean = torch.stack([e.image for e in self.batch])
+            first = x[bad][0].detach()
+            index = self.batch[int((clean - first).flatten(1).abs().amax(dim=1).argmin())].index
+            raise AttackError(f"The model gives NaN or infinite values under {self.attack} (image {index}).")
+        if torch.is_grad_enabled() and x.requires_grad:
+            logits.register_hook(lambda g: _count(cost, len(x), g))  # type: ignore[no-untyped-call]
+        missing = LEAST_CLASSES - logits.shape[1]
+        if missing > 0:
+            never = logits.detach().amin(dim=1, keepdim=True) - 1e4
+            logits = torch.cat([logits, never.expand(-1, missing)], dim=1)
+        return logits
+
+
+def _count(cost: Cost, n: int, gradient: Tensor) -> Tensor:
+    cost.backward += n
+    return gradient
+
+
+class ReferenceEngine:
+    """As `Engine`, with every radius attacked on its own and whole batches at a time."""
+
+    def __init__(
+        self, model: nn.Module, recipe: Recipe, threat: ThreatModel, radii: Iterable[float], options: EngineOptions
+    ) -> None:
+        unsupported = [s.name for s in recipe.stages if s.name not in SUPPORTED]
+        if unsupported:
+            raise AttackError(f"The reference engine has no {unsupported[0]!r}; it has {', '.join(SUPPORTED)}.")
+        if threat.quantize:
+            raise AttackError("The reference engine cannot attack 8-bit images; leave out --quantize.")
+        if recipe.eot != 1:
+            raise AttackError("The reference engine is run without eot; use the default engine for randomised models.")
+        if any(s.name == "fab-t" and s.restarts != 1 for s in recipe.stages):
+            raise AttackError("The reference engine runs fab-t once (the library allows no more); leave out restarts.")
+        self.model, self.recipe, self.threat, self.options = model, recipe, threat, options
+        self.radii = sorted(radii)
+        self.evaluator = Evaluator(model, options.batch_size)
+        self.costs: dict[str, Cost] = self.evaluator.costs
+
+    def run(self, examples: Iterable[Example]) -> Iterator[ImageOutcome]:
+        """Outcomes batch by batch. Raises AttackError like the default engine."""
+        stream = iter(examples)
+        with frozen(self.model):
+            while batch := list(islice(stream, self.options.batch_size)):
+                by_shape = defaultdict(list)
+                for example in batch:
+                    by_shape[example.image.shape].append(example)
+                for group in by_shape.values():
+                    yield from self._batch(group)
+
+    def _batch(self, batch: list[Example]) -> Iterator[ImageOutcome]:
+        x, y, logits = self.evaluator.predict(batch)
+        wrapped = _Padded(self.evaluator).eval()
+        wrapped.batch = batch
+        predictions, margins = logits.argmax(dim=1).tolist(), losses.margin(logits, y).tolist()
+        plans = (schedule("independent", len(self.radii)) for _ in batch)
+        cases = [Case(*parts) for parts in zip(batch, predictions, margins, plans, strict=True)]
+        for level, eps in enumerate(self.radii):
+            if eps > 0:
+                self._attack(wrapped, x, y, logits.shape[1], level, cases)
+        for case in cases:
+            yield case.outcome(self.radii, case.example.image.cpu() if self.options.keep_images else None)
+
+    def _attack(self, wrapped: _Padded, x: Tensor, y: Tensor, n_classes: int, level: int, cases: list[Case]) -> None:
+        """Run the recipe's attacks one after the other on the images still standing, and verify each success."""
+        for stage in self.recipe.stages:
+            right = [i for i, case in enumerate(cases) if case.clean_prediction == case.example.label]
+            standing = [i for i in right if level not in cases[i].found]
+            if not standing:
+                return
+            x0, labels = x[standing], y[standing]
+            wrapped.attack = stage.name
+            started = time.perf_counter()
+            x_adv = self._run_stage(wrapped, stage, n_classes, x0, labels, self.radii[level])
+            self.costs[stage.name].seconds += time.perf_counter() - started
+            with self.evaluator.charged({"verification": len(x_adv)}, {}):
+                logits = self.evaluator.verify(x_adv)
+            predicted, margin = logits.argmax(dim=1), losses.margin(logits, labels)
+            distance = self.threat.distance(x_adv, x0)
+            inside = self.threat.contains(x_adv, x0, torch.full_like(distance, self.radii[level]))
+            for j in (inside & (predicted != labels)).nonzero().squeeze(1).tolist():
+                image = x_adv[j].cpu().clone() if self.options.keep_images else None
+                found = (int(predicted[j]), stage.name, float(distance[j]), float(margin[j]), image)
+                cases[standing[j]].found[level] = LevelOutcome(self.radii[level], False, *found)
+
+    def _run_stage(self, wrapped: _Padded, stage: Attack, n_classes: int, x: Tensor, y: Tensor, eps: float) -> Tensor:
+        from pyautoattack import AutoAttack
+
+        name, given = stage.name, stage_options(stage)
+        norm = {"linf": "Linf", "l2": "L2"}[self.threat.norm]
+        trace = sys.gettrace()  # the library's checks replace it and do not put it back
+        devices = [x.device] if x.device.type == "cuda" else []
+        with torch.random.fork_rng(devices=devices):  # it also reseeds the global generators
+            attack = AutoAttack(
+                wrapped, attacks=[name], version="custom", norm=norm, eps=eps, seed=self.options.seed, device=x.device
+            )
+            attack.apgd.n_restarts = attack.apgd_targeted.n_restarts = attack.square.n_restarts = given["restarts"]
+            if "iterations" in given:
+                attack.apgd.n_iter = attack.apgd_targeted.n_iter = attack.fab.n_iter = given["iterations"]
+            if "targets" in given:
+                n_targets = min(given["targets"], n_classes - 1)
+                attack.apgd_targeted.n_target_classes = attack.fab.n_target_classes = n_targets
+            if "queries" in given:
+                attack.square.n_queries = given["queries"]
+            try:
+                x_adv, _ = attack.run_standard_evaluation(x, y, batch_size=self.evaluator.batch_size)
+            finally:
+                sys.settrace(trace)
+        result: Tensor = x_adv.detach()
+        return result

@@ -1,0 +1,114 @@
+"""The pool's bookkeeping: attacks hold the state of many images at once, each image a row of its own.
+
+A row's update reads nothing but that row, so an image's trajectory is the same alone and in a crowd. Updates write
+in place where few rows change, so no two columns that an attack writes to may share memory.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from typing import ClassVar
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from clipguard.attacks.losses import Loss
+from clipguard.attacks.threat import ThreatModel
+
+# What the engine keeps for every row, whatever the attack:
+#   item (B,) int64       position in the engine's list of images
+#   x0 (B, C, H, W)       clean image;  label, target (B,) int64;  eps (B,) radius in pixel units
+#   ranking (B, C) int64  classes from the largest clean logit to the smallest, without the label
+#   run (B,) int64        which restart x target of this attack;  step (B,) int64 within the run
+#   best_margin (B,), best_x   the strongest image so far, kept across attacks
+COMMON = ("item", "x0", "label", "target", "eps", "ranking", "run", "step", "best_margin", "best_x")
+
+
+class Rows(dict[str, Tensor]):
+    """A table of equally long tensors."""
+
+    @property
+    def n(self) -> int:
+        """How many rows."""
+        return len(self["item"])
+
+    def take(self, index: Tensor) -> Rows:
+        """The rows at these positions (int64), as a new table that shares no memory with this one."""
+        return Rows({name: value.index_select(0, index) for name, value in self.items()})
+
+    def common(self) -> Rows:
+        """Without what belongs to one attack."""
+        return Rows({name: self[name] for name in COMMON if name in self})
+
+    @staticmethod
+    def concatenate(tables: list[Rows]) -> Rows:
+        """One table of tables with the same columns."""
+        if len(tables) == 1:
+            return tables[0]
+        return Rows({name: torch.cat([t[name] for t in tables]) for name in tables[0]})
+
+
+class Draws:
+    """Random numbers that depend on (seed, image, attack, run) alone: never on the batch or the order."""
+
+    def __init__(self, seed: int, attack: str, images: Sequence[int], runs: Sequence[int], device: torch.device):
+        keys = (hashlib.sha256(f"{seed}/{i}/{attack}/{r}".encode()).digest() for i, r in zip(images, runs, strict=True))
+        self._generators = [np.random.Generator(np.random.Philox(key=int.from_bytes(k[:16], "big"))) for k in keys]
+        self._device = device
+
+    def uniform(self, *shape: int) -> Tensor:
+        """(rows, *shape) float32 in [0, 1)."""
+        rows = [g.random(shape, dtype=np.float32) for g in self._generators]
+        return torch.from_numpy(np.stack(rows)).to(self._device)
+
+    def normal(self, *shape: int) -> Tensor:
+        """(rows, *shape) float32, standard normal."""
+        rows = [g.standard_normal(shape, dtype=np.float32) for g in self._generators]
+        return torch.from_numpy(np.stack(rows)).to(self._device)
+
+
+class Attack(ABC):
+    """One attack of a recipe. An instance is immutable; all that changes lives in `Rows`."""
+
+    name: ClassVar[str]
+    loss: Loss
+    iterations: int
+    restarts: int = 1
+    targets: int = 0  # 0: untargeted; else classes ranked 2nd, 3rd ... on the clean image
+
+    def runs(self, n_classes: int) -> int:
+        """How often one image is attacked: restarts x targets, never more targets than other classes."""
+        return self.restarts * max(1, min(self.targets, n_classes - 1))
+
+    def choose_target(self, rows: Rows) -> Tensor:
+        """(B,) the class a run aims at (the runner-up for untargeted attacks, which ignore it)."""
+        n_targets = max(1, min(self.targets, rows["ranking"].shape[1]))
+        return rows["ranking"].gather(1, (rows["run"] % n_targets)[:, None]).squeeze(1)
+
+    @abstractmethod
+    def start(self, rows: Rows, threat: ThreatModel, draws: Draws) -> None:
+        """Set this attack's own columns for rows that begin a run; all rows of the table do."""
+
+    @abstractmethod
+    def query(self, rows: Rows) -> Tensor:
+        """The next points to evaluate (B, C, H, W)."""
+
+    def wants_gradient(self, rows: Rows) -> Tensor:
+        """(B,) bool: which rows need the loss gradient at their query; the rest get zeros."""
+        return rows["step"] < self.iterations
+
+    @abstractmethod
+    def update(self, rows: Rows, threat: ThreatModel, x: Tensor, logits: Tensor, loss: Tensor, grad: Tensor) -> None:
+        """Move on from the points `x` that `query` gave; the engine counts `step` afterwards.
+
+        `logits`, `loss` and `grad` are those of the admissible points next to `x` (8-bit images, if the threat says
+        so), while `x` is what `query` gave: steps smaller than one level would otherwise be rounded away. `x` and
+        `grad` may be overwritten.
+        """
+
+    def finished(self, rows: Rows) -> Tensor:
+        """(B,) bool, asked after `step` was counted."""
+        return rows["step"] > self.iterations

@@ -1,0 +1,95 @@
+"""What a bench run will do, checked before anything heavy starts."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from clipguard.errors import AttackError, ClipguardError
+
+DEFAULT_EPS = {"linf": ("1", "4", "8"), "l2": ("0.25", "0.5", "1")}
+DEFAULT_ATTACK = "autoattack-fast"
+ENGINES = ("clipguard", "reference")
+RESOLUTIONS = ("model", "native")
+PIXEL = 255
+
+
+@dataclass(frozen=True)
+class Radius:
+    """A perturbation budget: `typed` is the number in the tables (units of 1/255 for linf), `pixels` in [0,1]."""
+
+    typed: float
+    pixels: float
+
+
+def parse_eps(values: list[str], norm: str) -> list[Radius]:
+    """`["1,4", "8/255"]` -> radii in ascending order, each once.
+
+    For linf a number is in units of 1/255 and "K/255" means the same; for l2 it is the plain Euclidean norm of
+    pixels in [0,1]. Raises AttackError for what is not a finite number of at least 0, and above 255 for linf.
+    """
+    if norm not in DEFAULT_EPS:
+        raise AttackError(f"Unknown norm {norm!r}; use linf or l2.")
+    typed = {_number(text.strip(), norm) for value in values for text in value.split(",")}
+    return [Radius(t, t / PIXEL if norm == "linf" else t) for t in sorted(typed)]
+
+
+def _number(text: str, norm: str) -> float:
+    unit = "units of 1/255, as in 1,4,8" if norm == "linf" else "Euclidean norm of pixels in [0,1], as in 0.5,1"
+    top, slash, bottom = text.partition("/")
+    try:
+        value = float(top)
+        if slash and (norm != "linf" or float(bottom) != PIXEL):
+            raise ValueError
+    except ValueError:
+        raise AttackError(f"--eps {text!r} is not a number ({unit}).") from None
+    if not math.isfinite(value) or value < 0 or (norm == "linf" and value > PIXEL):
+        highest = " and at most 255" if norm == "linf" else ""
+        raise AttackError(f"--eps {text!r} must be at least 0{highest} ({unit}).")
+    return value
+
+
+@dataclass(frozen=True)
+class BenchPlan:
+    """Everything that defines a run: models x data sets x attacks x radii. Names are as the user typed them."""
+
+    models: tuple[str, ...]
+    datasets: tuple[str, ...]
+    eps: tuple[Radius, ...]
+    attacks: tuple[str, ...] = (DEFAULT_ATTACK,)
+    norm: Literal["linf", "l2"] = "linf"
+    n_samples: int | None = 200
+    seed: int = 0
+    batch_size: int = 64
+    resolution: Literal["model", "native"] = "model"
+    quantize: bool = False
+    eps_mode: Literal["ascending", "independent", "nested"] = "ascending"
+    engine: str = "clipguard"
+    device: str = "auto"
+    templates: str = "ensemble"
+    split: str | None = None
+    classes: Path | None = None
+    image_column: str | None = None
+    label_column: str | None = None
+
+    def check(self) -> None:
+        """Raises ClipguardError for values that no run could use."""
+        for what, names in (("model", self.models), ("dataset", self.datasets), ("attack", self.attacks)):
+            repeated = sorted({n for n in names if names.count(n) > 1})
+            if repeated or not names:
+                problem = f"names {repeated[0]!r} twice" if repeated else "is missing"
+                raise ClipguardError(f"--{what} {problem}; name each once.")
+        for option, value, allowed in (
+            ("--engine", self.engine, ENGINES),
+            ("--resolution", self.resolution, RESOLUTIONS),
+        ):
+            if value not in allowed:
+                raise ClipguardError(f"{option} {value!r} is unknown; use {' or '.join(allowed)}.")
+        if self.n_samples is not None and self.n_samples < 1:
+            raise ClipguardError(f"--n-samples must be at least 1, not {self.n_samples}.")
+        if self.seed < 0:
+            raise ClipguardError(f"--seed must be at least 0, not {self.seed}.")
+        if self.batch_size < 1:
+            raise ClipguardError(f"--batch-size must be at least 1, not {self.batch_size}.")

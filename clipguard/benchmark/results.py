@@ -1,0 +1,140 @@
+"""What a run found: cells, per-image rows and provenance, and the files they become (docs/results.md)."""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from clipguard.errors import OutputError
+from clipguard.statistics import wilson_interval
+
+SCHEMA = 1
+SAMPLE_COLUMNS = {
+    "model": "string",
+    "dataset": "string",
+    "index": "int64",
+    "label": "int64",
+    "norm": "string",
+    "eps": "float64",
+    "attack": "string",
+    "clean_pred": "int64",
+    "adv_pred": "int64",
+    "robust": "bool",
+    "broken_by": "string",
+    "distance": "float64",
+    "margin": "float64",
+}
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One (model, data set, norm, eps, attack): `accuracy` is `correct / n`, with its 95 % Wilson interval.
+
+    Clean accuracy is eps 0, attack "none". `broken_by` counts the images each attack broke first.
+    """
+
+    model: str
+    dataset: str
+    norm: str
+    eps: float
+    attack: str
+    n: int
+    correct: int
+    accuracy: float
+    ci_low: float
+    ci_high: float
+    broken_by: dict[str, int]
+
+    @classmethod
+    def from_samples(cls, samples: pd.DataFrame) -> Cell:
+        """Summarise the rows of one cell."""
+        first = samples.iloc[0]
+        n, correct = len(samples), int(samples["robust"].sum())
+        low, high = wilson_interval(correct, n)
+        broken = samples["broken_by"].dropna().value_counts().sort_index()
+        return cls(
+            model=str(first["model"]),
+            dataset=str(first["dataset"]),
+            norm=str(first["norm"]),
+            eps=float(first["eps"]),
+            attack=str(first["attack"]),
+            n=n,
+            correct=correct,
+            accuracy=correct / n,
+            ci_low=low,
+            ci_high=high,
+            broken_by={str(k): int(v) for k, v in broken.items()},
+        )
+
+
+@dataclass
+class BenchResult:
+    """A run's cells (`cells`), per-image rows (`samples`), and provenance (`run`)."""
+
+    run: dict[str, Any]
+    cells: list[Cell] = field(default_factory=list)
+    samples: pd.DataFrame = field(default_factory=lambda: sample_frame([]))
+
+    def add(self, rows: list[dict[str, Any]]) -> None:
+        """Append the rows of one or more complete cells, and their summaries."""
+        frame = sample_frame(rows)
+        keys = ["model", "dataset", "norm", "attack", "eps"]
+        self.cells += [Cell.from_samples(group) for _, group in frame.groupby(keys, sort=False, observed=True)]
+        self.samples = pd.concat([self.samples, frame], ignore_index=True) if len(self.samples) else frame
+
+    def to_dict(self) -> dict[str, Any]:
+        """The content of `results.json`."""
+        return {"schema": SCHEMA, "run": self.run, "cells": [asdict(cell) for cell in self.cells]}
+
+    def to_json(self) -> str:
+        """`results.json`, which is strict JSON: no NaN."""
+        return json.dumps(self.to_dict(), indent=2, allow_nan=False)
+
+    def to_frame(self) -> pd.DataFrame:
+        """One row a cell; what `results.csv` holds."""
+        frame = pd.DataFrame([asdict(cell) for cell in self.cells])
+        frame["broken_by"] = [json.dumps(b) for b in frame["broken_by"]]
+        return frame
+
+
+def sample_frame(rows: list[dict[str, Any]]) -> pd.DataFrame:
+    """Per-image rows with the documented columns and types."""
+    return pd.DataFrame(rows, columns=list(SAMPLE_COLUMNS)).astype(SAMPLE_COLUMNS)
+
+
+class OutputFolder:
+    """Where a run's files go. Made when the first file is written; never one that holds something already."""
+
+    def __init__(self, path: Path) -> None:
+        """Raises OutputError if the folder exists and is not empty, or could not be written."""
+        self.path = path
+        if path.exists() and (not path.is_dir() or any(path.iterdir())):
+            raise OutputError(f"--out {path} exists already; nothing is overwritten. Name a new folder.")
+        parent = next(p for p in (path, *path.absolute().parents) if p.exists())
+        try:
+            tempfile.TemporaryDirectory(dir=parent).cleanup()
+        except OSError as error:
+            raise OutputError(f"--out {path} cannot be written ({error.strerror} in {parent}); name another.") from None
+
+    def write(self, result: BenchResult, markdown: str) -> None:
+        """Write all four files, each complete or not at all. Raises OutputError if the disk does not take them."""
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            self._replace("samples.parquet", result.samples.to_parquet(index=False))
+            self._replace("results.csv", result.to_frame().to_csv(index=False).encode())
+            self._replace("results.md", markdown.encode())
+            self._replace("results.json", (result.to_json() + "\n").encode())
+        except OSError as error:
+            raise OutputError(f"Cannot write to {self.path}: {error.strerror or error}.") from error
+
+    def _replace(self, name: str, content: bytes | None) -> None:
+        if content is None:
+            raise TypeError(f"{name} has no content")
+        part = self.path / f".{name}.part"
+        part.write_bytes(content)
+        part.replace(self.path / name)

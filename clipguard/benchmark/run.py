@@ -1,0 +1,242 @@
+"""Runs a plan: loads, checks everything once, then attacks cell by cell."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from datetime import datetime, timezone
+from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from clipguard.attacks.engine import Engine, EngineOptions, Example, ImageOutcome
+from clipguard.attacks.evaluator import Cost
+from clipguard.attacks.recipes import Recipe, parse_recipe
+from clipguard.attacks.reference import ReferenceEngine
+from clipguard.attacks.threat import ThreatModel
+from clipguard.benchmark.plan import PIXEL, BenchPlan
+from clipguard.benchmark.provenance import fingerprint, image_hash, machine, versions
+from clipguard.benchmark.results import BenchResult
+from clipguard.data import ZeroShotDataset, load_dataset
+from clipguard.errors import ClipguardError
+from clipguard.models import parse_source
+from clipguard.models.loading import LoadedModel, load_model
+
+log = logging.getLogger("clipguard")
+
+
+class Progress(Protocol):
+    """What a run tells about itself while it runs; the CLI draws it."""
+
+    def start(self, what: str, total: int) -> None:
+        """A stretch of work begins."""
+
+    def advance(self, note: str = "") -> None:
+        """One more image is done."""
+
+
+class Silent:
+    """No progress."""
+
+    def start(self, what: str, total: int) -> None:
+        """Nothing."""
+
+    def advance(self, note: str = "") -> None:
+        """Nothing."""
+
+
+@dataclass(frozen=True)
+class Task:
+    """A data set and the images of it that are evaluated."""
+
+    name: str
+    dataset: ZeroShotDataset
+    indices: npt.NDArray[np.int64]
+    fingerprint: str
+
+    def describe(self) -> dict[str, Any]:
+        """Its part of the provenance."""
+        d = self.dataset
+        return {
+            "source": d.source,
+            "split": d.split,
+            "n": len(self.indices),
+            "of": len(d),
+            "fingerprint": self.fingerprint,
+            "class_names": d.class_names,
+            "templates": d.templates,
+            "indices": self.indices.tolist(),
+        }
+
+
+def bench(plan: BenchPlan, result: BenchResult | None = None, progress: Progress | None = None) -> BenchResult:
+    """Run a plan and return its result.
+
+    A `result` given is filled cell by cell, so that its finished cells survive an interruption.
+    Raises ClipguardError for anything wrong with the plan, the models or the data, before the first attack.
+    """
+    progress = progress or Silent()
+    result = result if result is not None else BenchResult({})
+    plan.check()
+    recipes = [parse_recipe(name) for name in plan.attacks]
+    for name in plan.models:
+        parse_source(name)
+    device = choose_device(plan.device)
+    tasks = [_open(plan, name, progress) for name in plan.datasets]
+    model = load_model(plan.models[0], device=device)
+    # The others are read once now, so that a bad name is not found hours into the run.
+    infos = {model.info.name: model.info} | {name: load_model(name).info for name in plan.models[1:]}
+    started = time.monotonic()
+    result.run.update(
+        {
+            "complete": False,
+            "started": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+            "wall_seconds": 0.0,
+            "versions": versions(),
+            "machine": machine(device),
+            "seed": plan.seed,
+            "norm": plan.norm,
+            "eps": [r.typed for r in plan.eps],
+            "eps_mode": plan.eps_mode,
+            "resolution": plan.resolution,
+            "quantize": plan.quantize,
+            "engine": plan.engine,
+            "precision": "float32",
+            "batch_size": plan.batch_size,
+            "models": {name: info.to_dict() for name, info in infos.items()},
+            "datasets": {task.name: task.describe() for task in tasks},
+            "attacks": {r.name: r.parameters() for r in recipes},
+            "costs": [],
+        }
+    )
+    for number, name in enumerate(plan.models):
+        model = model if number == 0 else load_model(name, device=device)
+        for line in describe_model(model):
+            log.info(line)
+        for task in tasks:
+            _run_task(plan, model, task, recipes, device, result, progress)
+            result.run["wall_seconds"] = round(time.monotonic() - started, 3)
+    result.run["complete"] = True
+    return result
+
+
+def describe_model(model: LoadedModel) -> list[str]:
+    """What was detected about a model, for the log."""
+    i = model.info
+    return [
+        f"{i.name}: {i.architecture}, {i.activation}, {i.image_size[0]}x{i.image_size[1]} px ({i.interpolation}, "
+        f"{i.resize_mode}), {i.image_parameters / 1e6:.1f} M of {i.parameters / 1e6:.1f} M parameters see the image",
+        f"{i.name}: weights {i.weights}, sha256 {i.sha256[:16]}…, mean {i.mean}, std {i.std}, "
+        f"logit scale {i.logit_scale:.2f}" + (f", logit bias {i.logit_bias:.2f}" if i.logit_bias is not None else ""),
+    ]
+
+
+def choose_device(name: str) -> str:
+    """ "auto" is CUDA if there is one, else the CPU. Raises ClipguardError for a device that is not there."""
+    import torch
+
+    if name == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        torch.empty(1, device=name)
+    except (RuntimeError, AssertionError) as error:
+        first = str(error).strip().splitlines()[0]
+        raise ClipguardError(f"--device {name!r} cannot be used here ({first}); try cpu.") from None
+    return name
+
+
+def _open(plan: BenchPlan, name: str, progress: Progress) -> Task:
+    """Load a data set, choose its images, and read each once: a corrupt one is found here, not in hour three."""
+    dataset = load_dataset(
+        name,
+        split=plan.split,
+        image_column=plan.image_column,
+        label_column=plan.label_column,
+        classes=plan.classes,
+        templates=plan.templates,
+    )
+    indices = dataset.subset(plan.n_samples, plan.seed)
+    progress.start(f"reading {name}", len(indices))
+    rows = []
+    for index in indices.tolist():
+        rows.append((index, int(dataset.labels[index]), image_hash(dataset.image(index))))
+        progress.advance()
+    return Task(name, dataset, indices, fingerprint(dataset.class_names, rows))
+
+
+def _run_task(
+    plan: BenchPlan,
+    model: LoadedModel,
+    task: Task,
+    recipes: list[Recipe],
+    device: str,
+    result: BenchResult,
+    progress: Progress,
+) -> None:
+    """All cells of one model on one data set."""
+    classifier = model.classifier(task.dataset.class_names, task.dataset.templates, plan.resolution)
+    preprocess = model.preprocess(plan.resolution)
+
+    def examples() -> Iterator[Example]:
+        for index in task.indices.tolist():
+            image = preprocess(task.dataset.image(index)).to(device)
+            yield Example(index, image, int(task.dataset.labels[index]))
+
+    options = EngineOptions(plan.batch_size, plan.seed, plan.eps_mode)
+    threat = ThreatModel(plan.norm, plan.quantize)
+    for number, recipe in enumerate(recipes):
+        engine_class = ReferenceEngine if plan.engine == "reference" else Engine
+        engine = engine_class(classifier, recipe, threat, [r.pixels for r in plan.eps], options)
+        progress.start(f"{model.info.name} · {task.name} · {recipe.name}", len(task.indices))
+        outcomes = []
+        for outcome in engine.run(examples()):
+            outcomes.append(outcome)
+            progress.advance(f"{sum(c.forward for c in engine.costs.values()):,} passes")
+        log.info("%s on %s: %d images done", recipe.name, task.name, len(outcomes))
+        outcomes.sort(key=lambda o: o.index)
+        base = {"model": model.info.name, "dataset": task.name, "norm": plan.norm}
+        if number == 0:
+            result.add([base | _clean_row(o) for o in outcomes])
+        if recipe.stages:
+            result.add([base | row for o in outcomes for row in _attack_rows(o, recipe, plan)])
+        result.run["costs"].append({**base, "attack": recipe.name, "stages": _costs(engine.costs)})
+
+
+def _costs(costs: dict[str, Cost]) -> dict[str, Any]:
+    return {name: asdict(cost) | {"seconds": round(cost.seconds, 3)} for name, cost in costs.items()}
+
+
+def _clean_row(outcome: ImageOutcome) -> dict[str, Any]:
+    right = outcome.clean_prediction == outcome.label
+    return {
+        "index": outcome.index,
+        "label": outcome.label,
+        "eps": 0.0,
+        "attack": "none",
+        "clean_pred": outcome.clean_prediction,
+        "adv_pred": outcome.clean_prediction,
+        "robust": right,
+        "broken_by": None if right else "clean",
+        "distance": 0.0,
+        "margin": outcome.clean_margin,
+    }
+
+
+def _attack_rows(outcome: ImageOutcome, recipe: Recipe, plan: BenchPlan) -> Iterator[dict[str, Any]]:
+    unit = PIXEL if plan.norm == "linf" else 1
+    for radius, level in zip(plan.eps, outcome.levels, strict=True):
+        yield {
+            "index": outcome.index,
+            "label": outcome.label,
+            "eps": radius.typed,
+            "attack": recipe.name,
+            "clean_pred": outcome.clean_prediction,
+            "adv_pred": level.prediction,
+            "robust": level.robust,
+            "broken_by": level.broken_by,
+            "distance": level.distance * unit,
+            "margin": level.margin,
+        }

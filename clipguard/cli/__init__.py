@@ -1,0 +1,75 @@
+"""The command line: options in, engine, tables out. Nothing heavy is imported before a command runs."""
+
+from __future__ import annotations
+
+import logging
+import sys
+from collections.abc import Sequence
+from typing import Annotated
+
+import typer
+
+from clipguard import __version__
+from clipguard.cli import bench, listing
+from clipguard.errors import ClipguardError
+
+INTERRUPTED = 130
+
+app = typer.Typer(
+    name="clipguard",
+    help="Benchmark and train the adversarial robustness of CLIP models.",
+    pretty_exceptions_enable=False,
+    rich_markup_mode="markdown",
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+app.command("bench", epilog=bench.EXAMPLES)(bench.bench)
+app.command("list", epilog=listing.EXAMPLES)(listing.show)
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"clipguard {__version__}")
+        raise typer.Exit
+
+
+@app.callback(invoke_without_command=True)
+def _global_options(
+    context: typer.Context,
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and exit.")
+    ] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress and no log, only results.")] = False,
+) -> None:
+    del version
+    if context.invoked_subcommand is None:
+        typer.echo(context.get_help())
+        raise typer.Exit
+    from rich.console import Console
+    from rich.logging import RichHandler
+
+    handler = RichHandler(console=Console(stderr=True), show_path=False, show_time=False, markup=False)
+    logging.basicConfig(level=logging.ERROR, handlers=[handler], format="%(message)s", force=True)
+    logging.getLogger("clipguard").setLevel(logging.ERROR if quiet else logging.INFO)
+
+
+def run(arguments: Sequence[str] | None = None) -> int:
+    """Run a command line and return its exit code: 0, 2 for bad input (one line on stderr), 130 for Ctrl-C."""
+    command = typer.main.get_command(app)
+    try:
+        code = command.main(args=None if arguments is None else list(arguments), standalone_mode=False)
+    except ClipguardError as error:
+        message = " ".join(str(error).split())
+    except typer.TyperException as error:  # a wrong option or value
+        message = " ".join(error.format_message().split())
+    except (KeyboardInterrupt, typer.Abort):
+        print("Interrupted.", file=sys.stderr)
+        return INTERRUPTED
+    else:
+        return code if isinstance(code, int) else 0
+    print(f"Error: {message}", file=sys.stderr)
+    return 2
+
+
+def main() -> None:
+    """Entry point of the console script and of `python -m clipguard`."""
+    sys.exit(run())

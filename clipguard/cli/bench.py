@@ -1,0 +1,194 @@
+"""`clipguard bench`."""
+
+from __future__ import annotations
+
+import logging
+import re
+from datetime import datetime
+from enum import Enum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from clipguard.benchmark.plan import DEFAULT_ATTACK, DEFAULT_EPS, ENGINES, RESOLUTIONS
+from clipguard.errors import ClipguardError
+
+if TYPE_CHECKING:
+    from clipguard.benchmark.results import BenchResult, OutputFolder
+
+EXAMPLES = """
+**Examples**
+
+`clipguard bench` — the embedded model on the embedded data sets
+
+`clipguard bench --model ViT-B-32-quickgelu:openai --dataset photos/ --eps 1,4`
+
+`clipguard bench -m ViT-B-32:tuned.pt -m tiny -d test.parquet --attack pgd-10,autoattack --n-samples all`
+
+`clipguard bench --norm l2 --eps 0.5,1 --format json > results.json`
+"""
+log = logging.getLogger("clipguard")
+
+
+class Format(str, Enum):
+    """What goes to stdout."""
+
+    table = "table"
+    json = "json"
+    csv = "csv"
+    md = "md"
+
+
+class EpsMode(str, Enum):
+    """How an image's radii depend on one another."""
+
+    ascending = "ascending"
+    independent = "independent"
+    nested = "nested"
+
+
+def bench(
+    model: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--model",
+            "-m",
+            help="tiny, ARCH:TAG, ARCH:FILE, hf-hub:ORG/REPO or local-dir:FOLDER; repeatable. Default: tiny.",
+        ),
+    ] = None,
+    dataset: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--dataset",
+            "-d",
+            help="An embedded name, a .parquet or .tar file, a folder, or hf:ORG/NAME[@SPLIT]; repeatable. "
+            "Default: all embedded sets.",
+        ),
+    ] = None,
+    eps: Annotated[
+        list[str] | None,
+        typer.Option("--eps", help="Budgets: 1,4,8 in units of 1/255 for linf, 0.25,0.5,1 plain for l2."),
+    ] = None,
+    norm: Annotated[str, typer.Option(help="linf or l2.")] = "linf",
+    attack: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--attack", "-a", help=f"As `clipguard list attacks` shows, comma-separated. Default: {DEFAULT_ATTACK}."
+        ),
+    ] = None,
+    n_samples: Annotated[
+        str, typer.Option("--n-samples", "-n", help="Images a data set: a seeded, class-stratified subset, or all.")
+    ] = "200",
+    seed: Annotated[int, typer.Option(help="Of the subset and of every attack.")] = 0,
+    batch_size: Annotated[int, typer.Option("--batch-size", help="Images in flight; halved if memory runs out.")] = 64,
+    templates: Annotated[
+        str, typer.Option(help="single, ensemble, or a file with one prompt a line, {} for the class.")
+    ] = "ensemble",
+    split: Annotated[str | None, typer.Option(help="Default: test, else validation, else the only one.")] = None,
+    classes: Annotated[Path | None, typer.Option(help="File with one class name a line, or a JSON list.")] = None,
+    image_column: Annotated[str | None, typer.Option("--image-column", help="If it cannot be told.")] = None,
+    label_column: Annotated[str | None, typer.Option("--label-column", help="If it cannot be told.")] = None,
+    resolution: Annotated[
+        str,
+        typer.Option(
+            help="model: perturb the resized image; native: perturb the original pixels, resize in the model."
+        ),
+    ] = RESOLUTIONS[0],
+    quantize: Annotated[bool, typer.Option("--quantize", help="Adversarial images must be 8-bit images.")] = False,
+    eps_mode: Annotated[
+        EpsMode,
+        typer.Option(
+            "--eps-mode",
+            help="ascending: broken at a smaller eps is broken at a larger; independent: attack at each; nested: "
+            "largest first, survivors only confirmed below (faster, labelled).",
+        ),
+    ] = EpsMode.ascending,
+    engine: Annotated[
+        str, typer.Option(help="clipguard, or reference: the same attacks through the AutoAttack library.")
+    ] = ENGINES[0],
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, mps.")] = "auto",
+    out: Annotated[
+        Path | None, typer.Option("--out", "-o", help="New folder for the files. Default: runs/TIME-NAME.")
+    ] = None,
+    name: Annotated[str | None, typer.Option(help="Name in the default folder. Default: the first model's.")] = None,
+    output_format: Annotated[Format, typer.Option("--format", "-f", help="What stdout gets.")] = Format.table,
+) -> None:
+    """Measure clean and robust accuracy of CLIP models, with intervals, and write every image's outcome."""
+    from clipguard.benchmark.plan import BenchPlan, parse_eps
+    from clipguard.benchmark.results import BenchResult, OutputFolder
+    from clipguard.cli.progress import RichProgress
+    from clipguard.data import list_datasets
+
+    plan = BenchPlan(
+        models=tuple(model or ["tiny"]),
+        datasets=tuple(dataset or [d.name for d in list_datasets()]),
+        eps=tuple(parse_eps(eps or list(DEFAULT_EPS.get(norm, ())), norm)),
+        attacks=tuple(split_attacks(attack or [DEFAULT_ATTACK])),
+        norm=norm,  # type: ignore[arg-type]  # parse_eps has refused any other
+        n_samples=parse_n_samples(n_samples),
+        seed=seed,
+        batch_size=batch_size,
+        resolution=resolution,  # type: ignore[arg-type]  # checked by the plan
+        quantize=quantize,
+        eps_mode=eps_mode.value,
+        engine=engine,
+        device=device,
+        templates=templates,
+        split=split,
+        classes=classes,
+        image_column=image_column,
+        label_column=label_column,
+    )
+    plan.check()
+    folder = OutputFolder(out or default_folder(name or plan.models[0]))
+    from clipguard.benchmark.run import bench as run_bench
+
+    result = BenchResult({})
+    try:
+        with RichProgress() as progress:
+            run_bench(plan, result, progress)
+    finally:
+        # Also after Ctrl-C, or an error in a later cell: what is finished is kept.
+        if result.cells:
+            _deliver(result, folder, output_format)
+
+
+def _deliver(result: BenchResult, folder: OutputFolder, output_format: Format) -> None:
+    from clipguard.benchmark.tables import to_markdown
+    from clipguard.cli.render import print_table
+
+    markdown = to_markdown(result)
+    folder.write(result, markdown)
+    if output_format is Format.table:
+        print_table(result)
+    elif output_format is Format.json:
+        typer.echo(result.to_json())
+    elif output_format is Format.csv:
+        typer.echo(result.to_frame().to_csv(index=False), nl=False)
+    else:
+        typer.echo(markdown, nl=False)
+    state = "" if result.run["complete"] else " (interrupted: finished cells only)"
+    log.info("Written to %s in %.0f s%s", folder.path, result.run["wall_seconds"], state)
+
+
+def split_attacks(values: list[str]) -> list[str]:
+    """Split at commas outside parentheses: `pgd-10,apgd-ce(iterations=50,restarts=2)` is two attacks."""
+    return [part.strip() for value in values for part in re.split(r",(?![^(]*\))", value) if part.strip()]
+
+
+def parse_n_samples(text: str) -> int | None:
+    """A number, or None for "all"."""
+    if text == "all":
+        return None
+    if not text.isdigit() or int(text) < 1:
+        raise ClipguardError(f"--n-samples {text!r} must be a whole number of at least 1, or all.")
+    return int(text)
+
+
+def default_folder(name: str) -> Path:
+    """`runs/20260102-030405-tiny`, made unique."""
+    slug = re.sub(r"[^A-Za-z0-9._-]+", "-", name).strip("-.")[-60:]
+    stem = f"{datetime.now():%Y%m%d-%H%M%S}-{slug or 'bench'}"
+    candidates = (Path("runs") / (stem if i == 0 else f"{stem}-{i}") for i in range(1000))
+    return next(path for path in candidates if not path.exists())

@@ -1,0 +1,154 @@
+"""Real runs of the embedded model on the embedded data."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+import clipguard
+from clipguard.benchmark.results import SAMPLE_COLUMNS, BenchResult, OutputFolder
+from clipguard.benchmark.tables import columns, rows, to_markdown
+from clipguard.errors import OutputError
+from clipguard.statistics import wilson_interval
+
+
+def run(**options: object) -> BenchResult:
+    options = {"n_samples": 12, "eps": ["1,8"], "attacks": ["pgd-10"], "datasets": ["emoji-food"]} | options
+    return clipguard.bench(**options)  # type: ignore[arg-type]
+
+
+@pytest.fixture(scope="module")
+def result() -> BenchResult:
+    return run(datasets=["emoji-food", "emoji-travel"], attacks=["pgd-10", "apgd-ce(iterations=10)"])
+
+
+def test_there_is_a_cell_for_clean_and_for_every_attack_and_eps(result: BenchResult) -> None:
+    found = [(c.dataset, c.attack, c.eps) for c in result.cells]
+    per_set = [("none", 0), ("pgd-10", 1), ("pgd-10", 8), ("apgd-ce(iterations=10)", 1), ("apgd-ce(iterations=10)", 8)]
+    assert found == [(d, a, e) for d in ("emoji-food", "emoji-travel") for a, e in per_set]
+
+
+def test_cells_summarise_their_rows(result: BenchResult) -> None:
+    for cell in result.cells:
+        s = result.samples
+        own = s[(s.dataset == cell.dataset) & (s.attack == cell.attack) & (s.eps == cell.eps)]
+        assert cell.n == len(own) == 12
+        assert cell.accuracy == own.robust.mean()
+        assert (cell.ci_low, cell.ci_high) == wilson_interval(int(own.robust.sum()), 12)
+        assert cell.broken_by == own.broken_by.dropna().value_counts().to_dict()
+        assert sum(cell.broken_by.values()) == 12 - cell.correct
+
+
+def test_rows_are_consistent(result: BenchResult) -> None:
+    s = result.samples
+    assert dict(s.dtypes.astype(str)) == SAMPLE_COLUMNS
+    assert (s.robust == (s.adv_pred == s.label)).all()
+    assert (s.robust == s.broken_by.isna()).all()
+    assert (s.distance <= s.eps + 1e-3).all()  # both in units of 1/255
+    attacked = s[s.attack != "none"]
+    assert attacked[attacked.clean_pred != attacked.label].broken_by.eq("clean").all()
+    assert attacked[attacked.robust].margin.gt(0).all()
+    broken = attacked[~attacked.robust]
+    assert broken.margin.le(0).all()
+
+
+def test_the_attack_has_teeth_and_accuracy_falls_with_eps(result: BenchResult) -> None:
+    average = next(r for r in rows(result.cells) if r.dataset == "average").values
+    clean, one, eight = average["none", 0][0], average["pgd-10", 1][0], average["pgd-10", 8][0]
+    assert clean >= one >= eight
+    assert eight <= clean - 0.3
+
+
+@pytest.mark.parametrize("attack", ["pgd-10", "autoattack-fast"])
+def test_a_rerun_and_another_batch_size_give_the_same_rows(attack: str) -> None:
+    options = {"attacks": [attack], "n_samples": 8, "eps": ["8"]}
+    first = run(**options)
+    pd.testing.assert_frame_equal(first.samples, run(**options).samples)
+    other = run(**options, batch_size=3).samples
+    # Kernels may round differently for another batch shape; outcomes may not change.
+    loose = ["distance", "margin"]
+    pd.testing.assert_frame_equal(first.samples.drop(columns=loose), other.drop(columns=loose))
+
+
+def test_the_subset_is_the_same_for_every_model_and_larger_with_n() -> None:
+    few, more = (run(n_samples=n, attacks=["none"]).run["datasets"]["emoji-food"]["indices"] for n in (9, 18))
+    assert len(few) == 9
+    assert len(more) == 18
+    assert few == run(n_samples=9, attacks=["none"]).run["datasets"]["emoji-food"]["indices"]
+
+
+def test_native_resolution_perturbs_the_original_pixels() -> None:
+    native = run(resolution="native", n_samples=6, eps=["8"])
+    assert native.run["resolution"] == "native"
+    assert native.cells[0].accuracy >= native.cells[1].accuracy
+
+
+def test_l2_and_eps_zero() -> None:
+    result = run(norm="l2", eps=["0,1"], n_samples=6)
+    clean, zero, one = result.cells
+    assert (zero.eps, zero.accuracy) == (0, clean.accuracy)
+    assert one.accuracy <= zero.accuracy
+    assert result.samples.distance.max() <= 1 + 1e-5
+
+
+def test_the_reference_engine_agrees_on_the_same_cells() -> None:
+    options = {"attacks": ["apgd-ce(iterations=20)"], "eps": ["8"], "n_samples": 10}
+    ours, theirs = run(**options), run(**options, engine="reference")
+    assert ours.cells[0] == theirs.cells[0]
+    assert abs(ours.cells[1].correct - theirs.cells[1].correct) <= 1
+
+
+def test_provenance_is_complete(result: BenchResult) -> None:
+    run = result.run
+    assert run["complete"] is True
+    assert set(run["versions"]) >= {"clipguard", "torch", "open_clip_torch", "timm", "python"}
+    assert len(run["models"]["tiny"]["sha256"]) == 64
+    data = run["datasets"]["emoji-food"]
+    assert len(data["fingerprint"]) == 64
+    assert len(data["indices"]) == data["n"] == 12
+    assert all("{}" in t for t in data["templates"])
+    stages = run["attacks"]["apgd-ce(iterations=10)"]["stages"]
+    assert stages == [{"attack": "apgd-ce", "iterations": 10, "restarts": 1}]
+    cost = run["costs"][0]["stages"]
+    assert cost["clean"]["forward"] == 12
+    assert cost["pgd-10"]["backward"] > 0
+
+
+def test_files_are_what_the_documentation_says(result: BenchResult, tmp_path: Path) -> None:
+    folder = OutputFolder(tmp_path / "new" / "run")
+    folder.write(result, to_markdown(result))
+    written = json.loads((folder.path / "results.json").read_text())
+    assert written["schema"] == 1
+    assert {"model", "dataset", "norm", "eps", "attack", "n", "accuracy", "ci_low", "ci_high"} <= set(
+        written["cells"][0]
+    )
+    assert len(pd.read_csv(folder.path / "results.csv")) == len(result.cells)
+    pd.testing.assert_frame_equal(
+        pd.read_parquet(folder.path / "samples.parquet").astype(SAMPLE_COLUMNS), result.samples, check_dtype=False
+    )
+    assert sorted(p.name for p in folder.path.iterdir()) == [
+        "results.csv",
+        "results.json",
+        "results.md",
+        "samples.parquet",
+    ]
+    with pytest.raises(OutputError, match="overwritten"):
+        OutputFolder(folder.path)
+
+
+def test_the_markdown_table_has_every_cell(result: BenchResult) -> None:
+    lines = to_markdown(result).splitlines()
+    header = [c.strip() for c in lines[0].strip("|").split("|")]
+    assert header[:4] == ["model", "data set", "n", "clean"]
+    assert len(header) == 3 + len(columns(result.cells))
+    first = [c.strip() for c in lines[2].strip("|").split("|")]
+    assert first[:3] == ["tiny", "emoji-food", "12"]
+    assert first[3].startswith(f"{100 * result.cells[0].accuracy:.1f} (")
+
+
+def test_every_public_name_can_be_imported() -> None:
+    for name in clipguard.__all__:
+        assert callable(getattr(clipguard, name))
