@@ -11,10 +11,16 @@ from emoji import on_background
 LUMA = torch.tensor([0.299, 0.587, 0.114])
 
 
-def random_affine(rgba: torch.Tensor, size: int, g: torch.Generator) -> torch.Tensor:
-    """Rotation up to 20 degrees, zoom 0.7 to 1.2, aspect, shear, shift and mirror of (B, 4, H, W) at a new size."""
+def random_affine(rgba: torch.Tensor, size: int, g: torch.Generator, strength: float) -> torch.Tensor:
+    """Rotation up to 20 degrees, zoom 0.7 to 1.2, aspect, shear, shift and mirror of (B, 4, H, W) at a new size.
+
+    All but the mirror shrink with `strength` towards the drawing as it is.
+    """
     n = len(rgba)
     u = torch.rand(n, 7, generator=g)
+    neutral = torch.tensor([0.5, math.log(1 / 0.7) / math.log(1.2 / 0.7), 0.5, 0.5, 0.0, 0.5, 0.5])
+    varied = torch.tensor([True, True, True, True, False, True, True])
+    u = torch.where(varied, neutral + strength * (u - neutral), u)
     angle = (u[:, 0] - 0.5) * math.radians(40)
     zoom = torch.exp(-(u[:, 1] * math.log(1.2 / 0.7) + math.log(0.7)))
     aspect = torch.exp((u[:, 2] - 0.5) * 0.4)
@@ -32,11 +38,11 @@ def random_affine(rgba: torch.Tensor, size: int, g: torch.Generator) -> torch.Te
     return F.grid_sample(F.avg_pool2d(rgba, 3, 1, 1) * 0.5 + rgba * 0.5, grid, align_corners=False)
 
 
-def random_background(n: int, size: int, g: torch.Generator) -> torch.Tensor:
-    """Half white, a quarter one colour, a quarter a blurry random pattern: (n, 3, size, size)."""
+def random_background(n: int, size: int, g: torch.Generator, strength: float) -> torch.Tensor:
+    """Half white, a quarter one colour, a quarter a blurry pattern (less of both with strength): (n, 3, size, size)."""
     colour = torch.rand(n, 3, 1, 1, generator=g)
     pattern = F.interpolate(torch.rand(n, 3, 4, 4, generator=g), size=(size, size), mode="bilinear")
-    choice = torch.rand(n, 1, 1, 1, generator=g)
+    choice = torch.rand(n, 1, 1, 1, generator=g) * (0.5 + 0.5 * strength)
     plain = torch.where(choice < 0.5, torch.ones(()), colour).expand(n, 3, size, size)
     return torch.where(choice < 0.75, plain, pattern)
 
@@ -59,10 +65,14 @@ def colour_jitter(x: torch.Tensor, g: torch.Generator, strength: float = 1.0) ->
     return out.clamp(0, 1)
 
 
-def blur_or_noise(x: torch.Tensor, g: torch.Generator) -> torch.Tensor:
-    """A fifth of the images softened, a fifth with noise, a fifth with a grey patch over a part of them."""
+def blur_or_noise(x: torch.Tensor, g: torch.Generator, strength: float = 1.0) -> torch.Tensor:
+    """A fifth of the images softened, a fifth with noise, a fifth with a grey patch over a part of them.
+
+    With a `strength` below 1 that share of the images, the others as they are.
+    """
     n, _, h, w = x.shape
     u = torch.rand(n, 1, 1, 1, generator=g)
+    u = torch.where(torch.rand(n, 1, 1, 1, generator=g) < strength, u, torch.full_like(u, 0.5))
     x = torch.where(u < 0.2, F.avg_pool2d(x, 3, 1, 1), x)
     x = torch.where((u >= 0.2) & (u < 0.4), x + 0.08 * torch.randn(x.shape, generator=g), x)
     centre = torch.rand(n, 2, generator=g)
@@ -72,7 +82,8 @@ def blur_or_noise(x: torch.Tensor, g: torch.Generator) -> torch.Tensor:
     return torch.where(patch, torch.rand(n, 3, 1, 1, generator=g), x).clamp(0, 1)
 
 
-def random_view(rgba: torch.Tensor, size: int, g: torch.Generator) -> torch.Tensor:
+def random_view(rgba: torch.Tensor, size: int, g: torch.Generator, strength: float = 1.0) -> torch.Tensor:
     """(B, 4, 64, 64) premultiplied drawings -> (B, 3, size, size) views in [0,1]."""
-    moved = random_affine(rgba, size, g)
-    return colour_jitter(on_background(moved, random_background(len(rgba), size, g)), g)
+    moved = random_affine(rgba, size, g, strength)
+    background = random_background(len(rgba), size, g, strength)
+    return colour_jitter(on_background(moved, background), g, strength)

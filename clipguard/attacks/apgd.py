@@ -68,18 +68,18 @@ class APGD(Attack):
             noise = draws.normal(*shape)
             noise = noise / per_row(l2_norm(noise), x0)
         x = (x0 + per_row(rows["eps"], x0) * noise).clamp(0, 1)
-        zeros, ones = torch.zeros(n, device=x0.device), torch.ones(n, device=x0.device)
+        lowest = torch.full((n,), -torch.inf, dtype=x0.dtype, device=x0.device)
         rows.update(
             {
                 "x": x,
                 "x_previous": x.clone(),
                 "x_best": x.clone(),
                 "grad_best": torch.zeros_like(x),
-                "loss_best": -torch.inf * ones,
-                "loss_best_at_checkpoint": -torch.inf * ones,
-                "loss_previous": zeros,
-                "increases": zeros,
-                "just_halved": ones.bool(),
+                "loss_best": lowest,
+                "loss_best_at_checkpoint": lowest.clone(),
+                "loss_previous": torch.zeros_like(lowest),
+                "increases": torch.zeros_like(lowest),
+                "just_halved": torch.ones_like(lowest, dtype=torch.bool),
                 "step_size": 2 * rows["eps"],
             }
         )

@@ -63,7 +63,8 @@ def attack(
     options = EngineOptions(batch_size=batch_size, seed=seed, eps_mode=eps_mode, keep_images=True)
     engine = Engine(model, parse_recipe(attack), ThreatModel(norm, quantize), [eps], options)
     examples = (Example(i, images[i], int(labels[i])) for i in range(len(images)))
-    outcomes = sorted(engine.run(examples), key=lambda o: o.index)
+    with torch.inference_mode(False):  # gradients are needed, whatever the caller's mode
+        outcomes = sorted(engine.run(examples), key=lambda o: o.index)
     levels = [o.levels[0] for o in outcomes]
     return AttackResult(
         x_adv=torch.stack([level.image for level in levels if level.image is not None]),

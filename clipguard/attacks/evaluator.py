@@ -134,7 +134,8 @@ class Evaluator:
                 grad = torch.autograd.grad(values.sum(), leaf, allow_unused=True)[0] if logits.requires_grad else None
             if grad is None:
                 raise AttackError("The model passes no gradient to its input: it cannot be attacked by gradients.")
-            return logits.detach(), values.detach(), grad
+            # contiguous: the gradient of a sum is one number seen many times, and attacks write in place
+            return logits.detach(), values.detach(), grad.contiguous()
 
         return self._in_chunks(x, one)
 

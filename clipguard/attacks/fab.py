@@ -36,7 +36,7 @@ def project_on_hyperplane(x: Tensor, w: Tensor, offset: Tensor, norm: Norm, step
     linf = norm == "linf"
     slopes, limit = (weight, room) if linf else (weight.square(), room / weight.clamp_min(1e-38))
     t = need / slopes.sum(dim=1).clamp_min(1e-38)  # Newton's first step, as if all coordinates had room
-    settled = torch.zeros_like(need, dtype=torch.bool)
+    settled = exhausted = gain.sum(dim=1) <= need
     for _ in range(steps):
         moving = (limit > t[:, None]).to(x.dtype)
         slope = (slopes * moving).sum(dim=1)
@@ -48,7 +48,6 @@ def project_on_hyperplane(x: Tensor, w: Tensor, offset: Tensor, norm: Norm, step
         settled = settled | (t <= previous * (1 + 1e-4))
         if settled.all():
             break
-    exhausted = gain.sum(dim=1) <= need
     t = torch.where(exhausted, torch.inf, t)[:, None]
     moved = torch.minimum(t if linf else (t * weight).nan_to_num_(0.0), room)
     return moved.mul_(down).neg_()

@@ -132,6 +132,8 @@ class ReferenceEngine:
         from pyautoattack import AutoAttack
 
         name, given = stage.name, stage_options(stage)
+        if name == "square" and self.threat.norm == "l2" and not _tiles_fit(*x.shape[2:]):
+            raise AttackError(f"The library's Square attack fails for l2 on images of {tuple(x.shape[2:])} pixels.")
         norm = {"linf": "Linf", "l2": "L2"}[self.threat.norm]
         trace = sys.gettrace()  # the library's checks replace it and do not put it back
         devices = [x.device] if x.device.type == "cuda" else []
@@ -153,3 +155,10 @@ class ReferenceEngine:
                 sys.settrace(trace)
         result: Tensor = x_adv.detach()
         return result
+
+
+def _tiles_fit(height: int, width: int) -> bool:
+    """Whether the start of the library's l2 Square attack, a grid of tiles a fifth of the height wide, fits."""
+    side = height // 5
+    first = (height - 5 * side) // 2
+    return side == 1 or (side > 1 and all(first + side * (n // side) <= n for n in (height, width)))

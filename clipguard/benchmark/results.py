@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import io
 import json
 import tempfile
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -107,6 +109,13 @@ def sample_frame(rows: list[dict[str, Any]]) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=list(SAMPLE_COLUMNS)).astype(SAMPLE_COLUMNS)
 
 
+def parquet_bytes(frame: pd.DataFrame) -> bytes:
+    """The content of a parquet file, without the index."""
+    content = io.BytesIO()
+    frame.to_parquet(content, index=False)
+    return content.getvalue()
+
+
 class OutputFolder:
     """Where a run's files go. Made when the first file is written; never one that holds something already."""
 
@@ -122,19 +131,27 @@ class OutputFolder:
             raise OutputError(f"--out {path} cannot be written ({error.strerror} in {parent}); name another.") from None
 
     def write(self, result: BenchResult, markdown: str) -> None:
-        """Write all four files, each complete or not at all. Raises OutputError if the disk does not take them."""
+        """Write the four files of a bench run. Raises OutputError if the disk does not take them."""
+        self.write_files(
+            {
+                "samples.parquet": parquet_bytes(result.samples),
+                "results.csv": result.to_frame().to_csv(index=False).encode(),
+                "results.md": markdown.encode(),
+                "results.json": (result.to_json() + "\n").encode(),
+            }
+        )
+
+    def write_files(self, files: Mapping[str, bytes]) -> None:
+        """Write files in their order, each complete or not at all; names are relative paths such as `png/0.png`.
+
+        Raises OutputError if the disk does not take them.
+        """
         try:
-            self.path.mkdir(parents=True, exist_ok=True)
-            self._replace("samples.parquet", result.samples.to_parquet(index=False))
-            self._replace("results.csv", result.to_frame().to_csv(index=False).encode())
-            self._replace("results.md", markdown.encode())
-            self._replace("results.json", (result.to_json() + "\n").encode())
+            for name, content in files.items():
+                path = self.path / name
+                path.parent.mkdir(parents=True, exist_ok=True)
+                part = path.with_name(f".{path.name}.part")
+                part.write_bytes(content)
+                part.replace(path)
         except OSError as error:
             raise OutputError(f"Cannot write to {self.path}: {error.strerror or error}.") from error
-
-    def _replace(self, name: str, content: bytes | None) -> None:
-        if content is None:
-            raise TypeError(f"{name} has no content")
-        part = self.path / f".{name}.part"
-        part.write_bytes(content)
-        part.replace(self.path / name)

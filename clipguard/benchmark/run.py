@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from datetime import datetime, timezone
 from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
+from PIL.Image import Image
+from torch import Tensor
 
 from clipguard.attacks.engine import Engine, EngineOptions, Example, ImageOutcome
 from clipguard.attacks.evaluator import Cost
@@ -21,9 +23,8 @@ from clipguard.benchmark.plan import PIXEL, BenchPlan
 from clipguard.benchmark.provenance import fingerprint, image_hash, machine, versions
 from clipguard.benchmark.results import BenchResult
 from clipguard.data import ZeroShotDataset, load_dataset
-from clipguard.errors import ClipguardError
 from clipguard.models import parse_source
-from clipguard.models.loading import LoadedModel, load_model
+from clipguard.models.loading import LoadedModel, ModelInfo, check_device, load_model
 
 log = logging.getLogger("clipguard")
 
@@ -71,6 +72,12 @@ class Task:
             "indices": self.indices.tolist(),
         }
 
+    def examples(self, preprocess: Callable[[Image], Tensor], device: str) -> Iterator[Example]:
+        """The images as the engine wants them, one after the other."""
+        for index in self.indices.tolist():
+            image = preprocess(self.dataset.image(index)).to(device)
+            yield Example(index, image, int(self.dataset.labels[index]))
+
 
 def bench(plan: BenchPlan, result: BenchResult | None = None, progress: Progress | None = None) -> BenchResult:
     """Run a plan and return its result.
@@ -85,33 +92,12 @@ def bench(plan: BenchPlan, result: BenchResult | None = None, progress: Progress
     for name in plan.models:
         parse_source(name)
     device = choose_device(plan.device)
-    tasks = [_open(plan, name, progress) for name in plan.datasets]
+    tasks = [open_task(plan, name, progress) for name in plan.datasets]
     model = load_model(plan.models[0], device=device)
     # The others are read once now, so that a bad name is not found hours into the run.
     infos = {model.info.name: model.info} | {name: load_model(name).info for name in plan.models[1:]}
     started = time.monotonic()
-    result.run.update(
-        {
-            "complete": False,
-            "started": datetime.now(timezone.utc).isoformat(timespec="seconds"),
-            "wall_seconds": 0.0,
-            "versions": versions(),
-            "machine": machine(device),
-            "seed": plan.seed,
-            "norm": plan.norm,
-            "eps": [r.typed for r in plan.eps],
-            "eps_mode": plan.eps_mode,
-            "resolution": plan.resolution,
-            "quantize": plan.quantize,
-            "engine": plan.engine,
-            "precision": "float32",
-            "batch_size": plan.batch_size,
-            "models": {name: info.to_dict() for name, info in infos.items()},
-            "datasets": {task.name: task.describe() for task in tasks},
-            "attacks": {r.name: r.parameters() for r in recipes},
-            "costs": [],
-        }
-    )
+    result.run.update(provenance(plan, infos, tasks, recipes, device))
     for number, name in enumerate(plan.models):
         model = model if number == 0 else load_model(name, device=device)
         for line in describe_model(model):
@@ -121,6 +107,32 @@ def bench(plan: BenchPlan, result: BenchResult | None = None, progress: Progress
             result.run["wall_seconds"] = round(time.monotonic() - started, 3)
     result.run["complete"] = True
     return result
+
+
+def provenance(
+    plan: BenchPlan, infos: Mapping[str, ModelInfo], tasks: list[Task], recipes: list[Recipe], device: str
+) -> dict[str, Any]:
+    """`run` in the result files, as a run starts: everything that can change a number."""
+    return {
+        "complete": False,
+        "started": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        "wall_seconds": 0.0,
+        "versions": versions(),
+        "machine": machine(device),
+        "seed": plan.seed,
+        "norm": plan.norm,
+        "eps": [r.typed for r in plan.eps],
+        "eps_mode": plan.eps_mode,
+        "resolution": plan.resolution,
+        "quantize": plan.quantize,
+        "engine": plan.engine,
+        "precision": "float32",
+        "batch_size": plan.batch_size,
+        "models": {name: info.to_dict() for name, info in infos.items()},
+        "datasets": {task.name: task.describe() for task in tasks},
+        "attacks": {r.name: r.parameters() for r in recipes},
+        "costs": [],
+    }
 
 
 def describe_model(model: LoadedModel) -> list[str]:
@@ -135,21 +147,16 @@ def describe_model(model: LoadedModel) -> list[str]:
 
 
 def choose_device(name: str) -> str:
-    """ "auto" is CUDA if there is one, else the CPU. Raises ClipguardError for a device that is not there."""
+    """The device itself; "auto" is CUDA if there is one, else the CPU. Raises ClipguardError if it is not there."""
     import torch
 
     if name == "auto":
         return "cuda" if torch.cuda.is_available() else "cpu"
-    try:
-        torch.empty(1, device=name)
-    except (RuntimeError, AssertionError) as error:
-        first = str(error).strip().splitlines()[0]
-        raise ClipguardError(f"--device {name!r} cannot be used here ({first}); try cpu.") from None
-    return name
+    return str(check_device(name))
 
 
-def _open(plan: BenchPlan, name: str, progress: Progress) -> Task:
-    """Load a data set, choose its images, and read each once: a corrupt one is found here, not in hour three."""
+def open_task(plan: BenchPlan, name: str, progress: Progress) -> Task:
+    """Load a data set and choose its images."""
     dataset = load_dataset(
         name,
         split=plan.split,
@@ -158,7 +165,11 @@ def _open(plan: BenchPlan, name: str, progress: Progress) -> Task:
         classes=plan.classes,
         templates=plan.templates,
     )
-    indices = dataset.subset(plan.n_samples, plan.seed)
+    return read_task(name, dataset, dataset.subset(plan.n_samples, plan.seed), progress)
+
+
+def read_task(name: str, dataset: ZeroShotDataset, indices: npt.NDArray[np.int64], progress: Progress) -> Task:
+    """Read each image once: a corrupt one is found here, not in hour three."""
     progress.start(f"reading {name}", len(indices))
     rows = []
     for index in indices.tolist():
@@ -180,11 +191,6 @@ def _run_task(
     classifier = model.classifier(task.dataset.class_names, task.dataset.templates, plan.resolution)
     preprocess = model.preprocess(plan.resolution)
 
-    def examples() -> Iterator[Example]:
-        for index in task.indices.tolist():
-            image = preprocess(task.dataset.image(index)).to(device)
-            yield Example(index, image, int(task.dataset.labels[index]))
-
     options = EngineOptions(plan.batch_size, plan.seed, plan.eps_mode)
     threat = ThreatModel(plan.norm, plan.quantize)
     for number, recipe in enumerate(recipes):
@@ -192,24 +198,26 @@ def _run_task(
         engine = engine_class(classifier, recipe, threat, [r.pixels for r in plan.eps], options)
         progress.start(f"{model.info.name} · {task.name} · {recipe.name}", len(task.indices))
         outcomes = []
-        for outcome in engine.run(examples()):
+        for outcome in engine.run(task.examples(preprocess, device)):
             outcomes.append(outcome)
             progress.advance(f"{sum(c.forward for c in engine.costs.values()):,} passes")
-        log.info("%s on %s: %d images done", recipe.name, task.name, len(outcomes))
         outcomes.sort(key=lambda o: o.index)
         base = {"model": model.info.name, "dataset": task.name, "norm": plan.norm}
         if number == 0:
-            result.add([base | _clean_row(o) for o in outcomes])
+            result.add([base | clean_row(o) for o in outcomes])
         if recipe.stages:
-            result.add([base | row for o in outcomes for row in _attack_rows(o, recipe, plan)])
-        result.run["costs"].append({**base, "attack": recipe.name, "stages": _costs(engine.costs)})
+            result.add([base | row for o in outcomes for row in attack_rows(o, recipe, plan)])
+        result.run["costs"].append({**base, "attack": recipe.name, "stages": cost_table(engine.costs)})
+        log.info("%s on %s: %d images done", recipe.name, task.name, len(outcomes))
 
 
-def _costs(costs: dict[str, Cost]) -> dict[str, Any]:
+def cost_table(costs: dict[str, Cost]) -> dict[str, Any]:
+    """Passes and seconds of each stage, as plain JSON types."""
     return {name: asdict(cost) | {"seconds": round(cost.seconds, 3)} for name, cost in costs.items()}
 
 
-def _clean_row(outcome: ImageOutcome) -> dict[str, Any]:
+def clean_row(outcome: ImageOutcome) -> dict[str, Any]:
+    """An image's row in the cell of the clean accuracy, without model, data set and norm."""
     right = outcome.clean_prediction == outcome.label
     return {
         "index": outcome.index,
@@ -225,7 +233,8 @@ def _clean_row(outcome: ImageOutcome) -> dict[str, Any]:
     }
 
 
-def _attack_rows(outcome: ImageOutcome, recipe: Recipe, plan: BenchPlan) -> Iterator[dict[str, Any]]:
+def attack_rows(outcome: ImageOutcome, recipe: Recipe, plan: BenchPlan) -> Iterator[dict[str, Any]]:
+    """An image's rows in the cells of an attack, one for each radius, without model, data set and norm."""
     unit = PIXEL if plan.norm == "linf" else 1
     for radius, level in zip(plan.eps, outcome.levels, strict=True):
         yield {

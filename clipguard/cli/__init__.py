@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 
 from clipguard import __version__
-from clipguard.cli import bench, listing
+from clipguard.cli import attack, bench, listing
 from clipguard.errors import ClipguardError
 
 INTERRUPTED = 130
@@ -23,6 +23,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 app.command("bench", epilog=bench.EXAMPLES)(bench.bench)
+app.command("attack", epilog=attack.EXAMPLES)(attack.attack)
 app.command("list", epilog=listing.EXAMPLES)(listing.show)
 
 

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import logging
-import re
-from datetime import datetime
 from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -12,7 +10,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from clipguard.benchmark.plan import DEFAULT_ATTACK, DEFAULT_EPS, ENGINES, RESOLUTIONS
-from clipguard.errors import ClipguardError
+from clipguard.cli import options
+from clipguard.cli.options import default_folder, parse_n_samples, split_attacks
 
 if TYPE_CHECKING:
     from clipguard.benchmark.results import BenchResult, OutputFolder
@@ -66,11 +65,8 @@ def bench(
             "Default: all embedded sets.",
         ),
     ] = None,
-    eps: Annotated[
-        list[str] | None,
-        typer.Option("--eps", help="Budgets: 1,4,8 in units of 1/255 for linf, 0.25,0.5,1 plain for l2."),
-    ] = None,
-    norm: Annotated[str, typer.Option(help="linf or l2.")] = "linf",
+    eps: options.Eps = None,
+    norm: options.Norm = "linf",
     attack: Annotated[
         list[str] | None,
         typer.Option(
@@ -80,22 +76,15 @@ def bench(
     n_samples: Annotated[
         str, typer.Option("--n-samples", "-n", help="Images a data set: a seeded, class-stratified subset, or all.")
     ] = "200",
-    seed: Annotated[int, typer.Option(help="Of the subset and of every attack.")] = 0,
-    batch_size: Annotated[int, typer.Option("--batch-size", help="Images in flight; halved if memory runs out.")] = 64,
-    templates: Annotated[
-        str, typer.Option(help="single, ensemble, or a file with one prompt a line, {} for the class.")
-    ] = "ensemble",
-    split: Annotated[str | None, typer.Option(help="Default: test, else validation, else the only one.")] = None,
+    seed: options.Seed = 0,
+    batch_size: options.BatchSize = 64,
+    templates: options.Templates = "ensemble",
+    split: options.Split = None,
     classes: Annotated[Path | None, typer.Option(help="File with one class name a line, or a JSON list.")] = None,
-    image_column: Annotated[str | None, typer.Option("--image-column", help="If it cannot be told.")] = None,
-    label_column: Annotated[str | None, typer.Option("--label-column", help="If it cannot be told.")] = None,
-    resolution: Annotated[
-        str,
-        typer.Option(
-            help="model: perturb the resized image; native: perturb the original pixels, resize in the model."
-        ),
-    ] = RESOLUTIONS[0],
-    quantize: Annotated[bool, typer.Option("--quantize", help="Adversarial images must be 8-bit images.")] = False,
+    image_column: options.ImageColumn = None,
+    label_column: options.LabelColumn = None,
+    resolution: options.Resolution = RESOLUTIONS[0],
+    quantize: options.Quantize = False,
     eps_mode: Annotated[
         EpsMode,
         typer.Option(
@@ -107,7 +96,7 @@ def bench(
     engine: Annotated[
         str, typer.Option(help="clipguard, or reference: the same attacks through the AutoAttack library.")
     ] = ENGINES[0],
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, mps.")] = "auto",
+    device: options.Device = "auto",
     out: Annotated[
         Path | None, typer.Option("--out", "-o", help="New folder for the files. Default: runs/TIME-NAME.")
     ] = None,
@@ -170,25 +159,3 @@ def _deliver(result: BenchResult, folder: OutputFolder, output_format: Format) -
         typer.echo(markdown, nl=False)
     state = "" if result.run["complete"] else " (interrupted: finished cells only)"
     log.info("Written to %s in %.0f s%s", folder.path, result.run["wall_seconds"], state)
-
-
-def split_attacks(values: list[str]) -> list[str]:
-    """Split at commas outside parentheses: `pgd-10,apgd-ce(iterations=50,restarts=2)` is two attacks."""
-    return [part.strip() for value in values for part in re.split(r",(?![^(]*\))", value) if part.strip()]
-
-
-def parse_n_samples(text: str) -> int | None:
-    """A number, or None for "all"."""
-    if text == "all":
-        return None
-    if not text.isdigit() or int(text) < 1:
-        raise ClipguardError(f"--n-samples {text!r} must be a whole number of at least 1, or all.")
-    return int(text)
-
-
-def default_folder(name: str) -> Path:
-    """`runs/20260102-030405-tiny`, made unique."""
-    slug = re.sub(r"[^A-Za-z0-9._-]+", "-", name).strip("-.")[-60:]
-    stem = f"{datetime.now():%Y%m%d-%H%M%S}-{slug or 'bench'}"
-    candidates = (Path("runs") / (stem if i == 0 else f"{stem}-{i}") for i in range(1000))
-    return next(path for path in candidates if not path.exists())

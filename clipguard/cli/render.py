@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from clipguard.benchmark.adversarial import PREDICTED, AdversarialImage, AdversarialResult, Opinion
 from clipguard.benchmark.results import BenchResult
 from clipguard.benchmark.tables import AVERAGE, caption, columns, heading, interval, rows
 
@@ -33,3 +37,58 @@ def print_table(result: BenchResult) -> None:
         head = [Text(row.model), Text(row.dataset)] if len(models) > 1 else [Text(row.dataset)]
         table.add_row(*head, str(row.n), *values, style=style, end_section=row.dataset == AVERAGE)
     Console().print(table)
+
+
+def print_images(result: AdversarialResult) -> None:
+    """A line for each image of `clipguard attack`, and the counts, on stdout."""
+    unit = "/255" if result.run["norm"] == "linf" else ""
+    table = Table(box=SIMPLE_HEAD, padding=(0, 1), pad_edge=False)
+    table.add_column("#", justify="right", no_wrap=True)
+    for column in ("label", "clean", "adversarial", "broken by"):
+        table.add_column(column)
+    table.add_column("distance", justify="right", no_wrap=True)
+    table.add_column("as PNG", no_wrap=True)
+    for image in result.images:
+        label, broken_by = result.class_names[image.label], image.row["broken_by"] or "–"
+        before, after = (_opinion(o, image.label, result.class_names) for o in (image.before, image.after))
+        after = Text("not attacked", style="dim") if image.row["broken_by"] == "clean" else after
+        distance = f"{image.row['distance']:.3g}{unit}" if image.broken else "–"
+        table.add_row(str(image.index), Text(label), before, after, Text(broken_by), distance, _as_png(image))
+    console = Console()
+    console.print(table)
+    for line in _summary(result):
+        console.print(Text(line))
+
+
+def _opinion(opinion: Opinion, label: int, names: list[str]) -> Text:
+    right = opinion.prediction == label
+    text = Text(f"{'✓' if right else '✗'} {names[opinion.prediction]} ", style="green" if right else "red")
+    return text.append(f"{100 * opinion.confidence:.0f}%", style="dim")
+
+
+def _as_png(image: AdversarialImage) -> str:
+    if image.broken:
+        return "undone" if image.robust_as_png else "broken"
+    return "broken" if image.row["robust"] and not image.robust_as_png else "–"
+
+
+def _summary(result: AdversarialResult) -> Iterator[str]:
+    """What happened, in a line or a few."""
+    run, counts = result.run, result.summary()
+    (attack,), eps = run["attacks"], run["eps"][0]
+    budget = f"{run['norm']} eps {eps:g}{'/255' if run['norm'] == 'linf' else ''}"
+    images = "1 image" if counts["n"] == 1 else f"{counts['n']} images"
+    yield (
+        f"{images}: {counts['clean_correct']} right when clean; {attack} at {budget} broke {counts['broken']} "
+        f"of them, {counts['robust']} held."
+    )
+    if run["labels"] == PREDICTED:
+        yield "Labels are the model's own clean predictions (no --label was given)."
+    if counts["broken"]:
+        cure = "; --quantize finds attacks that survive it" if counts["undone_by_png"] else ""
+        yield f"As 8-bit PNG: rounding undoes {counts['undone_by_png']} of {counts['broken']} attacks{cure}."
+    if counts["png_outside_ball"]:
+        yield (
+            f"As 8-bit PNG: rounding carries {counts['png_outside_ball']} of {images} out of the eps ball; "
+            "--quantize keeps them inside."
+        )

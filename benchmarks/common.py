@@ -1,0 +1,78 @@
+"""What the studies share: cells of real models and images, and result files that say where they come from."""
+
+from __future__ import annotations
+
+import json
+import platform
+from dataclasses import dataclass
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+import clipguard
+from clipguard.attacks.engine import Engine, EngineOptions, Example, ImageOutcome
+from clipguard.attacks.evaluator import Cost
+from clipguard.attacks.recipes import parse_recipe
+from clipguard.attacks.reference import ReferenceEngine
+from clipguard.attacks.threat import ThreatModel
+from clipguard.benchmark.provenance import versions
+
+RESULTS = Path(__file__).parent / "results"
+ENGINES = {"clipguard": Engine, "reference": ReferenceEngine}
+
+
+@dataclass
+class Cell:
+    """A classifier and the images it is attacked on."""
+
+    name: str
+    classifier: nn.Module
+    examples: list[Example]
+
+
+def load_cell(model: str, dataset: str, n: int | None, seed: int = 0) -> Cell:
+    """The images `clipguard bench` would take, in memory."""
+    data = clipguard.load_dataset(dataset)
+    loaded = clipguard.load_model(model)
+    preprocess = loaded.preprocess()
+    examples = [Example(i, preprocess(data.image(i)), int(data.labels[i])) for i in data.subset(n, seed).tolist()]
+    return Cell(dataset, loaded.classifier(data.class_names, data.templates), examples)
+
+
+def attack(
+    cell: Cell, engine: str, attack: str, radii: list[float], norm: str, **options: Any
+) -> tuple[dict[int, ImageOutcome], dict[str, Cost]]:
+    """Outcomes by index, and costs, of one engine on a cell."""
+    options = {"batch_size": 64} | options
+    runner = ENGINES[engine](cell.classifier, parse_recipe(attack), ThreatModel(norm), radii, EngineOptions(**options))
+    return {o.index: o for o in runner.run(cell.examples)}, dict(runner.costs)
+
+
+def passes(costs: dict[str, Cost]) -> dict[str, Any]:
+    """Totals of a run, and forward and backward passes of each attack, in images."""
+    return {
+        "forward": sum(c.forward for c in costs.values()),
+        "backward": sum(c.backward for c in costs.values()),
+        "by_attack": {name: [c.forward, c.backward] for name, c in costs.items()},
+    }
+
+
+def provenance() -> dict[str, Any]:
+    """Versions, machine and time, for a result file."""
+    return {
+        "date": datetime.now(timezone.utc).date().isoformat(),
+        "versions": versions(),
+        "processor": platform.processor() or platform.machine(),
+        "threads": torch.get_num_threads(),
+    }
+
+
+def save(name: str, content: Any) -> None:
+    """Write `results/<name>.json`, complete or not at all."""
+    RESULTS.mkdir(exist_ok=True)
+    part = RESULTS / f".{name}.part"
+    part.write_text(json.dumps(content, indent=1) + "\n")
+    part.replace(RESULTS / f"{name}.json")

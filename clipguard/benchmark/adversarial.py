@@ -1,0 +1,148 @@
+"""What `clipguard attack` finds: adversarial images, exact and as 8-bit PNG, and what the model says of them."""
+
+from __future__ import annotations
+
+import io
+import json
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import pandas as pd
+import torch
+from PIL import Image
+from safetensors.torch import save
+from torch import Tensor
+
+from clipguard.benchmark.plan import PIXEL
+from clipguard.benchmark.results import SCHEMA, Cell, parquet_bytes, sample_frame
+
+PREDICTED = "predicted"  # `run["labels"]` of image files without labels
+
+
+@dataclass(frozen=True)
+class Opinion:
+    """What the model says of a picture: the class, and its softmax share."""
+
+    prediction: int
+    confidence: float
+
+
+@dataclass(frozen=True)
+class AdversarialImage:
+    """One image before and after, (3, H, W) float32 in [0,1], and the model's opinion of it.
+
+    `row` is its line of `samples.parquet`. `png` is about the adversarial image rounded to 8 bits, and `png_in_ball`
+    tells whether that is still within eps of the clean one.
+    """
+
+    row: dict[str, Any]
+    clean: Tensor
+    x_adv: Tensor
+    png_in_ball: bool
+    before: Opinion
+    after: Opinion
+    png: Opinion
+
+    @property
+    def index(self) -> int:
+        """Its row in the data set, or its position among the files."""
+        return int(self.row["index"])
+
+    @property
+    def label(self) -> int:
+        """The number of its class."""
+        return int(self.row["label"])
+
+    @property
+    def broken(self) -> bool:
+        """Right when clean, and an attack changed that."""
+        return self.row["broken_by"] not in (None, "clean")
+
+    @property
+    def robust_as_png(self) -> bool:
+        """Whether the rounded adversarial image is classified correctly."""
+        return self.png.prediction == self.label
+
+
+@dataclass
+class AdversarialResult:
+    """Provenance (`run`), summaries (`cells`: clean, then attacked), and the images in the order of their indices."""
+
+    run: dict[str, Any]
+    class_names: list[str]
+    cells: list[Cell]
+    images: list[AdversarialImage]
+
+    def summary(self) -> dict[str, int]:
+        """Counts of images. `undone_by_png`: broken, but right again once rounded to 8 bits."""
+        broken = [image for image in self.images if image.broken]
+        return {
+            "n": len(self.images),
+            "clean_correct": self.cells[0].correct,
+            "broken": len(broken),
+            "robust": self.cells[1].correct,
+            "undone_by_png": sum(image.robust_as_png for image in broken),
+            "png_outside_ball": sum(not image.png_in_ball for image in self.images),
+        }
+
+    def samples(self) -> pd.DataFrame:
+        """One row an image: the columns of bench's `samples.parquet`, and `robust_as_png`."""
+        frame = sample_frame([image.row for image in self.images])
+        return frame.assign(robust_as_png=[image.robust_as_png for image in self.images])
+
+    def to_json(self) -> str:
+        """`run.json`, which is strict JSON: no NaN."""
+        content = {
+            "schema": SCHEMA,
+            "run": self.run,
+            "cells": [asdict(cell) for cell in self.cells],
+            "summary": self.summary(),
+            "images": [self._describe(image) for image in self.images],
+        }
+        return json.dumps(content, indent=2, allow_nan=False)
+
+    def _describe(self, image: AdversarialImage) -> dict[str, Any]:
+        opinions = {"clean": image.before, "adversarial": image.after, "png": image.png}
+        said = {k: {"class": self.class_names[o.prediction], "confidence": o.confidence} for k, o in opinions.items()}
+        found = {key: image.row[key] for key in ("robust", "broken_by", "distance", "margin")}
+        rounded = {"robust_as_png": image.robust_as_png, "png_in_ball": image.png_in_ball}
+        return {"index": image.index, "label": self.class_names[image.label], **said, **found, **rounded}
+
+    def tensors(self) -> dict[str, Tensor]:
+        """The content of `adversarial.safetensors`: `x_adv` and `clean`, `indices` and `labels` (N,) int64.
+
+        Images are (N, 3, H, W) float32; where sizes differ, one tensor each, `x_adv.<index>` and `clean.<index>`.
+        """
+        numbers = {"indices": [i.index for i in self.images], "labels": [i.label for i in self.images]}
+        out = {name: torch.tensor(values) for name, values in numbers.items()}
+        for name, images in (("x_adv", [i.x_adv for i in self.images]), ("clean", [i.clean for i in self.images])):
+            if len({image.shape for image in images}) == 1:
+                out[name] = torch.stack(images)
+            else:
+                pairs = zip(numbers["indices"], images, strict=True)
+                out |= {f"{name}.{index}": image.contiguous() for index, image in pairs}
+        return out
+
+    def files(self, grid: bytes) -> dict[str, bytes]:
+        """Every file by name, given the picture; `run.json` comes last, so where it is, the others are complete."""
+        files = {
+            "adversarial.safetensors": save(self.tensors()),
+            "samples.parquet": parquet_bytes(self.samples()),
+        }
+        for image in self.images:
+            files[f"png/{image.index}-clean.png"] = png_bytes(image.clean)
+            files[f"png/{image.index}-adversarial.png"] = png_bytes(image.x_adv)
+        return files | {"grid.png": grid, "run.json": (self.to_json() + "\n").encode()}
+
+
+def rounded(image: Tensor) -> Tensor:
+    """The nearest 8-bit image: every value k/255, exactly as a PNG file of it reads back."""
+    return (image * PIXEL).round().div(PIXEL)
+
+
+def png_bytes(image: Tensor) -> bytes:
+    """An image (3, H, W) in [0,1] as a PNG file."""
+    pixels = (image * PIXEL).round().to(torch.uint8).permute(1, 2, 0).numpy()
+    content = io.BytesIO()
+    Image.fromarray(pixels).save(content, "PNG")
+    return content.getvalue()

@@ -1,0 +1,89 @@
+"""Image files named one by one, as a data set: classes come with them, labels perhaps."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import pandas as pd
+
+from clipguard.data import ZeroShotDataset
+from clipguard.data.images import EncodedImage, FileImages, decode_rgb, reason
+from clipguard.data.labels import GivenNames, settle_labels
+from clipguard.data.templates import PHOTO, resolve_templates
+from clipguard.data.textfile import read_class_names
+from clipguard.errors import DatasetError, did_you_mean
+
+
+@dataclass(frozen=True)
+class ImageFiles:
+    """Images by path (their position is their index), class names, and labels: none, one for all, or one each."""
+
+    paths: tuple[Path, ...]
+    class_names: tuple[str, ...]
+    labels: tuple[str, ...] = ()
+
+    @property
+    def name(self) -> str:
+        """What the data set is called in the results."""
+        return str(self.paths[0]) if len(self.paths) == 1 else f"{len(self.paths)} images"
+
+    def open(self, templates: str) -> ZeroShotDataset:
+        """The data set, every image decoded once; without labels, all are 0 until the model has named them.
+
+        Raises DatasetError for a file that is no image, unusable class names, and labels that are no class.
+        """
+        for path in self.paths:
+            _check_image(path)
+        names, numbers = GivenNames(list(self.class_names), "--classes"), self._label_numbers()
+        try:
+            labels, class_names = settle_labels(pd.Series(numbers), None, names)
+        except DatasetError as error:
+            raise DatasetError(f"--classes: {error}.") from None
+        return ZeroShotDataset(
+            name=self.name,
+            source=", ".join(str(path.absolute()) for path in self.paths),
+            split="all",
+            class_names=class_names,
+            templates=resolve_templates(templates, PHOTO),
+            labels=labels,
+            images=FileImages([str(path) for path in self.paths]),
+        )
+
+    def _label_numbers(self) -> list[int]:
+        n = len(self.paths)
+        if len(self.labels) not in (0, 1, n):
+            raise DatasetError(f"{len(self.labels)} labels for {n} images; give --label once, or once for each image.")
+        for label in self.labels:
+            if label not in self.class_names:
+                hint = did_you_mean(label, self.class_names) or f" They are {_listed(self.class_names)}."
+                raise DatasetError(f"--label {label!r} is not one of --classes.{hint}")
+        numbers = [self.class_names.index(label) for label in self.labels] or [0]
+        return numbers if len(numbers) == n else numbers * n
+
+
+def parse_classes(text: str) -> tuple[str, ...]:
+    """Class names from a comma-separated list, or from a file of them (one a line, or a JSON list)."""
+    path = Path(text).expanduser()
+    if "," not in text or path.is_file():
+        if not path.is_file():
+            raise DatasetError(f"--classes {text!r} is neither a file nor several names; write cat,dog,bird.")
+        return tuple(read_class_names(path))
+    return tuple(name.strip() for name in text.split(","))
+
+
+def _listed(names: tuple[str, ...]) -> str:
+    return ", ".join(names[:8]) + (" ..." if len(names) > 8 else "")
+
+
+def _check_image(path: Path) -> None:
+    if path.is_dir():
+        raise DatasetError(f"{path} is a folder; attack a folder of images with --dataset {path}.")
+    if not path.is_file():
+        raise DatasetError(f"{path}: no such image file. Check the path; a data set is named with --dataset.")
+    try:
+        decode_rgb(EncodedImage(None, str(path)))
+    except Exception as error:  # PIL reports a broken file with a dozen types
+        raise DatasetError(
+            f"{path} cannot be read as an image: {reason(error)}. Give a PNG, JPEG or the like."
+        ) from error

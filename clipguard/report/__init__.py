@@ -1,0 +1,1 @@
+"""Pictures and pages made from results; they know nothing of models and attacks."""

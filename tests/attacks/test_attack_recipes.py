@@ -1,0 +1,116 @@
+"""Attack names: every form that is documented, and every mistake with its message."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from clipguard.attacks.apgd import APGD, APGDDLR, APGDTargeted
+from clipguard.attacks.fab import FABTargeted
+from clipguard.attacks.pgd import CW, FGSM, PGD
+from clipguard.attacks.recipes import ATTACKS, DESCRIPTIONS, SUITES, parse_recipe, stage_name
+from clipguard.attacks.rows import Attack
+from clipguard.attacks.square import Square
+from clipguard.errors import AttackError
+
+
+@pytest.mark.parametrize(
+    ("text", "stages"),
+    [
+        ("none", ()),
+        ("fgsm", (FGSM(),)),
+        ("pgd-10", (PGD(iterations=10),)),
+        ("pgd(iterations=10)", (PGD(iterations=10),)),
+        ("pgd-100(restarts=2, step_size=0.1, random_start=false)", (PGD(100, 2, 0.1, False),)),
+        ("pgd-10(step-size=1)", (PGD(10, step_size=1),)),
+        ("cw-20", (CW(iterations=20),)),
+        ("apgd-ce", (APGD(),)),
+        ("apgd-ce(iterations=50,restarts=2)", (APGD(iterations=50, restarts=2),)),
+        ("apgd-dlr()", (APGDDLR(),)),
+        ("apgd-t(targets=3)", (APGDTargeted(targets=3),)),
+        ("fab-t", (FABTargeted(),)),
+        ("square(queries=300)", (Square(queries=300),)),
+        ("autoattack-fast", (APGD(), APGDTargeted())),
+        ("autoattack", (APGD(), APGDTargeted(), FABTargeted(), Square())),
+        ("  PGD-10 ( Restarts = 2 ) ", (PGD(iterations=10, restarts=2),)),
+    ],
+)
+def test_documented_forms(text: str, stages: tuple[Attack, ...]) -> None:
+    recipe = parse_recipe(text)
+    assert recipe.stages == stages
+    assert recipe.eot == 1
+    assert recipe.name == text.strip()
+
+
+def test_eot_belongs_to_the_recipe() -> None:
+    assert parse_recipe("autoattack(eot=4)").eot == 4
+    recipe = parse_recipe("pgd-3(eot=20,restarts=2)")
+    assert recipe.eot == 20
+    assert recipe.stages == (PGD(3, 2),)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("", "not of the form"),
+        ("10-pgd", "not of the form"),
+        ("pgd-10(restarts=2", "not of the form"),
+        ("pgd", r"needs a step count: pgd-10"),
+        ("cw(restarts=2)", r"needs a step count: cw-10"),
+        ("pgd-10(iterations=20)", "step count twice"),
+        ("pgd-0", "iterations must be a whole number of at least 1"),
+        ("apgd", r"Unknown attack 'apgd'\. Did you mean '.*apgd-.*'\? `clipguard list attacks`"),
+        ("autoatack", r"Did you mean 'autoattack'"),
+        ("zzz", r"Unknown attack 'zzz'\. `clipguard list attacks`"),
+        ("apgd-ce-50", "Unknown attack"),
+        ("autoattack-10", "Unknown attack"),
+        ("autoattack(restarts=2)", r"Suite 'autoattack' has no option 'restarts'"),
+        ("apgd-ce(steps=3)", r"has no option 'steps'; it has iterations, restarts\."),
+        ("apgd-ce(targets=3)", r"has no option 'targets'"),
+        ("square(iterations=3)", r"has no option 'iterations'; it has queries, restarts\."),
+        ("apgd-ce(restarts)", r"cannot read 'restarts'; write option=value"),
+        ("apgd-ce(restarts=two)", "cannot read 'restarts=two'"),
+        ("apgd-ce(restarts=)", "cannot read"),
+        ("apgd-ce(restarts=__import__)", "cannot read"),
+        ("apgd-ce(restarts=0)", "restarts must be a whole number of at least 1"),
+        ("apgd-ce(restarts=1.5)", "restarts must be a whole number"),
+        ("apgd-ce(restarts=true)", "restarts must be a whole number"),
+        ("apgd-ce(eot=0)", "eot must be a whole number"),
+        ("pgd-10(step_size=0)", "step_size is a fraction of eps, above 0 and at most 2"),
+        ("pgd-10(step_size=3)", "step_size"),
+        ("pgd-10(step_size=true)", "step_size"),
+        ("pgd-10(random_start=1)", "random_start must be true or false"),
+    ],
+)
+def test_mistakes(text: str, message: str) -> None:
+    with pytest.raises(AttackError, match=message):
+        parse_recipe(text)
+
+
+def test_parameters_are_complete_and_plain() -> None:
+    parameters = parse_recipe("autoattack").parameters()
+    assert json.loads(json.dumps(parameters)) == {
+        "name": "autoattack",
+        "eot": 1,
+        "stages": [
+            {"attack": "apgd-ce", "iterations": 100, "restarts": 1},
+            {"attack": "apgd-t", "iterations": 100, "restarts": 1, "targets": 9},
+            {"attack": "fab-t", "iterations": 100, "restarts": 1, "targets": 9},
+            {"attack": "square", "queries": 5000, "restarts": 1},
+        ],
+    }
+    assert parse_recipe("pgd-7").parameters()["stages"][0]["attack"] == "pgd-7"
+
+
+def test_everything_is_described() -> None:
+    names = {stage_name(kind()) for kind in ATTACKS.values()} | set(SUITES)
+    assert {name.replace("-10", "-K") for name in names} == set(DESCRIPTIONS)
+    assert all(parse_recipe(name) for name in names)
+
+
+def test_runs_an_image() -> None:
+    assert APGDTargeted(restarts=2).runs(1000) == 18
+    assert APGDTargeted().runs(4) == 3
+    assert FABTargeted().runs(2) == 1
+    assert APGD(restarts=3).runs(10) == 3
