@@ -68,6 +68,7 @@ class FGSM(PGD):
     """Fast gradient sign method (Goodfellow et al. 2015): one step of size eps from the clean image."""
 
     name: ClassVar[str] = "fgsm"
+    fixed: ClassVar[tuple[str, ...]] = ("iterations", "restarts", "step_size", "random_start")
     iterations: int = 1
     step_size: float | None = 1.0
     random_start: bool = False

@@ -65,8 +65,8 @@ def stage_name(stage: Attack) -> str:
 
 
 def options(stage: Attack) -> dict[str, Any]:
-    """The options of an attack and their values; an untargeted attack has no option `targets`."""
-    hidden = {"loss"} if stage.targets else {"loss", "targets"}
+    """The options of an attack and their values; what makes it the attack it is, is none."""
+    hidden = {"loss", *stage.fixed, *(() if stage.targets else ("targets",))}
     return {f.name: getattr(stage, f.name) for f in fields(stage) if f.name not in hidden}  # type: ignore[arg-type]
 
 

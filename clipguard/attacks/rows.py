@@ -74,6 +74,7 @@ class Attack(ABC):
     """One attack of a recipe. An instance is immutable; all that changes lives in `Rows`."""
 
     name: ClassVar[str]
+    fixed: ClassVar[tuple[str, ...]] = ()  # parameters of the implementation that are no options
     loss: Loss
     iterations: int
     restarts: int = 1

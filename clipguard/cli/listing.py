@@ -36,8 +36,8 @@ def _attacks() -> None:
         typer.echo(f"{name:<16} {description}")
     typer.echo("\nOptions, as in --attack 'apgd-ce(iterations=50,restarts=2)', and their defaults:")
     for name, kind in ATTACKS.items():
-        defaults = ", ".join(f"{k}={v}" for k, v in options(kind()).items())
-        typer.echo(f"{name + '-K' if name in STEPPED else name:<16} {defaults}")
+        defaults = ", ".join(f"{k}={v}" for k, v in options(kind()).items() if name not in STEPPED or k != "iterations")
+        typer.echo(f"{name + '-K' if name in STEPPED else name:<16} {defaults or 'none'}")
     typer.echo("every attack     eot=1: forward passes averaged an evaluation, for randomised models")
 
 

@@ -31,11 +31,11 @@ SHORT = {
     "fgsm": "fgsm",
     "pgd": "pgd-5(restarts=2)",
     "cw": "cw-5",
-    "apgd-ce": "apgd-ce(iterations=12,restarts=2)",
+    "apgd-ce": "apgd-ce(iterations=9,restarts=2)",
     "apgd-dlr": "apgd-dlr(iterations=12)",
-    "apgd-t": "apgd-t(iterations=8,targets=3)",
-    "fab-t": "fab-t(iterations=8,targets=2,restarts=2)",
-    "square": "square(queries=40)",
+    "apgd-t": "apgd-t(iterations=6,targets=3)",
+    "fab-t": "fab-t(iterations=5,targets=2,restarts=2)",
+    "square": "square(queries=30)",
 }
 RADII: dict[Norm, list[float]] = {"linf": [1 / 255, 3 / 255, 6 / 255], "l2": [0.05, 0.15, 0.3]}
 
@@ -58,7 +58,7 @@ def compare(first: list[ImageOutcome], second: list[ImageOutcome]) -> None:
 @pytest.mark.parametrize("attack", list(SHORT.values()), ids=list(SHORT))
 def test_an_outcome_does_not_depend_on_the_batch(attack: str, norm: Norm) -> None:
     model, radii = precise(), RADII[norm]
-    examples = labelled(model, uniform(12, 3, 8, 8))
+    examples = labelled(model, uniform(10, 3, 8, 8))
     crowd = run(model, examples, attack, radii, norm, batch_size=64)
     flags = {flag for level in range(3) for flag in robust(crowd, level)}
     assert flags == {True, False}
