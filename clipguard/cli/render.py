@@ -14,6 +14,11 @@ from clipguard.benchmark.results import BenchResult
 from clipguard.benchmark.tables import AVERAGE, caption, columns, heading, interval, rows
 
 
+def short(name: str, width: int = 28) -> str:
+    """The end of a long name, where paths differ: `…/models/lite0`."""
+    return name if len(name) <= width else f"…{name[1 - width :]}"
+
+
 def print_table(result: BenchResult) -> None:
     """The table of a run on stdout: accuracy in percent over its interval."""
     cells = result.cells
@@ -23,7 +28,7 @@ def print_table(result: BenchResult) -> None:
     table = Table(caption=caption(result), caption_justify="left")
     if len(models) > 1:
         table.add_column("model")
-    table.add_column("data set" if len(models) > 1 else f"{models[0]} on")
+    table.add_column("data set" if len(models) > 1 else f"{short(models[0])} on")
     table.add_column("n", justify="right")
     for column in table_columns:
         table.add_column(heading(column, cells[0].norm, attacks), justify="right")
@@ -34,7 +39,7 @@ def print_table(result: BenchResult) -> None:
             text = Text("–" if accuracy is None else f"{100 * accuracy:.1f}", style="bold")
             values.append(text.append(f"\n{interval(cell)}", style="not bold dim") if cell else text)
         style = "italic" if row.dataset == AVERAGE else ""
-        head = [Text(row.model), Text(row.dataset)] if len(models) > 1 else [Text(row.dataset)]
+        head = [Text(short(n)) for n in ([row.model, row.dataset] if len(models) > 1 else [row.dataset])]
         table.add_row(*head, str(row.n), *values, style=style, end_section=row.dataset == AVERAGE)
     Console().print(table)
 
