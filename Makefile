@@ -31,7 +31,7 @@ help: ## show this list
 	@echo '  PYTHON=python3.12    the Python to make $(VENV) with (3.10 or newer)'
 
 bench: $(INSTALLED) ## set up, then benchmark the embedded model: robust accuracy on the embedded data sets
-	$(BIN)/clipguard bench --n-samples 30 $(ARGS)
+	$(BIN)/clipguard bench --n-samples 20 $(ARGS)
 
 test: $(INSTALLED_DEV) ## set up, then run the tests
 	$(BIN)/python -m pytest $(ARGS)
