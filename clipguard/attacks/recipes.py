@@ -55,7 +55,9 @@ class Recipe:
 
     def parameters(self) -> dict[str, Any]:
         """Every parameter of every stage, as plain JSON types."""
-        stages = [{"attack": stage_name(s), **options(s)} for s in self.stages]
+        stages = [
+            {"attack": stage_name(s), **{name: getattr(s, name) for name in s.fixed}, **options(s)} for s in self.stages
+        ]
         return {"name": self.name, "eot": self.eot, "stages": stages}
 
 

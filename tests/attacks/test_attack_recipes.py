@@ -114,3 +114,10 @@ def test_runs_an_image() -> None:
     assert APGDTargeted().runs(4) == 3
     assert FABTargeted().runs(2) == 1
     assert APGD(restarts=3).runs(10) == 3
+
+
+def test_fgsm_has_no_options_but_all_its_parameters_are_stored() -> None:
+    with pytest.raises(AttackError, match="iterations"):
+        parse_recipe("fgsm(iterations=5)")
+    (stage,) = parse_recipe("fgsm").parameters()["stages"]
+    assert stage == {"attack": "fgsm", "iterations": 1, "restarts": 1, "step_size": 1.0, "random_start": False}
