@@ -17,8 +17,8 @@ from common import RESULTS, Cell, attack, load_cell, passes, provenance, save
 from clipguard.data import list_datasets
 
 # Radii where a good part of the images survives: {model: {norm: eps}}, pixel units.
-EPS = {"tiny": {"linf": 2 / 255, "l2": 0.15}, "robust": {"linf": 8 / 255, "l2": 0.5}}
-COMPARISONS = {"apgd-ce": 600, "apgd-dlr": 600, "apgd-t": 600, "fab-t": 200, "square": 200, "autoattack": 200}
+EPS = {"tiny": {"linf": 3 / 255, "l2": 0.6}, "robust": {"linf": 8 / 255, "l2": 1.5}}
+COMPARISONS = {"apgd-ce": 520, "apgd-dlr": 520, "apgd-t": 520, "fab-t": 200, "square": 200, "autoattack": 200}
 
 
 def compare(cells: list[Cell], name: str, norm: str, eps: float) -> dict[str, Any]:

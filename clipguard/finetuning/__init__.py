@@ -1,0 +1,1 @@
+"""Makes a checkpoint robust: methods (one file each) and the trainer that runs them all."""

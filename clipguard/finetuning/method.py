@@ -1,0 +1,83 @@
+"""What a fine-tuning method is: an objective for the training attack, and loss terms; nothing of loop or disk."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+Need = Literal["labels", "adversarial", "clean", "original_clean", "original_adversarial"]
+TextMode = Literal["frozen", "head", "encoder", "free", "laat"]
+
+
+@dataclass(frozen=True)
+class Batch:
+    """What a method may look at. Embeddings are not normalised; those that it does not need are None.
+
+    labels: (B,) int64, or None for data without labels.
+    text, original_text: (C, D) unit rows, tuned and as the model came; `text` carries gradients in `terms` if the
+        method tunes it, and is detached for the training attack.
+    logit_scale: the factor on cosines, exp already taken (100 for CLIP); fixed.
+    adversarial, clean: (B, D) of the tuned image tower, with gradients; under the training attack, `adversarial` is
+        None and `clean` is detached.
+    original_clean, original_adversarial: (B, D) of the frozen copy of the image tower as it came.
+    """
+
+    text: Tensor
+    original_text: Tensor
+    logit_scale: float
+    labels: Tensor | None = None
+    adversarial: Tensor | None = None
+    clean: Tensor | None = None
+    original_clean: Tensor | None = None
+    original_adversarial: Tensor | None = None
+
+    def logits(self, embeddings: Tensor) -> Tensor:
+        """(B, C) scaled cosines with the tuned text."""
+        return self.logit_scale * F.normalize(embeddings, dim=-1) @ self.text.T
+
+
+@dataclass(frozen=True)
+class Method(ABC):
+    """One way to fine-tune. A subclass is a frozen dataclass whose fields are its options, with their defaults.
+
+    `progress` runs from 0 at the first step to 1 at the end, for methods that train in phases.
+    """
+
+    name: ClassVar[str]
+    summary: ClassVar[str]  # one line, with the paper
+    # Trainer settings of the paper and of its published code, by `--preset` name: fields of `FinetuneConfig`.
+    presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {}
+
+    def text_mode(self) -> TextMode:
+        """How the class texts are tuned."""
+        return "frozen"
+
+    @abstractmethod
+    def needs(self, progress: float) -> frozenset[Need]:
+        """Which parts of the batch `terms` and `attack_objective` read at this point; the rest is not computed."""
+
+    @abstractmethod
+    def attack_objective(self, adversarial: Tensor, batch: Batch) -> Tensor:
+        """(B,) what the training attack maximises, from embeddings (B, D) of the perturbed images."""
+
+    @abstractmethod
+    def terms(self, batch: Batch, progress: float) -> dict[str, Tensor]:
+        """The loss terms by name, scalars, each with its weight already on it; the loss is their sum."""
+
+
+def cross_entropy(logits: Tensor, labels: Tensor | None) -> Tensor:
+    """(B,) cross-entropy of each row."""
+    assert labels is not None
+    return F.cross_entropy(logits, labels, reduction="none")
+
+
+def kl_divergence(teacher: Tensor, student: Tensor) -> Tensor:
+    """(B,) KL(softmax(teacher) || softmax(student)) of logits (B, C)."""
+    p, q = torch.log_softmax(teacher, dim=1), torch.log_softmax(student, dim=1)
+    return F.kl_div(q, p, reduction="none", log_target=True).sum(dim=1)
