@@ -22,6 +22,10 @@ class AttackError(ClipguardError):
     """An attack or threat that does not exist, or that cannot be run on this model."""
 
 
+class FinetuneError(ClipguardError):
+    """A fine-tuning method that does not exist, or a training run that cannot be done or did not succeed."""
+
+
 class OutputError(ClipguardError):
     """A place that cannot be written, or that holds something that would be lost."""
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import ast
-import re
 from dataclasses import dataclass, field, fields
 from typing import Any
 
@@ -13,6 +11,7 @@ from clipguard.attacks.pgd import CW, FGSM, PGD
 from clipguard.attacks.rows import Attack
 from clipguard.attacks.square import Square
 from clipguard.errors import AttackError, did_you_mean
+from clipguard.syntax import Value, parse_call
 
 ATTACKS: dict[str, type[Attack]] = {
     "fgsm": FGSM,
@@ -77,13 +76,14 @@ def parse_recipe(text: str) -> Recipe:
 
     Raises AttackError for an unknown name or option, or a value that makes no sense.
     """
-    match = re.fullmatch(r"\s*([a-z][a-z-]*?)(?:-(\d+))?\s*(?:\((.*)\))?\s*", text.strip().lower())
-    if match is None:
-        raise AttackError(f"Attack {text!r} is not of the form NAME, pgd-10 or apgd-ce(iterations=50).")
-    name, steps, inside = match.groups()
-    given = _parse_options(text, inside or "")
+    try:
+        name, given = parse_call(text)
+    except ValueError as error:
+        raise AttackError(f"Attack {text!r}: {error}, as in pgd-10 or apgd-ce(iterations=50).") from None
+    stem, _, steps = name.rpartition("-")
     eot = _positive(text, "eot", given.pop("eot", 1))
-    if steps is not None:
+    if steps.isdigit():
+        name = stem
         if name not in STEPPED:
             raise _unknown(text)
         if "iterations" in given:
@@ -106,20 +106,7 @@ def _unknown(text: str) -> AttackError:
     return AttackError(f"Unknown attack {text!r}.{hint} `clipguard list attacks` shows all.")
 
 
-def _parse_options(text: str, inside: str) -> dict[str, Any]:
-    given: dict[str, Any] = {}
-    for part in filter(None, (p.strip() for p in inside.split(","))):
-        key, equals, value = part.partition("=")
-        try:
-            if not equals:
-                raise ValueError
-            given[key.strip().replace("-", "_")] = ast.literal_eval(value.strip().capitalize())
-        except (ValueError, SyntaxError):
-            raise AttackError(f"Attack {text!r}: cannot read {part!r}; write option=value, as in restarts=2.") from None
-    return given
-
-
-def _build(text: str, kind: type[Attack], given: dict[str, Any]) -> Attack:
+def _build(text: str, kind: type[Attack], given: dict[str, Value]) -> Attack:
     known = options(kind())
     for key, value in given.items():
         if key not in known:
