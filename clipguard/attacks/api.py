@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from clipguard.attacks.engine import Engine
 from clipguard.attacks.evaluator import Cost
 from clipguard.attacks.outcomes import EngineOptions, EpsMode, Example, ImageOutcome
-from clipguard.attacks.recipes import parse_recipe
+from clipguard.attacks.recipe_files import open_recipe
 from clipguard.attacks.threat import NORMS, Norm, ThreatModel
 from clipguard.errors import AttackError
 
@@ -61,7 +61,7 @@ def attack(
     if len(images) == 0 or len(images) != len(labels):
         raise AttackError(f"{len(images)} images and {len(labels)} labels; give as many of both, at least one.")
     options = EngineOptions(batch_size=batch_size, seed=seed, eps_mode=eps_mode, keep_images=True)
-    engine = Engine(model, parse_recipe(attack), ThreatModel(norm, quantize), [eps], options)
+    engine = Engine(model, open_recipe(attack), ThreatModel(norm, quantize), [eps], options)
     examples = (Example(i, images[i], int(labels[i])) for i in range(len(images)))
     with torch.inference_mode(False):  # gradients are needed, whatever the caller's mode
         outcomes = sorted(engine.run(examples), key=lambda o: o.index)

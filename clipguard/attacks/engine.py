@@ -55,7 +55,7 @@ class Engine:
         self.model, self.recipe, self.threat, self.options = model, recipe, threat, options
         self.radii = sorted(radii)
         self.stages: tuple[Attack, ...] = (*recipe.stages, CONFIRMATION)
-        self.evaluator = Evaluator(model, options.batch_size, options.precision, recipe.eot)
+        self.evaluator = Evaluator(model, options.batch_size or 1, options.precision, recipe.eot, options.compile)
         self._pool: dict[Key, list[Rows]] = {}
         self._waiting: deque[Rows] = deque()  # predicted, and at their first radius
         self._cases: dict[int, Case] = {}
@@ -71,6 +71,8 @@ class Engine:
         """Attack all examples. Raises AttackError for bad labels, images outside [0,1] or non-finite outputs."""
         stream = iter(examples)
         with frozen(self.model):
+            if self.options.batch_size is None:
+                stream = self.evaluator.fit_batches(stream)
             while self._admit(stream) or self._pool:
                 for shape in dict.fromkeys(shape for _, shape in self._pool):
                     self._tick(shape)

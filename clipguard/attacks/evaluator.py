@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import itertools
 import logging
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from itertools import accumulate, chain, islice
 
 import torch
 from torch import Tensor, nn
@@ -16,9 +16,12 @@ from torch import Tensor, nn
 from clipguard.attacks.outcomes import Example
 from clipguard.attacks.recipes import stage_name
 from clipguard.attacks.rows import Attack, Rows
-from clipguard.errors import AttackError
+from clipguard.errors import AttackError, first_line
 
 log = logging.getLogger("clipguard")
+CPU_BATCH, LARGEST_BATCH = 64, 1024
+PROBE = 8  # rows of the pass whose memory is measured
+STATE = 24  # image-sized tensors an attack holds for a row at most, its temporaries included
 Objective = Callable[[Tensor, int, int], Tensor]  # logits of rows [start, stop) -> (stop - start,) values
 
 
@@ -35,15 +38,19 @@ class Cost:
 class Evaluator:
     """A model under attack. Only the image ever gets a gradient.
 
-    `precision` is that of the search ("float32" or "bfloat16"); `verify` is always float32. `eot` averages logits
-    and gradients over that many passes, for randomised models.
+    `precision` and `compile` are those of the search; `verify` is always float32 and the model as it is. `eot`
+    averages logits and gradients over that many passes, for randomised models.
     """
 
     model: nn.Module
     batch_size: int
     precision: str = "float32"
     eot: int = 1
+    compile: bool = False
     costs: dict[str, Cost] = field(default_factory=lambda: defaultdict(Cost))
+
+    def __post_init__(self) -> None:
+        self.searched: nn.Module = torch.compile(self.model) if self.compile else self.model  # type: ignore[assignment]
 
     def predict(self, examples: list[Example]) -> tuple[Tensor, Tensor, Tensor]:
         """Clean images (B, C, H, W), labels (B,) and logits (B, classes) of examples of one shape.
@@ -66,6 +73,27 @@ class Evaluator:
                 raise AttackError(f"Labels must lie in {classes}; image {e.index} has {e.label}.")
         return x, labels, logits
 
+    def fit_batches(self, stream: Iterator[Example]) -> Iterator[Example]:
+        """Choose the batch size by the first image of a stream, and give the stream back whole."""
+        examples = list(islice(stream, 1))
+        if examples:
+            self.batch_size = self._fitting_batch_size(examples[0].image)
+        return chain(examples, stream)
+
+    def _fitting_batch_size(self, image: Tensor) -> int:
+        """64 on the CPU, where more gains nothing; on CUDA as many rows as fit in 80 % of the free memory."""
+        if image.device.type != "cuda":
+            return CPU_BATCH
+        self.batch_size = PROBE
+        x = image.float().expand(PROBE, *image.shape).contiguous()
+        before = torch.cuda.memory_allocated(image.device)
+        torch.cuda.reset_peak_memory_stats(image.device)
+        self.gradient(x, lambda logits, _start, _stop: logits[:, 0])
+        peak = torch.cuda.max_memory_allocated(image.device) - before
+        row = peak / PROBE + STATE * 4 * image.numel()
+        rows = int(0.8 * torch.cuda.mem_get_info(image.device)[0] / row)
+        return min(LARGEST_BATCH, 1 << max(0, rows.bit_length() - 1))  # a power of two
+
     def evaluate(
         self, stages: Sequence[Attack], groups: Sequence[Rows], points: Sequence[Tensor]
     ) -> list[tuple[Tensor, Tensor, Tensor]]:
@@ -81,7 +109,7 @@ class Evaluator:
 
         def run(index: Tensor | None, counts: list[int], gradient: bool) -> tuple[Tensor, ...]:
             at = [t if index is None else t[index] for t in (x, label, target)]
-            bounds = [0, *itertools.accumulate(counts)]
+            bounds = [0, *accumulate(counts)]
 
             def objective(logits: Tensor, start: int, stop: int) -> Tensor:
                 values = []
@@ -111,15 +139,15 @@ class Evaluator:
 
     def verify(self, x: Tensor) -> Tensor:
         """(B, C) logits in float32."""
-        return self._logits(x, "float32")
+        return self._logits(x, lambda chunk: self._forward(self.model, chunk, "float32"))
 
     def logits(self, x: Tensor) -> Tensor:
         """(B, C) logits at search precision."""
-        return self._logits(x, self.precision)
+        return self._logits(x, self._search)
 
-    def _logits(self, x: Tensor, precision: str) -> Tensor:
+    def _logits(self, x: Tensor, forward: Callable[[Tensor], Tensor]) -> Tensor:
         def one(chunk: Tensor, _start: int, _stop: int) -> tuple[Tensor, ...]:
-            return (self._forward(chunk, precision),)
+            return (forward(chunk),)
 
         return self._in_chunks(x, one)[0]
 
@@ -128,8 +156,8 @@ class Evaluator:
 
         def one(chunk: Tensor, start: int, stop: int) -> tuple[Tensor, ...]:
             leaf = chunk.detach().requires_grad_()
-            with torch.enable_grad():
-                logits = self._forward(leaf, self.precision)
+            with torch.enable_grad(), tf32(leaf.device, self.precision != "float32"):
+                logits = self._search(leaf)
                 values = objective(logits, start, stop)
                 grad = torch.autograd.grad(values.sum(), leaf, allow_unused=True)[0] if logits.requires_grad else None
             if grad is None:
@@ -139,9 +167,22 @@ class Evaluator:
 
         return self._in_chunks(x, one)
 
-    def _forward(self, x: Tensor, precision: str) -> Tensor:
-        with torch.autocast(x.device.type, torch.bfloat16, enabled=precision == "bfloat16"):
-            logits: Tensor = self.model(x)
+    def _search(self, x: Tensor) -> Tensor:
+        """Logits at search precision, by the compiled model if there is one and it works."""
+        if self.searched is not self.model and len(x) > 1:  # a batch of one would be compiled anew
+            torch._dynamo.mark_dynamic(x, 0)
+            try:
+                return self._forward(self.searched, x, self.precision)
+            except torch._dynamo.exc.TorchDynamoException as error:
+                log.warning("This model cannot be compiled here; going on without --compile (%s).", first_line(error))
+                self.searched = self.model
+        return self._forward(self.model, x, self.precision)
+
+    @staticmethod
+    def _forward(model: nn.Module, x: Tensor, precision: str) -> Tensor:
+        autocast = torch.autocast(x.device.type, torch.bfloat16, enabled=precision == "bfloat16")
+        with tf32(x.device, precision != "float32"), autocast:
+            logits: Tensor = model(x)
         if not isinstance(logits, Tensor) or logits.ndim != 2 or len(logits) != len(x) or logits.shape[1] < 2:
             what = tuple(logits.shape) if isinstance(logits, Tensor) else f"a {type(logits).__name__}"
             raise AttackError(
@@ -210,6 +251,21 @@ def require_finite(values: Tensor, index: Callable[[int], int], where: str) -> N
             f"The model gives NaN or infinite values {where} (image {index(int(bad.nonzero()[0]))}); its numbers "
             "cannot be trusted. Check the weights, and use float32."
         )
+
+
+@contextmanager
+def tf32(device: torch.device, allowed: bool) -> Iterator[None]:
+    """Whether CUDA may round the inputs of float32 products to TF32; left alone, PyTorch's convolutions do."""
+    if device.type != "cuda":
+        yield
+        return
+    matmul, cudnn = torch.backends.cuda.matmul, torch.backends.cudnn
+    before = matmul.allow_tf32, cudnn.allow_tf32
+    matmul.allow_tf32 = cudnn.allow_tf32 = allowed
+    try:
+        yield
+    finally:
+        matmul.allow_tf32, cudnn.allow_tf32 = before
 
 
 def is_out_of_memory(error: BaseException) -> bool:

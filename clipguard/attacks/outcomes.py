@@ -12,7 +12,7 @@ from clipguard.errors import AttackError
 
 EpsMode = Literal["ascending", "independent", "nested"]
 EPS_MODES: tuple[EpsMode, ...] = ("ascending", "independent", "nested")
-PRECISIONS = ("float32", "bfloat16")
+PRECISIONS = ("float32", "tf32", "bfloat16")
 
 
 @dataclass(frozen=True)
@@ -54,16 +54,19 @@ class ImageOutcome:
 
 @dataclass(frozen=True)
 class EngineOptions:
-    """How to run, none of which changes an outcome except `seed` and, in nested mode, `eps_mode`."""
+    """How to run. Only `seed` and nested `eps_mode` are meant to change outcomes; `precision` and `compile` round
+    differently, so an image at the edge may go the other way. `batch_size` None: what fits.
+    """
 
-    batch_size: int = 64
+    batch_size: int | None = 64
     seed: int = 0
     eps_mode: EpsMode = "ascending"
     precision: str = "float32"
+    compile: bool = False
     keep_images: bool = False
 
     def __post_init__(self) -> None:
-        if self.batch_size < 1:
+        if self.batch_size is not None and self.batch_size < 1:
             raise AttackError(f"The batch size must be at least 1, not {self.batch_size}.")
         for what, value, known in (("eps mode", self.eps_mode, EPS_MODES), ("precision", self.precision, PRECISIONS)):
             if value not in known:

@@ -73,20 +73,24 @@ class ReferenceEngine:
             raise AttackError(f"The reference engine has no {unsupported[0]!r}; it has {', '.join(SUPPORTED)}.")
         if threat.quantize:
             raise AttackError("The reference engine cannot attack 8-bit images; leave out --quantize.")
+        if options.precision != "float32" or options.compile:
+            raise AttackError("The reference engine runs in float32 and not compiled; choose neither.")
         if recipe.eot != 1:
             raise AttackError("The reference engine is run without eot; use the default engine for randomised models.")
         if any(s.name == "fab-t" and s.restarts != 1 for s in recipe.stages):
             raise AttackError("The reference engine runs fab-t once (the library allows no more); leave out restarts.")
         self.model, self.recipe, self.threat, self.options = model, recipe, threat, options
         self.radii = sorted(radii)
-        self.evaluator = Evaluator(model, options.batch_size)
+        self.evaluator = Evaluator(model, options.batch_size or 1)
         self.costs: dict[str, Cost] = self.evaluator.costs
 
     def run(self, examples: Iterable[Example]) -> Iterator[ImageOutcome]:
         """Outcomes batch by batch. Raises AttackError like the default engine."""
         stream = iter(examples)
         with frozen(self.model):
-            while batch := list(islice(stream, self.options.batch_size)):
+            if self.options.batch_size is None:
+                stream = self.evaluator.fit_batches(stream)
+            while batch := list(islice(stream, self.evaluator.batch_size)):
                 by_shape = defaultdict(list)
                 for example in batch:
                     by_shape[example.image.shape].append(example)

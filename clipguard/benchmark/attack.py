@@ -13,9 +13,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from clipguard.attacks.engine import Engine, EngineOptions, ImageOutcome
-from clipguard.attacks.evaluator import Evaluator, require_finite
-from clipguard.attacks.recipes import Recipe, parse_recipe
+from clipguard.attacks.engine import Engine, ImageOutcome
+from clipguard.attacks.evaluator import CPU_BATCH, Evaluator, require_finite
+from clipguard.attacks.recipe_files import open_recipe
+from clipguard.attacks.recipes import Recipe
 from clipguard.attacks.threat import ThreatModel
 from clipguard.benchmark.adversarial import PREDICTED, AdversarialImage, AdversarialResult, Opinion, rounded
 from clipguard.benchmark.image_files import ImageFiles
@@ -30,6 +31,7 @@ from clipguard.benchmark.run import (
     clean_row,
     cost_table,
     describe_model,
+    engine_options,
     open_task,
     provenance,
     read_task,
@@ -51,7 +53,7 @@ def attack_images(
     """
     progress = progress or Silent()
     plan.check()
-    recipe = parse_recipe(plan.attacks[0])
+    recipe = open_recipe(plan.attacks[0])
     if not recipe.stages:
         raise AttackError(f"--attack {recipe.name} perturbs nothing; name an attack, as in --attack pgd-10.")
     parse_source(plan.models[0])
@@ -80,7 +82,7 @@ def _label_by_prediction(plan: BenchPlan, model: LoadedModel, task: Task) -> Tas
     names = task.dataset.class_names
     classifier = model.classifier(names, task.dataset.templates, plan.resolution)
     images = [e.image.cpu() for e in task.examples(model.preprocess(plan.resolution), "cpu")]
-    shares = list(_softmax(Evaluator(classifier, plan.batch_size), images, model.device))
+    shares = list(_softmax(Evaluator(classifier, plan.batch_size or CPU_BATCH), images, model.device))
     labels = [int(share.argmax()) for share in shares]
     for index, (label, share) in enumerate(zip(labels, shares, strict=True)):
         path, confidence = task.dataset.images[index].path, 100 * share[label]
@@ -97,7 +99,7 @@ def _attack(
     """Attack all images, and judge what comes out as a float and as an 8-bit image."""
     preprocess = model.preprocess(plan.resolution)
     classifier = model.classifier(task.dataset.class_names, task.dataset.templates, plan.resolution)
-    options = EngineOptions(plan.batch_size, plan.seed, keep_images=True)
+    options = engine_options(plan, str(model.device), keep_images=True)
     engine = Engine(classifier, recipe, ThreatModel(plan.norm, plan.quantize), [plan.eps[0].pixels], options)
     progress.start(f"{model.info.name} · {task.name} · {recipe.name}", len(task.indices))
     outcomes = []

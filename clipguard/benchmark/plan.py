@@ -13,6 +13,7 @@ DEFAULT_EPS = {"linf": ("1", "4", "8"), "l2": ("0.25", "0.5", "1")}
 DEFAULT_ATTACK = "autoattack-fast"
 ENGINES = ("clipguard", "reference")
 RESOLUTIONS = ("model", "native")
+PRECISIONS = ("auto", "float32", "tf32", "bfloat16")
 PIXEL = 255
 
 
@@ -62,11 +63,13 @@ class BenchPlan:
     norm: Literal["linf", "l2"] = "linf"
     n_samples: int | None = 200
     seed: int = 0
-    batch_size: int = 64
+    batch_size: int | None = None  # None: what fits
     resolution: Literal["model", "native"] = "model"
     quantize: bool = False
     eps_mode: Literal["ascending", "independent", "nested"] = "ascending"
     engine: str = "clipguard"
+    precision: Literal["auto", "float32", "tf32", "bfloat16"] = "auto"
+    compile: bool = False
     device: str = "auto"
     templates: str = "ensemble"
     split: str | None = None
@@ -84,6 +87,7 @@ class BenchPlan:
         for option, value, allowed in (
             ("--engine", self.engine, ENGINES),
             ("--resolution", self.resolution, RESOLUTIONS),
+            ("--precision", self.precision, PRECISIONS),
         ):
             if value not in allowed:
                 raise ClipguardError(f"{option} {value!r} is unknown; use {' or '.join(allowed)}.")
@@ -91,5 +95,5 @@ class BenchPlan:
             raise ClipguardError(f"--n-samples must be at least 1, not {self.n_samples}.")
         if self.seed < 0:
             raise ClipguardError(f"--seed must be at least 0, not {self.seed}.")
-        if self.batch_size < 1:
+        if self.batch_size is not None and self.batch_size < 1:
             raise ClipguardError(f"--batch-size must be at least 1, not {self.batch_size}.")

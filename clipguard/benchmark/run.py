@@ -16,13 +16,15 @@ from torch import Tensor
 
 from clipguard.attacks.engine import Engine, EngineOptions, Example, ImageOutcome
 from clipguard.attacks.evaluator import Cost
-from clipguard.attacks.recipes import Recipe, parse_recipe
+from clipguard.attacks.recipe_files import open_recipe
+from clipguard.attacks.recipes import Recipe
 from clipguard.attacks.reference import ReferenceEngine
 from clipguard.attacks.threat import ThreatModel
 from clipguard.benchmark.plan import PIXEL, BenchPlan
 from clipguard.benchmark.provenance import fingerprint, image_hash, machine, versions
 from clipguard.benchmark.results import BenchResult
 from clipguard.data import ZeroShotDataset, load_dataset
+from clipguard.errors import AttackError
 from clipguard.models import parse_source
 from clipguard.models.loading import LoadedModel, ModelInfo, check_device, load_model
 
@@ -88,7 +90,9 @@ def bench(plan: BenchPlan, result: BenchResult | None = None, progress: Progress
     progress = progress or Silent()
     result = result if result is not None else BenchResult({})
     plan.check()
-    recipes = [parse_recipe(name) for name in plan.attacks]
+    recipes = [open_recipe(name) for name in plan.attacks]
+    if len({recipe.name for recipe in recipes}) < len(recipes):
+        raise AttackError("--attack: two recipes have the same name; give one of the files another `name`.")
     for name in plan.models:
         parse_source(name)
     device = choose_device(plan.device)
@@ -126,8 +130,9 @@ def provenance(
         "resolution": plan.resolution,
         "quantize": plan.quantize,
         "engine": plan.engine,
-        "precision": "float32",
-        "batch_size": plan.batch_size,
+        "precision": engine_options(plan, device).precision,
+        "compile": plan.compile,
+        "batch_size": plan.batch_size or "auto",
         "models": {name: info.to_dict() for name, info in infos.items()},
         "datasets": {task.name: task.describe() for task in tasks},
         "attacks": {r.name: r.parameters() for r in recipes},
@@ -153,6 +158,18 @@ def choose_device(name: str) -> str:
     if name == "auto":
         return "cuda" if torch.cuda.is_available() else "cpu"
     return str(check_device(name))
+
+
+def engine_options(plan: BenchPlan, device: str, *, keep_images: bool = False) -> EngineOptions:
+    """How the engine runs on this device. Precision "auto": bfloat16 on CUDA that has it, else float32."""
+    import torch
+
+    precision = plan.precision
+    if precision == "auto":
+        ours_on_cuda = device.startswith("cuda") and plan.engine == "clipguard"
+        native = ours_on_cuda and torch.cuda.get_device_capability(device) >= (8, 0)
+        precision = "bfloat16" if native else "float32"
+    return EngineOptions(plan.batch_size, plan.seed, plan.eps_mode, precision, plan.compile, keep_images)
 
 
 def open_task(plan: BenchPlan, name: str, progress: Progress) -> Task:
@@ -191,7 +208,7 @@ def _run_task(
     classifier = model.classifier(task.dataset.class_names, task.dataset.templates, plan.resolution)
     preprocess = model.preprocess(plan.resolution)
 
-    options = EngineOptions(plan.batch_size, plan.seed, plan.eps_mode)
+    options = engine_options(plan, device)
     threat = ThreatModel(plan.norm, plan.quantize)
     for number, recipe in enumerate(recipes):
         engine_class = ReferenceEngine if plan.engine == "reference" else Engine

@@ -12,7 +12,7 @@ import typer
 
 from clipguard.benchmark.plan import DEFAULT_ATTACK, RESOLUTIONS
 from clipguard.cli import options
-from clipguard.cli.options import default_folder, parse_n_samples, split_attacks
+from clipguard.cli.options import default_folder, parse_batch_size, parse_n_samples, split_attacks
 from clipguard.errors import ClipguardError
 
 if TYPE_CHECKING:
@@ -90,7 +90,7 @@ def attack(
         ),
     ] = None,
     seed: options.Seed = 0,
-    batch_size: options.BatchSize = 64,
+    batch_size: options.BatchSize = "auto",
     templates: options.Templates = "ensemble",
     split: options.Split = None,
     image_column: options.ImageColumn = None,
@@ -98,6 +98,8 @@ def attack(
     resolution: options.Resolution = RESOLUTIONS[0],
     quantize: options.Quantize = False,
     device: options.Device = "auto",
+    precision: options.Precision = "auto",
+    compiled: options.Compile = False,
     out: Annotated[
         Path | None, typer.Option("--out", "-o", help="New folder for the files. Default: runs/TIME-attack-NAME.")
     ] = None,
@@ -118,10 +120,12 @@ def attack(
         norm=norm,  # type: ignore[arg-type]  # _radius has refused any other
         n_samples=parse_n_samples(n_samples or DEFAULT_N),
         seed=seed,
-        batch_size=batch_size,
+        batch_size=parse_batch_size(batch_size),
         resolution=resolution,  # type: ignore[arg-type]  # checked by the plan
         quantize=quantize,
         device=device,
+        precision=precision,  # type: ignore[arg-type]  # checked by the plan
+        compile=compiled,
         templates=templates,
         split=split,
         classes=Path(classes) if classes and not files else None,

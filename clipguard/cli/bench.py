@@ -11,7 +11,7 @@ import typer
 
 from clipguard.benchmark.plan import DEFAULT_ATTACK, DEFAULT_EPS, ENGINES, RESOLUTIONS
 from clipguard.cli import options
-from clipguard.cli.options import default_folder, parse_n_samples, split_attacks
+from clipguard.cli.options import default_folder, parse_batch_size, parse_n_samples, split_attacks
 
 if TYPE_CHECKING:
     from clipguard.benchmark.results import BenchResult, OutputFolder
@@ -77,7 +77,7 @@ def bench(
         str, typer.Option("--n-samples", "-n", help="Images a data set: a seeded, class-stratified subset, or all.")
     ] = "200",
     seed: options.Seed = 0,
-    batch_size: options.BatchSize = 64,
+    batch_size: options.BatchSize = "auto",
     templates: options.Templates = "ensemble",
     split: options.Split = None,
     classes: Annotated[Path | None, typer.Option(help="File with one class name a line, or a JSON list.")] = None,
@@ -97,6 +97,8 @@ def bench(
         str, typer.Option(help="clipguard, or reference: the same attacks through the AutoAttack library.")
     ] = ENGINES[0],
     device: options.Device = "auto",
+    precision: options.Precision = "auto",
+    compiled: options.Compile = False,
     out: Annotated[
         Path | None, typer.Option("--out", "-o", help="New folder for the files. Default: runs/TIME-NAME.")
     ] = None,
@@ -117,12 +119,14 @@ def bench(
         norm=norm,  # type: ignore[arg-type]  # parse_eps has refused any other
         n_samples=parse_n_samples(n_samples),
         seed=seed,
-        batch_size=batch_size,
+        batch_size=parse_batch_size(batch_size),
         resolution=resolution,  # type: ignore[arg-type]  # checked by the plan
         quantize=quantize,
         eps_mode=eps_mode.value,
         engine=engine,
         device=device,
+        precision=precision,  # type: ignore[arg-type]  # checked by the plan
+        compile=compiled,
         templates=templates,
         split=split,
         classes=classes,

@@ -17,7 +17,19 @@ Eps = Annotated[
 ]
 Norm = Annotated[str, typer.Option(help="linf or l2.")]
 Seed = Annotated[int, typer.Option(help="Of the subset and of every attack.")]
-BatchSize = Annotated[int, typer.Option("--batch-size", help="Images in flight; halved if memory runs out.")]
+BatchSize = Annotated[
+    str, typer.Option("--batch-size", help="Images in flight, or auto: what fits. Halved if memory runs out.")
+]
+Precision = Annotated[
+    str,
+    typer.Option(
+        help="Of the search: float32, tf32, bfloat16, or auto: bfloat16 on CUDA, else float32. Every success is "
+        "checked in float32."
+    ),
+]
+Compile = Annotated[
+    bool, typer.Option("--compile", help="Search with torch.compile: a minute or so of start-up, then faster passes.")
+]
 Templates = Annotated[str, typer.Option(help="single, ensemble, or a file with one prompt a line, {} for the class.")]
 Split = Annotated[str | None, typer.Option(help="Default: test, else validation, else the only one.")]
 ImageColumn = Annotated[str | None, typer.Option("--image-column", help="If it cannot be told.")]
@@ -33,6 +45,15 @@ Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, mps.")]
 def split_attacks(values: list[str]) -> list[str]:
     """Split at commas outside parentheses: `pgd-10,apgd-ce(iterations=50,restarts=2)` is two attacks."""
     return [part.strip() for value in values for part in re.split(r",(?![^(]*\))", value) if part.strip()]
+
+
+def parse_batch_size(text: str) -> int | None:
+    """A number, or None for "auto"."""
+    if text == "auto":
+        return None
+    if not text.isdigit() or int(text) < 1:
+        raise ClipguardError(f"--batch-size {text!r} must be a whole number of at least 1, or auto.")
+    return int(text)
 
 
 def parse_n_samples(text: str) -> int | None:

@@ -1,0 +1,52 @@
+"""Recipes of one's own: a TOML or YAML file that names stages, to be given where an attack's name goes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from clipguard.attacks.recipes import ATTACKS, SUITES, Recipe, parse_recipe
+from clipguard.config_files import SUFFIXES, read_config_file
+from clipguard.errors import AttackError
+
+KEYS = ("name", "eot", "stages")
+
+
+def open_recipe(text: str) -> Recipe:
+    """The recipe of a name (see `parse_recipe`) or of a .toml, .yaml or .yml file.
+
+    A file has `stages`, a list whose members are names with options (`"apgd-ce(restarts=5)"`) or tables
+    (`{attack = "apgd-ce", restarts = 5}`), and may have `name` (default: the file's) and `eot`.
+    Raises AttackError for an unknown name or option, or a value that makes no sense.
+    """
+    if not text.strip().lower().endswith(SUFFIXES):
+        return parse_recipe(text)
+    path = Path(text.strip())
+    content = read_config_file(path)
+    unknown = sorted(set(content) - set(KEYS))
+    if unknown:
+        raise AttackError(f"{path}: {unknown[0]!r} is no key of a recipe; it has {', '.join(KEYS)}.")
+    stages, name = content.get("stages"), content.get("name", path.stem)
+    if not isinstance(stages, list) or not stages:
+        raise AttackError(f'{path} needs a list of stages, as in stages = ["apgd-ce(restarts=5)", "square"].')
+    if not isinstance(name, str) or not name:
+        raise AttackError(f"{path}: name must be a text, not {name!r}.")
+    if name in SUITES or name in ATTACKS:
+        raise AttackError(f"{path}: {name!r} is an attack of clipguard's own; give the recipe another name.")
+    eot = content.get("eot", 1)
+    parsed = [parse_recipe(_spell(path, stage)) for stage in stages]
+    if any(recipe.eot != 1 for recipe in parsed):
+        raise AttackError(f"{path}: eot belongs to the whole recipe; write `eot = K` outside the stages.")
+    whole = parse_recipe(f"none(eot={eot})")  # its value is checked there
+    return Recipe(name, tuple(stage for recipe in parsed for stage in recipe.stages), whole.eot)
+
+
+def _spell(path: Path, stage: Any) -> str:
+    """A stage as `parse_recipe` reads it."""
+    if isinstance(stage, str):
+        return stage
+    if not isinstance(stage, Mapping) or not isinstance(stage.get("attack"), str):
+        raise AttackError(f"{path}: a stage is a name or a table with `attack`, not {stage!r}.")
+    options = ",".join(f"{key}={value}" for key, value in stage.items() if key != "attack")
+    return f"{stage['attack']}({options})" if options else str(stage["attack"])
