@@ -58,13 +58,21 @@ class Method(ABC):
         """How the class texts are tuned."""
         return "frozen"
 
+    def text_learning_rate(self) -> float:
+        """Peak learning rate of the text side's own parameters, which are no parameters of the image tower."""
+        return 1e-6 if self.text_mode() == "encoder" else 1e-3
+
     @abstractmethod
     def needs(self, progress: float) -> frozenset[Need]:
         """Which parts of the batch `terms` and `attack_objective` read at this point; the rest is not computed."""
 
-    @abstractmethod
     def attack_objective(self, adversarial: Tensor, batch: Batch) -> Tensor:
-        """(B,) what the training attack maximises, from embeddings (B, D) of the perturbed images."""
+        """(B,) what the training attack maximises, from embeddings (B, D) of the perturbed images.
+
+        By default cross-entropy with the labels, as of Madry et al. 2018. Only asked of methods that need
+        "adversarial".
+        """
+        return cross_entropy(batch.logits(adversarial), batch.labels)
 
     @abstractmethod
     def terms(self, batch: Batch, progress: float) -> dict[str, Tensor]:

@@ -1,0 +1,55 @@
+"""Fine-tuning methods by name: `tima`, `tima(margin_mode=similarity,lam_mhe=2)`."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import fields
+from typing import Any, Literal, get_args, get_origin, get_type_hints
+
+from clipguard.errors import FinetuneError, did_you_mean
+from clipguard.finetuning.clean import Clean
+from clipguard.finetuning.fare import FARE
+from clipguard.finetuning.method import Method
+from clipguard.finetuning.pmg_aft import PMGAFT
+from clipguard.finetuning.sim_clip import SimCLIP
+from clipguard.finetuning.tecoa import TeCoA
+from clipguard.finetuning.tima import TIMA
+from clipguard.finetuning.trades import TRADES
+from clipguard.syntax import Value, parse_call
+
+METHODS: dict[str, type[Method]] = {kind.name: kind for kind in (TIMA, TeCoA, FARE, PMGAFT, SimCLIP, TRADES, Clean)}
+
+
+def parse_method(text: str) -> Method:
+    """A method from `NAME` or `NAME(option=value,...)`.
+
+    Raises FinetuneError for an unknown name or option, and for a value that is of another type than the option's, not
+    among its choices, negative or not finite.
+    """
+    try:
+        name, given = parse_call(text)
+    except ValueError as error:
+        raise FinetuneError(f"Method {text!r}: {error}, as in tima(lam_mhe=2,margin_mode=similarity).") from None
+    if name not in METHODS:
+        raise FinetuneError(f"Unknown method {name!r}.{did_you_mean(name, METHODS)} Known are {', '.join(METHODS)}.")
+    kind = METHODS[name]
+    known = [field.name for field in fields(kind)]
+    types = get_type_hints(kind)
+    for key, value in given.items():
+        if key not in known:
+            has = f"it has {', '.join(known)}" if known else "it has none"
+            raise FinetuneError(f"Method {name!r} has no option {key!r}.{did_you_mean(key, known)} Options: {has}.")
+        _check(f"{name}: {key}", value, types[key])
+    return kind(**given)
+
+
+def _check(what: str, value: Value, expected: Any) -> None:
+    """Raise FinetuneError unless the value is of the option's type: a Literal, bool, or a number."""
+    if get_origin(expected) is Literal:
+        if value not in get_args(expected):
+            raise FinetuneError(f"{what} must be {' or '.join(get_args(expected))}, not {value}.")
+    elif expected is bool:
+        if not isinstance(value, bool):
+            raise FinetuneError(f"{what} must be true or false, not {value}.")
+    elif isinstance(value, (bool, str)) or not 0 <= value < math.inf:
+        raise FinetuneError(f"{what} must be a number of at least 0, not {value}.")
