@@ -18,6 +18,10 @@ class DatasetError(ClipguardError):
     """A data set that cannot be named, found, read or evaluated."""
 
 
+class SplitError(DatasetError):
+    """A data set that has no split of that name, or several and none that would be meant without a name."""
+
+
 class AttackError(ClipguardError):
     """An attack or threat that does not exist, or that cannot be run on this model."""
 

@@ -30,7 +30,9 @@ Precision = Annotated[
 Compile = Annotated[
     bool, typer.Option("--compile", help="Search with torch.compile: a minute or so of start-up, then faster passes.")
 ]
-Templates = Annotated[str, typer.Option(help="single, ensemble, or a file with one prompt a line, {} for the class.")]
+Templates = Annotated[
+    str, typer.Option(help="single, ensemble, a prompt with {} for the class, or a file with one such prompt a line.")
+]
 Split = Annotated[str | None, typer.Option(help="Default: test, else validation, else the only one.")]
 ImageColumn = Annotated[str | None, typer.Option("--image-column", help="If it cannot be told.")]
 LabelColumn = Annotated[str | None, typer.Option("--label-column", help="If it cannot be told.")]

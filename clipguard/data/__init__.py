@@ -3,8 +3,8 @@
 Nothing heavy is imported here: `datasets` and pandas load when a dataset is opened, so `clipguard --help` stays fast.
 """
 
-from clipguard.data.dataset import ZeroShotDataset
+from clipguard.data.dataset import ImageDataset, ZeroShotDataset
 from clipguard.data.embedded import DatasetInfo, list_datasets
-from clipguard.data.sources import load_dataset
+from clipguard.data.sources import load_dataset, load_images
 
-__all__ = ["DatasetInfo", "ZeroShotDataset", "list_datasets", "load_dataset"]
+__all__ = ["DatasetInfo", "ImageDataset", "ZeroShotDataset", "list_datasets", "load_dataset", "load_images"]

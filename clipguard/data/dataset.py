@@ -16,8 +16,8 @@ if TYPE_CHECKING:
 
 
 @dataclass
-class ZeroShotDataset:
-    """Images, labels, class names and prompt templates of one split; made by `load_dataset`, which validates them.
+class ImageDataset:
+    """The images of one split, labelled or not; made by `load_images`.
 
     Safe to use from several threads, and to pickle to worker processes: no file handle is kept open by this class.
     """
@@ -28,17 +28,11 @@ class ZeroShotDataset:
     """What the name resolved to: an absolute path, or `org/name@revision` on the hub."""
     split: str
     """The split in use, `"all"` where the format has none."""
-    class_names: list[str]
-    """C distinct names; label `i` means `class_names[i]`."""
-    templates: list[str]
-    """Prompts, each with one `{}` for the class name."""
-    labels: npt.NDArray[np.int64]
-    """Shape (N,), in [0, C)."""
     images: EncodedImages = field(repr=False)
     """N encoded images, read from disk when asked for."""
 
     def __len__(self) -> int:
-        return len(self.labels)
+        return len(self.images)
 
     def image(self, index: int) -> PIL.Image.Image:
         """Image `index` (in [0, N)), upright, in RGB, at its native size.
@@ -60,11 +54,20 @@ class ZeroShotDataset:
                 f"{self.name}: cannot decode the image in {where}: {reason(error)}. Repair it, or remove the row."
             ) from error
 
+
+@dataclass
+class ZeroShotDataset(ImageDataset):
+    """Images, labels, class names and prompt templates of one split; made by `load_dataset`, which validates them."""
+
+    class_names: list[str]
+    """C distinct names; label `i` means `class_names[i]`."""
+    templates: list[str]
+    """Prompts, each with one `{}` for the class name."""
+    labels: npt.NDArray[np.int64]
+    """Shape (N,), in [0, C)."""
+
     def subset(self, n: int | None, seed: int) -> npt.NDArray[np.int64]:
         """Sorted indices of a seeded, class-stratified subset: (min(n, N),) int64. No model has a say in it.
-
-        Classes get seats in proportion to their size (largest remainder). Each class is drawn from the front of its own
-        seeded shuffle, so with the same seed a class's smaller draw is always part of its larger one.
 
         n: size, at least 1; None, or n >= N, means all of it. seed: >= 0.
         Raises DatasetError if n < 1.
@@ -73,15 +76,24 @@ class ZeroShotDataset:
             raise DatasetError(
                 f"{self.name}: a subset needs at least 1 image, got {n}; leave the size out for all of them"
             )
-        if n is None or n >= len(self):
-            return np.arange(len(self), dtype=np.int64)
-        seats = _seats_per_class(np.bincount(self.labels, minlength=len(self.class_names)), n, seed)
-        chosen = [
-            np.random.default_rng([seed, label]).permutation(np.flatnonzero(self.labels == label))[:count]
-            for label, count in enumerate(seats)
-            if count
-        ]
-        return np.sort(np.concatenate(chosen)).astype(np.int64)
+        return stratified_subset(self.labels, len(self.class_names), n, seed)
+
+
+def stratified_subset(labels: npt.NDArray[np.int64], n_classes: int, n: int | None, seed: int) -> npt.NDArray[np.int64]:
+    """Sorted positions of a seeded draw from `labels` (N,), each class by its share: (min(n, N),) int64.
+
+    Classes get seats in proportion to their size (largest remainder). Each class is drawn from the front of its own
+    seeded shuffle, so with the same seed a class's smaller draw is always part of its larger one.
+    """
+    if n is None or n >= len(labels):
+        return np.arange(len(labels), dtype=np.int64)
+    seats = _seats_per_class(np.bincount(labels, minlength=n_classes), n, seed)
+    chosen = [
+        np.random.default_rng([seed, label]).permutation(np.flatnonzero(labels == label))[:count]
+        for label, count in enumerate(seats)
+        if count
+    ]
+    return np.sort(np.concatenate(chosen)).astype(np.int64)
 
 
 def _seats_per_class(counts: npt.NDArray[np.int64], n: int, seed: int) -> npt.NDArray[np.int64]:

@@ -103,12 +103,18 @@ def files_by_split(located: Located) -> dict[str, list[str]]:
 
 
 def open_images(located: Located, request: Request) -> Rows:
-    """`class/xxx.jpg`, or `split/class/xxx.jpg`; labels are the folder names. Any other layout: DatasetError."""
+    """`class/xxx.jpg`, or `split/class/xxx.jpg`; labels are the folder names. Any other layout: DatasetError.
+
+    Where labels are not wanted, any other layout is a set without splits and labels.
+    """
     import pandas as pd
 
     refuse_columns(request, "an image folder")
     parts = [file.split("/") for file in located.files]
     depths = {len(part) for part in parts}
+    if not request.labelled and depths != {3}:
+        split = choose_split([ALL], request.split)
+        return Rows(str(located.path), split, FileImages([str(located.root / f) for f in located.files]), pd.Series())
     if depths not in ({2}, {3}):
         odd = min(located.files, key=lambda file: file.count("/"))
         raise DatasetError(

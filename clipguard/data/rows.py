@@ -11,7 +11,7 @@ from clipguard.data.images import EncodedImages
 from clipguard.data.labels import GivenNames
 from clipguard.data.templates import PHOTO, TemplateSets
 from clipguard.data.textfile import read_class_names
-from clipguard.errors import DatasetError, did_you_mean
+from clipguard.errors import DatasetError, SplitError, did_you_mean
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -27,6 +27,8 @@ class Request:
     split: str | None = None
     image_column: str | None = None
     label_column: str | None = None
+    labelled: bool = True
+    """Whether labels are wanted; without, `Rows.labels` may be empty."""
 
 
 @dataclass
@@ -36,27 +38,26 @@ class Rows:
     source: str
     split: str
     images: EncodedImages
-    labels: pd.Series  # (N,) integers or strings, missing ones included
+    labels: pd.Series  # (N,) integers or strings, missing ones included; empty if not wanted
     class_names: list[str] | None = None  # of a ClassLabel: what integer labels mean
     given_names: GivenNames | None = None  # of a classnames.txt that came with the data
     templates: TemplateSets = PHOTO
 
 
 def choose_split(available: Iterable[str], wanted: str | None) -> str:
-    """`wanted`, else test, else validation or val, else the only split. Raises DatasetError listing the splits."""
+    """`wanted`, else test, else validation or val, else the only split. Raises SplitError listing the splits."""
     splits = list(available)
     listing = f"Splits: {', '.join(splits)}."
     if wanted is not None:
         if wanted not in splits:
-            raise DatasetError(f"no split {wanted!r}; choose one with --split.{did_you_mean(wanted, splits)} {listing}")
+            hint = did_you_mean(wanted, splits)
+            raise SplitError(f"no split {wanted!r}; choose one with --split.{hint} {listing}")
         return wanted
     for usual in ("test", "validation", "val"):
         if usual in splits:
             return usual
     if len(splits) != 1:
-        raise DatasetError(
-            f"it has several splits and none is called test or validation; choose with --split. {listing}"
-        )
+        raise SplitError(f"it has several splits and none is called test or validation; choose with --split. {listing}")
     return splits[0]
 
 

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
-from clipguard.data.dataset import ZeroShotDataset
+from clipguard.data.dataset import ImageDataset, ZeroShotDataset
 from clipguard.data.embedded import embedded_folders, open_embedded
 from clipguard.data.folders import KINDS, Located, locate, open_images
 from clipguard.data.hub import open_hub
-from clipguard.data.labels import GivenNames, settle_labels
+from clipguard.data.labels import EMPTY, GivenNames, settle_labels
 from clipguard.data.rows import Request, Rows
 from clipguard.data.tables import open_arrow, open_parquet, open_saved
 from clipguard.data.templates import resolve_templates
@@ -53,8 +53,23 @@ def load_dataset(
         labels, class_names = settle_labels(rows.labels, rows.class_names, _winner(rows, given))
         prompts = resolve_templates(templates, rows.templates)
     except DatasetError as error:
-        raise DatasetError(f"{name}: {error}") from error
-    return ZeroShotDataset(name, rows.source, rows.split, class_names, prompts, labels, rows.images)
+        raise type(error)(f"{name}: {error}") from error
+    return ZeroShotDataset(name, rows.source, rows.split, rows.images, class_names, prompts, labels)
+
+
+def load_images(name: str, *, split: str | None = None, image_column: str | None = None) -> ImageDataset:
+    """Open images without regard to labels: anything `load_dataset` opens, and folders of images in any layout.
+
+    name, split, image_column: as for `load_dataset`.
+    Raises DatasetError, one line that starts with `name` and names the cure.
+    """
+    try:
+        rows = _open(name, Request(split, image_column, labelled=False))
+        if len(rows.images) == 0:
+            raise DatasetError(EMPTY)
+    except DatasetError as error:
+        raise type(error)(f"{name}: {error}") from error
+    return ImageDataset(name, rows.source, rows.split, rows.images)
 
 
 def _winner(rows: Rows, given: GivenNames | None) -> GivenNames | None:

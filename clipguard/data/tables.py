@@ -18,16 +18,20 @@ from clipguard.errors import DatasetError, first_line
 def rows_of_table(table: Any, source: str, split: str, request: Request) -> Rows:
     """Rows of a `datasets.Dataset`: columns found, images left encoded. Raises DatasetError if a column is unclear."""
     import datasets
+    import pandas as pd
 
     image_column = find_image_column(table.features, request.image_column)
+    selected = table.select_columns([image_column])
+    if isinstance(table.features[image_column], datasets.Image):
+        selected = selected.cast_column(image_column, datasets.Image(decode=False))
+    images = TableImages(selected, image_column)
+    if not request.labelled:
+        return Rows(source, split, images, pd.Series())
     label_column = find_label_column(table.features, request.label_column)
     feature = table.features[label_column]
     labels = table.select_columns([label_column]).to_pandas()[label_column]
-    images = table.select_columns([image_column])
-    if isinstance(table.features[image_column], datasets.Image):
-        images = images.cast_column(image_column, datasets.Image(decode=False))
     names = list(feature.names) if isinstance(feature, datasets.ClassLabel) else None
-    return Rows(source, split, TableImages(images, image_column), labels, class_names=names)
+    return Rows(source, split, images, labels, class_names=names)
 
 
 def open_parquet(located: Located, request: Request) -> Rows:

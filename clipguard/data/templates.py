@@ -37,7 +37,7 @@ DRAWING = TemplateSets(
 
 
 def resolve_templates(choice: str, sets: TemplateSets) -> list[str]:
-    """`"single"`, `"ensemble"`, or the path of a text file -> templates with one `{}` each.
+    """`"single"`, `"ensemble"`, a template itself (`"a sketch of a {}"`) or a text file's path -> templates with one `{}`.
 
     Raises DatasetError if `choice` is none of these, or the file has a line that cannot be a template.
     """
@@ -46,10 +46,12 @@ def resolve_templates(choice: str, sets: TemplateSets) -> list[str]:
     if choice == "ensemble":
         return list(sets.ensemble)
     path = Path(choice).expanduser()
+    if choice.count("{}") == 1 and not path.is_file():
+        return [choice]
     if not path.is_file():
         hint = did_you_mean(choice, ["single", "ensemble"])
         raise DatasetError(
-            f"no templates {choice!r}.{hint} Give 'single', 'ensemble' or a text file with one template a line."
+            f"no templates {choice!r}.{hint} Give 'single', 'ensemble', a template with {{}}, or a text file of such."
         )
     return read_templates(path)
 

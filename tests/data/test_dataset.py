@@ -20,7 +20,7 @@ from clipguard.errors import DatasetError
 def make(counts: list[int]) -> ZeroShotDataset:
     labels = np.random.default_rng(0).permutation(np.repeat(np.arange(len(counts)), counts))
     names = [f"class {label}" for label in range(len(counts))]
-    return ZeroShotDataset("made", "made", "all", names, ["a {}."], labels, FileImages([]))
+    return ZeroShotDataset("made", "made", "all", FileImages([""] * len(labels)), names, ["a {}."], labels)
 
 
 def seats(dataset: ZeroShotDataset, n: int, seed: int) -> list[int]:
@@ -150,6 +150,7 @@ def test_template_file(tmp_path: Path) -> None:
     path = tmp_path / "templates.txt"
     path.write_text("\ufeffa {}.\nthe {c}!\n\n", encoding="utf-8")
     assert resolve_templates(str(path), PHOTO) == ["a {}.", "the {}!"]
+    assert resolve_templates("a sketch of {}", PHOTO) == ["a sketch of {}"]
 
 
 @pytest.mark.parametrize("line", ["a photo", "{} and {}", "a {name}", "a {} in {place}", "a {"])

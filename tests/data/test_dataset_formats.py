@@ -14,9 +14,9 @@ import numpy as np
 import pytest
 from dataset_files import CLASSES, COLOURS, make_table, png, samples, write_clip_benchmark, write_images, write_tar
 
-from clipguard.data import ZeroShotDataset, list_datasets, load_dataset
+from clipguard.data import ZeroShotDataset, list_datasets, load_dataset, load_images
 from clipguard.data.embedded import DESCRIPTIONS
-from clipguard.errors import DatasetError
+from clipguard.errors import DatasetError, SplitError
 
 
 def check(dataset: ZeroShotDataset, labels: list[int], split: str) -> None:
@@ -201,7 +201,7 @@ def run_offline(code: str, home: Path, **network: str) -> tuple[str, float]:
 
 LOAD_HUB = """
 from clipguard.data import load_dataset
-from clipguard.errors import DatasetError
+from clipguard.errors import DatasetError, SplitError
 try:
     dataset = load_dataset("hf:some-org/TwoColours@test")
     print(dataset.source, dataset.split, dataset.labels.tolist(), dataset.image(0).getpixel((0, 0)))
@@ -250,3 +250,25 @@ def test_bad_hub_names(name: str, split: str | None, message: str) -> None:
 def test_importing_the_room_is_cheap() -> None:
     code = "import sys, clipguard.data; print({'torch', 'datasets', 'pandas', 'pyarrow'} & set(sys.modules))"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout.strip() == "set()"
+
+
+def test_images_without_labels_from_any_layout(tmp_path: Path) -> None:
+    """A flat folder, nested folders, a table without a label column: `load_images` asks for none of it."""
+    flat = tmp_path / "flat"
+    (flat / "deep" / "er").mkdir(parents=True)
+    (flat / "b.png").write_bytes(png(COLOURS[1]))
+    (flat / "deep" / "er" / "a.png").write_bytes(png(COLOURS[0]))
+    images = load_images(str(flat))
+    assert (len(images), images.split) == (2, "all")
+    assert {images.image(i).getpixel((0, 0)) for i in range(2)} == set(COLOURS)
+    make_table([0, 1, 1]).remove_columns("label").to_parquet(tmp_path / "x.parquet")
+    assert len(load_images(str(tmp_path / "x.parquet"))) == 3
+
+
+def test_images_without_labels_keep_their_splits_apart(tmp_path: Path) -> None:
+    write_images(tmp_path / "train", [0, 1, 1])
+    write_images(tmp_path / "test", [0, 1])
+    assert len(load_images(str(tmp_path), split="train")) == 3
+    assert len(load_images(str(tmp_path))) == 2
+    with pytest.raises(SplitError, match="no split 'dev'"):
+        load_images(str(tmp_path), split="dev")
