@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, Protocol
 
 from torch import Tensor
 
@@ -42,7 +42,17 @@ class PGD(Attack):
         rows["x"] = threat.project(moved, rows["x0"], rows["eps"])
 
 
-def uniform_in_ball(rows: Rows, threat: ThreatModel, draws: Draws) -> Tensor:
+class RandomRows(Protocol):
+    """Random numbers for a batch of rows; `Draws` is one."""
+
+    def uniform(self, *shape: int) -> Tensor:
+        """(rows, *shape) in [0, 1)."""
+
+    def normal(self, *shape: int) -> Tensor:
+        """(rows, *shape), standard normal."""
+
+
+def uniform_in_ball(rows: Rows, threat: ThreatModel, draws: RandomRows) -> Tensor:
     """Clean images plus noise uniform in the ball (l2: uniform direction, radius ~ u^(1/d))."""
     x0 = rows["x0"]
     shape = tuple(x0.shape[1:])

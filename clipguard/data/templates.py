@@ -37,7 +37,7 @@ DRAWING = TemplateSets(
 
 
 def resolve_templates(choice: str, sets: TemplateSets) -> list[str]:
-    """`"single"`, `"ensemble"`, a template itself (`"a sketch of a {}"`) or a text file's path -> templates with one `{}`.
+    """`"single"`, `"ensemble"`, a template (`"a sketch of a {}"`) or a file of them -> templates with one `{}` each.
 
     Raises DatasetError if `choice` is none of these, or the file has a line that cannot be a template.
     """

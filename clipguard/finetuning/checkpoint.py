@@ -1,0 +1,81 @@
+"""Checkpoints that are complete or not there: whatever moment a run is killed at, it can go on from the last one."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from clipguard.errors import FinetuneError, OutputError, first_line
+
+FOLDER = "checkpoints"
+
+
+class Checkpoints:
+    """The newest checkpoint of a run, `checkpoints/step-NNNNNN.pt`, and the best weights, `checkpoints/best-NNNNNN.pt`.
+
+    Best weights are written when they are found and removed only when a newer checkpoint no longer names them, so the
+    newest checkpoint's best is always there.
+    """
+
+    def __init__(self, out: Path) -> None:
+        self.folder = out / FOLDER
+
+    def save(self, step: int, state: dict[str, Any], best_step: int | None) -> None:
+        """Write a checkpoint, then remove older ones. Raises OutputError if the disk does not take it."""
+        path = self._path("step", step)
+        _write(path, state)
+        keep = {path, self._path("best", best_step)}
+        for other in self.folder.iterdir():
+            if other not in keep:
+                other.unlink()
+
+    def save_best(self, step: int, weights: dict[str, Any]) -> None:
+        """Write the best weights so far. Raises OutputError if the disk does not take them."""
+        _write(self._path("best", step), weights)
+
+    def latest(self) -> dict[str, Any] | None:
+        """The newest checkpoint's state; None if the run was stopped before its first."""
+        found = sorted(self.folder.glob("step-*.pt")) if self.folder.is_dir() else []
+        return _read(found[-1]) if found else None
+
+    def best(self, step: int) -> dict[str, Any]:
+        """The weights that `save_best` wrote at that step."""
+        return _read(self._path("best", step))
+
+    def remove(self) -> None:
+        """Delete all of it, when the run is complete."""
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+    def _path(self, kind: str, step: int | None) -> Path:
+        return self.folder / f"{kind}-{step or 0:08d}.pt"
+
+
+def _write(path: Path, content: dict[str, Any]) -> None:
+    """Under another name until it is on the disk, as a whole."""
+    part = path.with_suffix(".part")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with part.open("wb") as file:
+            torch.save(content, file)
+            file.flush()
+            os.fsync(file.fileno())
+        part.replace(path)
+        folder = os.open(path.parent, os.O_RDONLY)
+        os.fsync(folder)
+        os.close(folder)
+    except (OSError, RuntimeError) as error:  # torch reports a full disk as RuntimeError
+        raise OutputError(f"Cannot write {path}: {first_line(error)}. The checkpoint before it is kept.") from error
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # OSError, RuntimeError, UnpicklingError, EOFError ...
+        raise FinetuneError(
+            f"{path} cannot be read ({first_line(error)}): start the run again in a new folder."
+        ) from error
+    return state

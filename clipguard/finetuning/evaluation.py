@@ -1,0 +1,66 @@
+"""How good a model is while it is trained, and when it is done: clean and PGD-10 accuracy, by the attack engine."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from torch import nn
+
+from clipguard.attacks.engine import Engine, EngineOptions, Example
+from clipguard.attacks.recipes import parse_recipe
+from clipguard.attacks.threat import ThreatModel
+from clipguard.benchmark.run import Progress
+from clipguard.finetuning.config import FinetuneConfig
+from clipguard.statistics import wilson_interval
+
+ATTACK = "pgd-10"
+
+
+@dataclass(frozen=True)
+class Accuracy:
+    """`correct` of `n` images, with the 95 % Wilson interval of the share."""
+
+    n: int
+    correct: int
+    accuracy: float
+    ci_low: float
+    ci_high: float
+
+    @classmethod
+    def of(cls, correct: int, n: int) -> Accuracy:
+        """From counts; n at least 1."""
+        return cls(n, correct, correct / n, *wilson_interval(correct, n))
+
+
+@dataclass(frozen=True)
+class Score:
+    """Accuracy on clean images, and under PGD-10 at the training budget (wrong when clean counts as not robust)."""
+
+    clean: Accuracy
+    robust: Accuracy
+
+    @property
+    def mean(self) -> float:
+        """Of both, in [0,1]: what the best checkpoint is best in."""
+        return (self.clean.accuracy + self.robust.accuracy) / 2
+
+    def to_dict(self) -> dict[str, Any]:
+        """As plain JSON types."""
+        return asdict(self)
+
+
+def evaluate(
+    classifier: nn.Module, examples: Iterable[Example], n: int, config: FinetuneConfig, progress: Progress, what: str
+) -> Score:
+    """Score a classifier (pixels in [0,1] -> logits, in eval mode) on `n` examples, in float32."""
+    options = EngineOptions(config.batch_size, config.seed)
+    engine = Engine(classifier, parse_recipe(ATTACK), ThreatModel(config.norm), [config.radius], options)
+    progress.start(what, n)
+    clean = robust = 0
+    for outcome in engine.run(examples):
+        clean += outcome.clean_prediction == outcome.label
+        robust += outcome.levels[0].robust
+        progress.advance()
+    return Score(Accuracy.of(clean, n), Accuracy.of(robust, n))

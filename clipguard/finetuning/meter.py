@@ -1,0 +1,82 @@
+"""The numbers of every step: kept on the device, looked at several steps at a time, written to `metrics.jsonl`."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from clipguard.errors import FinetuneError
+
+METRICS_NAME = "metrics.jsonl"
+Row = dict[str, float]
+
+
+class Meter:
+    """Collects scalars as they are, so that a GPU is not made to wait for each, and reads them all at once."""
+
+    def __init__(self) -> None:
+        self._steps: list[tuple[int, dict[str, Tensor]]] = []
+
+    def add(self, step: int, passes: list[dict[str, Tensor]], norms: Mapping[str, Tensor]) -> None:
+        """Scalars by name of each pass of a step, which are averaged, and the norms of the gradients."""
+        values = {name: torch.stack([p[name].detach() for p in passes]).mean() for name in passes[0]}
+        self._steps.append((step, values | dict(norms)))
+
+    def flush(self) -> list[Row]:
+        """A row of plain numbers for each step since the last time.
+
+        Raises FinetuneError at the first step with a number that is NaN or infinite, naming both.
+        """
+        tensors = [value.float() for _, values in self._steps for value in values.values()]
+        numbers = iter(torch.stack(tensors).tolist() if tensors else [])
+        rows = [{"step": step} | {name: next(numbers) for name in values} for step, values in self._steps]
+        self._steps.clear()
+        for row in rows:
+            _require_finite(row)
+        return rows
+
+
+def _require_finite(row: Row) -> None:
+    bad = [name for name, value in row.items() if not math.isfinite(value)]
+    if bad:
+        good = ", ".join(f"{name} {value:.4g}" for name, value in row.items() if name != "step" and name not in bad)
+        raise FinetuneError(
+            f"Step {row['step']:.0f}: {bad[0]} is {row[bad[0]]}{f' ({good})' if good else ''}. Lower --lr, or set"
+            " --grad-clip 1."
+        )
+
+
+class MetricsLog:
+    """`metrics.jsonl`: a JSON object a line. `size` is what a checkpoint remembers and a resumed run goes back to."""
+
+    def __init__(self, folder: Path, size: int = 0) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        self._file = (folder / METRICS_NAME).open("a+b")
+        self._file.truncate(size)
+
+    def write(self, rows: Iterable[Mapping[str, Any]]) -> None:
+        """Append rows."""
+        for row in rows:
+            self._file.write(json.dumps(row).encode() + b"\n")
+
+    def size(self) -> int:
+        """Bytes written, all of them on the disk."""
+        self._file.flush()
+        os.fsync(self._file.fileno())
+        return self._file.tell()
+
+    def close(self) -> None:
+        """Write out what is left."""
+        self._file.close()
+
+
+def read_metrics(folder: Path) -> list[dict[str, Any]]:
+    """The rows of a run's `metrics.jsonl`."""
+    return [json.loads(line) for line in (folder / METRICS_NAME).read_text().splitlines()]

@@ -1,0 +1,70 @@
+"""The training attack: projected gradient ascent on a method's own objective, for a whole batch at once."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from clipguard.attacks.pgd import uniform_in_ball
+from clipguard.attacks.rows import Rows
+from clipguard.attacks.threat import ThreatModel
+
+
+class Noise:
+    """Random numbers that depend on each row's key alone, made where they are used: a GPU need not wait for the CPU."""
+
+    def __init__(self, keys: Sequence[int], device: torch.device) -> None:
+        self._keys, self._device = keys, device
+        self._generator = torch.Generator(device)
+
+    def uniform(self, *shape: int) -> Tensor:
+        """(rows, *shape) float32 in [0, 1)."""
+        return self._rows(shape, Tensor.uniform_, 1)
+
+    def normal(self, *shape: int) -> Tensor:
+        """(rows, *shape) float32, standard normal."""
+        return self._rows(shape, Tensor.normal_, 2)
+
+    def _rows(self, shape: tuple[int, ...], fill: Callable[..., Tensor], stream: int) -> Tensor:
+        rows = torch.empty(len(self._keys), *shape, device=self._device)
+        for row, key in zip(rows, self._keys, strict=True):
+            self._generator.manual_seed(key ^ stream)  # a stream of its own: direction and radius are independent
+            fill(row, generator=self._generator)
+        return rows
+
+
+@dataclass(frozen=True)
+class TrainingAttack:
+    """PGD (Madry et al. 2018) on pixels in [0,1], before normalisation; returns the last iterate, as the papers do.
+
+    radius, step_size: in pixels of [0,1]. random_start: uniform in the ball.
+    """
+
+    threat: ThreatModel
+    radius: float
+    steps: int
+    step_size: float
+    random_start: bool
+
+    def __call__(self, objective: Callable[[Tensor], Tensor], x: Tensor, keys: Sequence[int]) -> tuple[Tensor, Tensor]:
+        """Adversarial images (B, C, H, W), and the mean objective at the last point that was evaluated, a scalar.
+
+        objective: images -> (B,) values to maximise, differentiable in the images and, for speed, in nothing else.
+        x: clean images (B, C, H, W) in [0,1]. keys: of the random starts, one a row.
+        """
+        eps = torch.full((len(x),), self.radius, device=x.device)
+        project = self.threat.projection(x, eps)
+        x_adv = x
+        if self.random_start:
+            x_adv = project(uniform_in_ball(Rows(x0=x, eps=eps), self.threat, Noise(keys, x.device)))
+        for _ in range(self.steps):
+            x_adv = x_adv.detach().requires_grad_()
+            with torch.enable_grad():
+                values = objective(x_adv)
+                (gradient,) = torch.autograd.grad(values.sum(), x_adv)
+            with torch.no_grad():
+                x_adv = project(x_adv + self.step_size * self.threat.steepest(gradient))
+        return x_adv.detach(), values.detach().mean()
