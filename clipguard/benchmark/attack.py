@@ -59,7 +59,7 @@ def attack_images(
     parse_source(plan.models[0])
     device = choose_device(plan.device)
     task = _open_files(plan, files, progress) if files else open_task(plan, plan.datasets[0], progress)
-    model = load_model(plan.models[0], device=device)
+    model = load_model(plan.models[0], device=device, text=plan.text)
     for line in describe_model(model):
         log.info(line)
     if files and not files.labels:

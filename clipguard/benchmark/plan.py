@@ -72,6 +72,7 @@ class BenchPlan:
     compile: bool = False
     device: str = "auto"
     templates: str = "ensemble"
+    text: Literal["tuned", "original"] = "tuned"  # for models whose text clipguard tuned
     split: str | None = None
     classes: Path | None = None
     image_column: str | None = None

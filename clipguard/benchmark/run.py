@@ -97,13 +97,13 @@ def bench(plan: BenchPlan, result: BenchResult | None = None, progress: Progress
         parse_source(name)
     device = choose_device(plan.device)
     tasks = [open_task(plan, name, progress) for name in plan.datasets]
-    model = load_model(plan.models[0], device=device)
+    model = load_model(plan.models[0], device=device, text=plan.text)
     # The others are read once now, so that a bad name is not found hours into the run.
-    infos = {model.info.name: model.info} | {name: load_model(name).info for name in plan.models[1:]}
+    infos = {model.info.name: model.info} | {name: load_model(name, text=plan.text).info for name in plan.models[1:]}
     started = time.monotonic()
     result.run.update(provenance(plan, infos, tasks, recipes, device))
     for number, name in enumerate(plan.models):
-        model = model if number == 0 else load_model(name, device=device)
+        model = model if number == 0 else load_model(name, device=device, text=plan.text)
         for line in describe_model(model):
             log.info(line)
         for task in tasks:
@@ -133,6 +133,7 @@ def provenance(
         "precision": engine_options(plan, device).precision,
         "compile": plan.compile,
         "batch_size": plan.batch_size or "auto",
+        "text": plan.text,
         "models": {name: info.to_dict() for name, info in infos.items()},
         "datasets": {task.name: task.describe() for task in tasks},
         "attacks": {r.name: r.parameters() for r in recipes},
@@ -147,7 +148,9 @@ def describe_model(model: LoadedModel) -> list[str]:
         f"{i.name}: {i.architecture}, {i.activation}, {i.image_size[0]}x{i.image_size[1]} px ({i.interpolation}, "
         f"{i.resize_mode}), {i.image_parameters / 1e6:.1f} M of {i.parameters / 1e6:.1f} M parameters see the image",
         f"{i.name}: weights {i.weights}, sha256 {i.sha256[:16]}…, mean {i.mean}, std {i.std}, "
-        f"logit scale {i.logit_scale:.2f}" + (f", logit bias {i.logit_bias:.2f}" if i.logit_bias is not None else ""),
+        f"logit scale {i.logit_scale:.2f}"
+        + (f", logit bias {i.logit_bias:.2f}" if i.logit_bias is not None else "")
+        + f", text {i.text}",
     ]
 
 

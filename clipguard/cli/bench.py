@@ -47,6 +47,13 @@ class EpsMode(str, Enum):
     nested = "nested"
 
 
+class Text(str, Enum):
+    """Which text scores a model whose text clipguard tuned."""
+
+    tuned = "tuned"
+    original = "original"
+
+
 def bench(
     model: Annotated[
         list[str] | None,
@@ -79,6 +86,9 @@ def bench(
     seed: options.Seed = 0,
     batch_size: options.BatchSize = "auto",
     templates: options.Templates = "ensemble",
+    text: Annotated[
+        Text, typer.Option(help="original: score models that clipguard tuned with the text they had before.")
+    ] = Text.tuned,
     split: options.Split = None,
     classes: Annotated[Path | None, typer.Option(help="File with one class name a line, or a JSON list.")] = None,
     image_column: options.ImageColumn = None,
@@ -128,6 +138,7 @@ def bench(
         precision=precision,  # type: ignore[arg-type]  # checked by the plan
         compile=compiled,
         templates=templates,
+        text=text.value,
         split=split,
         classes=classes,
         image_column=image_column,

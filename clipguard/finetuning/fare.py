@@ -25,6 +25,7 @@ ROBUSTVLM: Mapping[str, Any] = {
     "attack_steps": 10,
     "step_size": 1.0,
     "templates": "This is a photo of a {}",
+    "augment": "none",
 }
 
 

@@ -37,8 +37,9 @@ def parse_method(text: str) -> Method:
     types = get_type_hints(kind)
     for key, value in given.items():
         if key not in known:
-            has = f"it has {', '.join(known)}" if known else "it has none"
-            raise FinetuneError(f"Method {name!r} has no option {key!r}.{did_you_mean(key, known)} Options: {has}.")
+            raise FinetuneError(
+                f"Method {name!r} has no option {key!r}.{did_you_mean(key, known)} It has {', '.join(known) or 'none'}."
+            )
         _check(f"{name}: {key}", value, types[key])
     return kind(**given)
 

@@ -25,6 +25,7 @@ LINEAGE: Mapping[str, Any] = {
     "attack_steps": 2,
     "step_size": 1.0,
     "templates": "This is a photo of a {}",
+    "augment": "none",
 }
 
 

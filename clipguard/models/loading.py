@@ -5,9 +5,9 @@ from __future__ import annotations
 import importlib.resources
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import torch
 from PIL import Image
@@ -24,6 +24,8 @@ from clipguard.models.hub import fetch_repository, fetch_tag
 from clipguard.models.quiet import quiet
 from clipguard.models.source import ModelSource, parse_source
 from clipguard.models.text import Tokenizer, encode_classes
+from clipguard.models.text_map import ORIGINAL_FILE, TEXT_FILE, TextChoice, TextMap, read_text_map, restore_original
+from clipguard.models.weights import hash_file
 
 
 @dataclass(frozen=True)
@@ -44,6 +46,8 @@ class ModelInfo:
     image_parameters: int
     logit_scale: float  # the factor on the cosine, after exp
     logit_bias: float | None
+    text: str = "as in the weights"  # or tuned or original, by which file beside them
+    text_sha256: str | None = None  # of that file
 
     def to_dict(self) -> dict[str, Any]:
         """The same as plain JSON types."""
@@ -58,14 +62,23 @@ class LoadedModel:
         model: the open_clip model itself (`encode_image`, `encode_text`, `visual`, `logit_scale`).
         tokenizer: open_clip's tokenizer for it.
         preprocessing: its normalisation, size and resize mode.
+        text_map: tuned text that the text tower does not hold, if any; applied by `classifier` and `text_features`.
         device: where it lives.
     """
 
-    def __init__(self, info: ModelInfo, model: nn.Module, tokenizer: Tokenizer, preprocessing: Preprocessing) -> None:
+    def __init__(
+        self,
+        info: ModelInfo,
+        model: nn.Module,
+        tokenizer: Tokenizer,
+        preprocessing: Preprocessing,
+        text_map: TextMap | None = None,
+    ) -> None:
         self.info = info
         self.model = model.float().eval().requires_grad_(False)
         self.tokenizer = tokenizer
         self.preprocessing = preprocessing
+        self.text_map = text_map
         self.device = torch.device("cpu")
         self._text: dict[tuple[tuple[str, ...], tuple[str, ...]], Tensor] = {}
 
@@ -88,7 +101,8 @@ class LoadedModel:
         """A classifier over `class_names`; see `ZeroShotClassifier`. Text is encoded once per (names, templates).
 
         Raises:
-            ModelError: when there are no names or templates, or a template has no `{}`.
+            ModelError: when there are no names or templates, a template has no `{}`, or the model's tuned text is
+                a table without one of the names.
         """
         text = self.text_features(class_names, templates)
         return ZeroShotClassifier(self.model, text, self.preprocessing, resolution)
@@ -97,7 +111,9 @@ class LoadedModel:
         """The class-text matrix (D, C), float32, columns of unit length; cached on this object."""
         key = (tuple(class_names), tuple(templates))
         if key not in self._text:
-            self._text[key] = encode_classes(self.model, self.tokenizer, class_names, templates, self.device)
+            self._text[key] = encode_classes(
+                self.model, self.tokenizer, class_names, templates, self.device, self.text_map
+            )
         return self._text[key]
 
     def to(self, device: str | torch.device) -> LoadedModel:
@@ -108,16 +124,19 @@ class LoadedModel:
         """
         self.device = check_device(device)
         self.model.to(self.device)
+        if self.text_map is not None:
+            self.text_map.to(self.device)
         self._text = {key: text.to(self.device) for key, text in self._text.items()}
         return self
 
 
-def load_model(spec: str, *, device: str | torch.device = "cpu") -> LoadedModel:
+def load_model(spec: str, *, device: str | torch.device = "cpu", text: TextChoice = "tuned") -> LoadedModel:
     """Load a model named as on the command line.
 
     Args:
         spec: `tiny`, `ARCH:TAG`, `ARCH:path/to/weights.pt`, `hf-hub:org/repo` or `local-dir:path`.
         device: a torch device.
+        text: "original" scores a model whose text clipguard tuned with the text it had before; see `text_map.py`.
 
     Raises:
         ModelError: one line that says what is wrong with the name, the files or the weights, and the cure.
@@ -132,7 +151,30 @@ def load_model(spec: str, *, device: str | torch.device = "cpu") -> LoadedModel:
             sha256 = load_weights(model, checkpoint)
     preprocessing = _preprocessing(model)
     info = _describe(source, checkpoint, sha256, model, preprocessing)
-    return LoadedModel(info, model, tokenizer, preprocessing).to(target)
+    info, text_map = _load_text(info, checkpoint, model, text)
+    return LoadedModel(info, model, tokenizer, preprocessing, text_map).to(target)
+
+
+def _load_text(
+    info: ModelInfo, checkpoint: Checkpoint, model: nn.Module, text: TextChoice
+) -> tuple[ModelInfo, TextMap | None]:
+    """Apply what a fine-tuning run left about the text beside the weights, and say so in the info."""
+    if text not in get_args(TextChoice):
+        raise ModelError(f"text must be tuned or original, not {text!r}.")
+    tuned, original = (checkpoint.weights.parent / name for name in (TEXT_FILE, ORIGINAL_FILE))
+    if text == "original":
+        if original.is_file():
+            restore_original(model, original)
+            return replace(info, text=f"original, from {original.name}", text_sha256=hash_file(original)), None
+        if tuned.is_file():
+            return replace(info, text=f"original, without {tuned.name}"), None
+        raise ModelError(f"{info.name} has no original text beside its own: clipguard did not tune its text.")
+    if not tuned.is_file():
+        return (replace(info, text="tuned, in the weights") if original.is_file() else info), None
+    text_map = read_text_map(tuned, checkpoint.model_cfg["embed_dim"])
+    return replace(
+        info, text=f"tuned, by the {text_map.kind} map in {tuned.name}", text_sha256=hash_file(tuned)
+    ), text_map
 
 
 def to_native_pixels(image: Image.Image) -> Tensor:
