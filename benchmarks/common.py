@@ -31,6 +31,7 @@ class Cell:
     name: str
     classifier: nn.Module
     examples: list[Example]
+    model: str = ""  # architecture and hash of the weights
 
 
 def load_cell(model: str, dataset: str, n: int | None, seed: int = 0) -> Cell:
@@ -39,7 +40,8 @@ def load_cell(model: str, dataset: str, n: int | None, seed: int = 0) -> Cell:
     loaded = clipguard.load_model(model)
     preprocess = loaded.preprocess()
     examples = [Example(i, preprocess(data.image(i)), int(data.labels[i])) for i in data.subset(n, seed).tolist()]
-    return Cell(dataset, loaded.classifier(data.class_names, data.templates), examples)
+    what = f"{Path(loaded.info.architecture).name}, sha256 {loaded.info.sha256[:16]}"
+    return Cell(dataset, loaded.classifier(data.class_names, data.templates), examples, what)
 
 
 def attack(
@@ -52,11 +54,11 @@ def attack(
 
 
 def passes(costs: dict[str, Cost]) -> dict[str, Any]:
-    """Totals of a run, and forward and backward passes of each attack, in images."""
+    """Totals of a run, and for each attack its forward and backward passes, in images, and its seconds."""
     return {
         "forward": sum(c.forward for c in costs.values()),
         "backward": sum(c.backward for c in costs.values()),
-        "by_attack": {name: [c.forward, c.backward] for name, c in costs.items()},
+        "by_attack": {name: [c.forward, c.backward, round(c.seconds, 2)] for name, c in costs.items()},
     }
 
 

@@ -108,7 +108,9 @@ def _attack(
         progress.advance(f"{sum(c.forward for c in engine.costs.values()):,} passes")
     outcomes.sort(key=lambda o: o.index)
     base = {"model": model.info.name, "dataset": task.name, "norm": plan.norm}
-    run["costs"].append({**base, "attack": recipe.name, "stages": cost_table(engine.costs)})
+    run["costs"].append(
+        {**base, "attack": recipe.name, "batch_size": engine.evaluator.batch_size, "stages": cost_table(engine.costs)}
+    )
     rows = [base | next(attack_rows(o, recipe, plan)) for o in outcomes]
     cells = [Cell.from_samples(sample_frame(r)) for r in ([base | clean_row(o) for o in outcomes], rows)]
     clean = [e.image for e in task.examples(preprocess, "cpu")]  # in the order of the indices, like the outcomes

@@ -117,12 +117,12 @@ def parquet_bytes(frame: pd.DataFrame) -> bytes:
 
 
 class OutputFolder:
-    """Where a run's files go. Made when the first file is written; never one that holds something already."""
+    """Where a run's files go. Made when the first file is written; never one that holds something already, if new."""
 
-    def __init__(self, path: Path) -> None:
-        """Raises OutputError if the folder exists and is not empty, or could not be written."""
+    def __init__(self, path: Path, *, new: bool = True) -> None:
+        """Raises OutputError if a new folder exists and is not empty, or could not be written."""
         self.path = path
-        if path.exists() and (not path.is_dir() or any(path.iterdir())):
+        if new and path.exists() and (not path.is_dir() or any(path.iterdir())):
             raise OutputError(f"--out {path} exists already; nothing is overwritten. Name a new folder.")
         parent = next(p for p in (path, *path.absolute().parents) if p.exists())
         try:

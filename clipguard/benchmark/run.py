@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from datetime import datetime, timezone
 from typing import Any, Protocol
 
@@ -91,6 +91,8 @@ def bench(plan: BenchPlan, result: BenchResult | None = None, progress: Progress
     result = result if result is not None else BenchResult({})
     plan.check()
     recipes = [open_recipe(name) for name in plan.attacks]
+    if plan.eps_mode == "nested":  # outcomes at smaller eps are not what the attack alone would give: never unlabelled
+        recipes = [replace(recipe, name=f"{recipe.name} [nested]") for recipe in recipes]
     if len({recipe.name for recipe in recipes}) < len(recipes):
         raise AttackError("--attack: two recipes have the same name; give one of the files another `name`.")
     for name in plan.models:
@@ -227,7 +229,14 @@ def _run_task(
             result.add([base | clean_row(o) for o in outcomes])
         if recipe.stages:
             result.add([base | row for o in outcomes for row in attack_rows(o, recipe, plan)])
-        result.run["costs"].append({**base, "attack": recipe.name, "stages": cost_table(engine.costs)})
+        result.run["costs"].append(
+            {
+                **base,
+                "attack": recipe.name,
+                "batch_size": engine.evaluator.batch_size,
+                "stages": cost_table(engine.costs),
+            }
+        )
         log.info("%s on %s: %d images done", recipe.name, task.name, len(outcomes))
 
 

@@ -81,7 +81,9 @@ def attack(
     norm: options.Norm = "linf",
     attack: Annotated[
         list[str] | None,
-        typer.Option("--attack", "-a", help=f"As `clipguard list attacks` shows. Default: {DEFAULT_ATTACK}."),
+        typer.Option(
+            "--attack", "-a", help=f"As `clipguard list attacks` shows, or a recipe file. Default: {DEFAULT_ATTACK}."
+        ),
     ] = None,
     n_samples: Annotated[
         str | None,

@@ -77,7 +77,10 @@ def bench(
     attack: Annotated[
         list[str] | None,
         typer.Option(
-            "--attack", "-a", help=f"As `clipguard list attacks` shows, comma-separated. Default: {DEFAULT_ATTACK}."
+            "--attack",
+            "-a",
+            help="As `clipguard list attacks` shows, comma-separated, or a .toml or .yaml recipe file. "
+            f"Default: {DEFAULT_ATTACK}.",
         ),
     ] = None,
     n_samples: Annotated[

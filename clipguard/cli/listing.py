@@ -39,6 +39,7 @@ def _attacks() -> None:
         defaults = ", ".join(f"{k}={v}" for k, v in options(kind()).items() if name not in STEPPED or k != "iterations")
         typer.echo(f"{name + '-K' if name in STEPPED else name:<16} {defaults or 'none'}")
     typer.echo("every attack     eot=1: forward passes averaged an evaluation, for randomised models")
+    typer.echo('\nor a recipe file, FILE.toml or FILE.yaml: stages = ["apgd-ce(restarts=5)", "square"]')
 
 
 def _datasets() -> None:

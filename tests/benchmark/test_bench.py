@@ -11,7 +11,7 @@ import pytest
 import clipguard
 from clipguard.benchmark.results import SAMPLE_COLUMNS, BenchResult, OutputFolder
 from clipguard.benchmark.tables import columns, rows, to_markdown
-from clipguard.errors import OutputError
+from clipguard.errors import AttackError, OutputError
 from clipguard.statistics import wilson_interval
 
 
@@ -152,3 +152,24 @@ def test_the_markdown_table_has_every_cell(result: BenchResult) -> None:
 def test_every_public_name_can_be_imported() -> None:
     for name in clipguard.__all__:
         assert callable(getattr(clipguard, name))
+
+
+def test_recipe_files_and_their_names(tmp_path: Path) -> None:
+    for folder in ("a", "b"):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "mine.toml").write_text('stages = ["pgd-2", "fgsm"]')
+    names = [str(tmp_path / folder / "mine.toml") for folder in ("a", "b")]
+    found = clipguard.bench(datasets=["emoji-food"], eps=["4"], attacks=names[:1], n_samples=4)
+    assert {c.attack for c in found.cells} == {"none", "mine"}
+    assert [s["attack"] for s in found.run["attacks"]["mine"]["stages"]] == ["pgd-2", "fgsm"]
+    with pytest.raises(AttackError, match="same name"):
+        clipguard.bench(datasets=["emoji-food"], eps=["4"], attacks=names, n_samples=4)
+
+
+def test_nested_eps_is_labelled_everywhere() -> None:
+    found = clipguard.bench(datasets=["emoji-food"], eps=["1,8"], attacks=["pgd-2"], n_samples=4, eps_mode="nested")
+    label = "pgd-2 [nested]"
+    assert {c.attack for c in found.cells} == set(found.samples["attack"]) == {"none", label}
+    assert list(found.run["attacks"]) == [label]
+    assert label in to_markdown(found)
+    assert label in found.to_frame().to_csv()
