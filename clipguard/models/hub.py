@@ -9,6 +9,7 @@ from urllib.parse import urlsplit
 
 from clipguard.errors import ModelError, first_line
 from clipguard.models.config import CONFIG_NAME
+from clipguard.models.text_map import ORIGINAL_FILE, TEXT_FILE
 
 
 def fetch_tag(spec: str, config: dict[str, Any]) -> Path:
@@ -27,6 +28,8 @@ def fetch_tag(spec: str, config: dict[str, Any]) -> Path:
 def fetch_repository(repository: str) -> tuple[Path, Path]:
     """The config and weight file of a hub repository in open_clip's layout; to be called inside `hub_access`.
 
+    What clipguard's fine-tuning keeps about the text (see `text_map.py`) is fetched too, to lie beside the weights.
+
     Raises:
         ModelError: when either is neither cached nor to be had; says which local folder to give instead.
     """
@@ -35,7 +38,23 @@ def fetch_repository(repository: str) -> tuple[Path, Path]:
     spec = f"hf-hub:{repository}"
     local = f"local-dir:/path/to/folder with its {CONFIG_NAME} and weights"
     config = _fetch(lambda: download_pretrained_from_hf(repository, filename=CONFIG_NAME), spec, local)
-    return config, _fetch(lambda: download_pretrained_from_hf(repository), spec, local)
+    weights = _fetch(lambda: download_pretrained_from_hf(repository), spec, local)
+    for name in (TEXT_FILE, ORIGINAL_FILE):
+        _fetch_optional(repository, name)
+    return config, weights
+
+
+def _fetch_optional(repository: str, name: str) -> None:
+    """Bring a file into the cache if the repository has it; without a network, what the cache has is all there is."""
+    import huggingface_hub
+    from huggingface_hub.errors import EntryNotFoundError
+
+    try:
+        huggingface_hub.hf_hub_download(repository, name)
+    except EntryNotFoundError:
+        return
+    except Exception as error:
+        raise ModelError(f"Could not fetch {name} of hf-hub:{repository} ({first_line(error)}): try again.") from error
 
 
 def _fetch(download: Callable[[], str], spec: str, local: str) -> Path:

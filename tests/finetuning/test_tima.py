@@ -223,7 +223,7 @@ def test_weights_multiply_their_terms(batch: Batch) -> None:
     heavy = TIMA(lam_iat=2, lam_mhe=3, lam_iakd=5, lam_takd=7).terms(batch, 0.0)
     factors = {"mhe": 6, "iakd": 10, "tam": 1, "takd": 7}
     for name, factor in factors.items():
-        assert float(heavy[name]) == pytest.approx(factor * float(plain[name]), rel=1e-6)
+        assert heavy[name].item() == pytest.approx(factor * plain[name].item(), rel=1e-6)
     for off in ("lam_mhe", "lam_iakd", "lam_takd"):
         assert off.removeprefix("lam_") not in TIMA(**{off: 0}).terms(batch, 0.0)  # type: ignore[arg-type]
 
@@ -236,7 +236,7 @@ def test_the_attack_sees_the_margin_only_if_asked(batch: Batch) -> None:
     margin = TIMA(margin=0.5, attack_loss="margin")
     objective = margin.attack_objective(adversarial, batch)
     assert (objective > plain).all()
-    assert float(objective.mean()) == pytest.approx(float(margin.terms(batch, 0.0)["tam"]), rel=1e-6)
+    assert objective.mean().item() == pytest.approx(margin.terms(batch, 0.0)["tam"].item(), rel=1e-6)
 
 
 def test_text_first_needs_no_attack_and_then_leaves_the_text_alone(batch: Batch) -> None:

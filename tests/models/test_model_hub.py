@@ -10,14 +10,17 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import huggingface_hub
 import pytest
 from huggingface_hub import constants
+from huggingface_hub.errors import EntryNotFoundError
 from open_clip import factory, pretrained
 from tiny_models import CONFIGS
 
 from clipguard import hub
 from clipguard.errors import ModelError
 from clipguard.models import load_model
+from clipguard.models.text_map import TEXT_FILE, LaatMap
 
 
 @pytest.fixture
@@ -116,6 +119,32 @@ def test_a_cached_repository_loads_without_a_network(no_network: Path, model_fol
     assert loaded.info.architecture == "open_clip_config.json of hf-hub:org/repo"
     local = load_model(f"local-dir:{model_folder('vit')}")
     assert loaded.info.sha256 == local.info.sha256
+
+
+def test_the_text_files_of_a_repository_are_fetched_too(
+    no_network: Path, model_folder: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without them, a model with tuned text would be scored with the original text, and nobody told."""
+    fill_cache(no_network, "org/repo", model_folder("vit"))
+    snapshot = no_network / "models--org--repo" / "snapshots" / "0123abc"
+    present = [TEXT_FILE]
+
+    def download(repository: str, name: str) -> str:
+        assert repository == "org/repo"
+        if name not in present:
+            raise EntryNotFoundError(name)
+        (snapshot / name).write_bytes(LaatMap(16).to_bytes())
+        return str(snapshot / name)
+
+    monkeypatch.setattr(huggingface_hub, "hf_hub_download", download)
+    assert load_model("hf-hub:org/repo").info.text == f"tuned, by the laat map in {TEXT_FILE}"
+
+    def fail(*_: str) -> str:
+        raise TimeoutError("the hub is busy")
+
+    monkeypatch.setattr(huggingface_hub, "hf_hub_download", fail)
+    with pytest.raises(ModelError, match=r"Could not fetch clipguard_text.safetensors of hf-hub:org/repo .*busy"):
+        load_model("hf-hub:org/repo")
 
 
 def test_a_cached_tag_loads_without_a_network(
