@@ -4,6 +4,7 @@ import clipguard
 model = clipguard.load_model("tiny")
 data = clipguard.load_dataset("emoji-animals")
 result = clipguard.bench(models=["tiny"], datasets=["emoji-animals"], eps=["1,4,8"])
+tuned = clipguard.finetune("tima", out="runs/tima", steps=100)
 outcome = clipguard.attack(any_torch_module, images, labels, eps=4 / 255)
 """
 
@@ -17,12 +18,14 @@ if TYPE_CHECKING:
     from clipguard.attacks.api import attack
     from clipguard.benchmark.api import bench
     from clipguard.data import load_dataset
+    from clipguard.finetuning.api import finetune
     from clipguard.models import load_model
 
-__all__ = ["attack", "bench", "load_dataset", "load_model"]
+__all__ = ["attack", "bench", "finetune", "load_dataset", "load_model"]
 _HOMES = {
     "attack": "clipguard.attacks.api",
     "bench": "clipguard.benchmark.api",
+    "finetune": "clipguard.finetuning.api",
     "load_dataset": "clipguard.data",
     "load_model": "clipguard.models",
 }

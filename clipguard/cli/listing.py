@@ -22,11 +22,26 @@ class What(str, Enum):
     models = "models"
     datasets = "datasets"
     attacks = "attacks"
+    methods = "methods"
 
 
-def show(what: Annotated[What, typer.Argument(help="models, datasets or attacks")]) -> None:
-    """List the models, data sets or attacks that can be named."""
-    {What.models: _models, What.datasets: _datasets, What.attacks: _attacks}[what]()
+def show(what: Annotated[What, typer.Argument(help="models, datasets, attacks or methods")]) -> None:
+    """List the models, data sets, attacks or fine-tuning methods that can be named."""
+    {What.models: _models, What.datasets: _datasets, What.attacks: _attacks, What.methods: _methods}[what]()
+
+
+def _methods() -> None:
+    from dataclasses import fields
+
+    from clipguard.finetuning.methods import METHODS
+
+    for name, kind in METHODS.items():
+        presets = f" [--preset {', '.join(kind.presets)}]" if kind.presets else ""
+        typer.echo(f"{name:<10} {kind.summary}{presets}")
+    typer.echo("\nOptions, as in --method 'tima(margin=0.05,text=encoder)', and their defaults:")
+    for name, kind in METHODS.items():
+        defaults = ", ".join(f"{field.name}={field.default}" for field in fields(kind))
+        typer.echo(f"{name:<10} {defaults or 'none'}")
 
 
 def _attacks() -> None:

@@ -6,6 +6,7 @@ import hashlib
 import logging
 import math
 import os
+import signal
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -163,7 +164,7 @@ class Pixels(Dataset[tuple[Tensor, int, int]]):
 
     def __getitem__(self, visit: tuple[int, int]) -> tuple[Tensor, int, int]:
         epoch, index = visit
-        key = visit_key(self.seed, epoch, index)
+        key = random_key(self.seed, epoch, index)
         pixels = self.pixels(index)
         if self.augment:
             pixels = crop_and_mirror(pixels, key)
@@ -175,9 +176,9 @@ def preprocess_bytes(preprocess: Callable[[Image], Tensor], images: ImageDataset
     return preprocess(images.image(0)).numel()
 
 
-def visit_key(seed: int, epoch: int, index: int) -> int:
-    """62 bits for the random numbers of one image in one epoch."""
-    digest = hashlib.sha256(f"{seed}/{epoch}/{index}".encode()).digest()
+def random_key(seed: int, when: int, what: int) -> int:
+    """62 bits to seed a generator with: for an image in an epoch, or a process at a step."""
+    digest = hashlib.sha256(f"{seed}/{when}/{what}".encode()).digest()
     return int.from_bytes(digest[:8], "big") >> 2
 
 
@@ -231,7 +232,21 @@ class Visits:
 def load_batches(pixels: Pixels, visits: Visits, workers: int) -> Iterator[ImageBatch]:
     """Batches in the order of the visits; with workers, decoded ahead."""
     pin = torch.cuda.is_available()
-    return iter(DataLoader(pixels, batch_sampler=visits, num_workers=workers, collate_fn=collate, pin_memory=pin))
+    return iter(
+        DataLoader(
+            pixels,
+            batch_sampler=visits,
+            num_workers=workers,
+            collate_fn=collate,
+            pin_memory=pin,
+            worker_init_fn=_leave_interrupts,
+        )
+    )
+
+
+def _leave_interrupts(worker: int) -> None:  # noqa: ARG001
+    """Ctrl-C reaches every process; what it means is the main one's business."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 def collate(rows: list[tuple[Tensor, int, int]]) -> ImageBatch:

@@ -9,7 +9,7 @@ from torch.nn.utils import parametrize
 
 from clipguard.errors import FinetuneError
 from clipguard.finetuning.config import FinetuneConfig
-from clipguard.models.classifier import Preprocessing
+from clipguard.models.classifier import Preprocessing, fast_memory_format
 
 
 class ImageTower(nn.Module):
@@ -23,12 +23,13 @@ class ImageTower(nn.Module):
 
     def __init__(self, visual: nn.Module, preprocessing: Preprocessing) -> None:
         super().__init__()
-        self.visual = visual
+        self.memory_format = fast_memory_format(visual)
+        self.visual = visual.to(memory_format=self.memory_format)
         self.register_buffer("mean", torch.tensor(preprocessing.mean).view(1, 3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(preprocessing.std).view(1, 3, 1, 1), persistent=False)
 
     def forward(self, pixels: Tensor) -> Tensor:
-        out = self.visual((pixels - self.mean) / self.std)
+        out = self.visual(((pixels - self.mean) / self.std).contiguous(memory_format=self.memory_format))
         features: Tensor = out[0] if isinstance(out, tuple) else out  # CoCa's tower gives its tokens, too
         return features.float()
 

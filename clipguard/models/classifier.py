@@ -56,9 +56,7 @@ class ZeroShotClassifier(nn.Module):
         self.register_buffer("logit_scale", _scalar(model.logit_scale).exp())
         bias = getattr(model, "logit_bias", None)
         self.register_buffer("logit_bias", None if bias is None else _scalar(bias))
-        # Convolutional towers run faster with channels last; the one convolution of a ViT gains nothing.
-        convolutions = sum(isinstance(m, nn.Conv2d) for m in model.modules())
-        self.memory_format = torch.channels_last if convolutions > 1 else torch.contiguous_format
+        self.memory_format = fast_memory_format(model)
         model.to(memory_format=self.memory_format)
         self.requires_grad_(False)
         self.eval()
@@ -86,6 +84,12 @@ class ZeroShotClassifier(nn.Module):
         normalized = ((pixels - self.mean) / self.std).contiguous(memory_format=self.memory_format)
         features: Tensor = self.model.encode_image(normalized, normalize=normalize)  # type: ignore[operator]
         return features
+
+
+def fast_memory_format(model: nn.Module) -> torch.memory_format:
+    """Convolutional towers run faster with channels last; the one convolution of a ViT gains nothing."""
+    convolutions = sum(isinstance(m, nn.Conv2d) for m in model.modules())
+    return torch.channels_last if convolutions > 1 else torch.contiguous_format
 
 
 def _scalar(value: object) -> Tensor:

@@ -63,6 +63,7 @@ class LoadedModel:
         tokenizer: open_clip's tokenizer for it.
         preprocessing: its normalisation, size and resize mode.
         text_map: tuned text that the text tower does not hold, if any; applied by `classifier` and `text_features`.
+        model_cfg: open_clip's config of the architecture.
         device: where it lives.
     """
 
@@ -72,12 +73,14 @@ class LoadedModel:
         model: nn.Module,
         tokenizer: Tokenizer,
         preprocessing: Preprocessing,
+        model_cfg: dict[str, Any],
         text_map: TextMap | None = None,
     ) -> None:
         self.info = info
         self.model = model.float().eval().requires_grad_(False)
         self.tokenizer = tokenizer
         self.preprocessing = preprocessing
+        self.model_cfg = model_cfg
         self.text_map = text_map
         self.device = torch.device("cpu")
         self._text: dict[tuple[tuple[str, ...], tuple[str, ...]], Tensor] = {}
@@ -152,7 +155,7 @@ def load_model(spec: str, *, device: str | torch.device = "cpu", text: TextChoic
     preprocessing = _preprocessing(model)
     info = _describe(source, checkpoint, sha256, model, preprocessing)
     info, text_map = _load_text(info, checkpoint, model, text)
-    return LoadedModel(info, model, tokenizer, preprocessing, text_map).to(target)
+    return LoadedModel(info, model, tokenizer, preprocessing, checkpoint.model_cfg, text_map).to(target)
 
 
 def _load_text(

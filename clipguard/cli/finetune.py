@@ -1,0 +1,218 @@
+"""`clipguard finetune`."""
+
+from __future__ import annotations
+
+import logging
+import shlex
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from enum import Enum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from clipguard.cli import options
+from clipguard.cli.options import default_folder
+from clipguard.errors import ClipguardError
+
+if TYPE_CHECKING:
+    from clipguard.finetuning.config import FinetuneConfig
+    from clipguard.finetuning.run import FinetuneResult
+
+EXAMPLES = """
+**Examples**
+
+`clipguard finetune --method tima` — the embedded model on an embedded data set, in minutes
+
+`clipguard finetune --method fare --model ViT-B-32-quickgelu:openai --dataset imagenet/train --eps 4 --steps 20000`
+
+`clipguard finetune --method "tima(margin=0.05)" --preset pmg-aft -m ViT-B-32-quickgelu:openai -d photos/`
+
+`clipguard finetune --config settings.yaml --seed 1` — settings by name (`eps: 4`); the command line wins
+
+`clipguard finetune --resume runs/20260102-030405-tima-tiny` — go on where it stopped, with its own settings
+
+**Files**
+
+an open_clip checkpoint (`open_clip_config.json`, `open_clip_model.safetensors`), its model card (`README.md`),
+`run.json`, `metrics.jsonl` and `curves.png`. Score it with `clipguard bench --model local-dir:FOLDER`.
+"""
+log = logging.getLogger("clipguard")
+Text = str | None
+Whole = int | None
+Real = float | None
+NO_SETTINGS = ("config", "resume", "output_format")  # the other parameters are fields of FinetuneConfig
+
+
+class Format(str, Enum):
+    """What goes to stdout."""
+
+    table = "table"
+    json = "json"
+
+
+def finetune(
+    method: Annotated[Text, typer.Option(help="NAME or NAME(option=value,...): `list methods`. Default: tima.")] = None,
+    model: Annotated[
+        Text,
+        typer.Option(
+            "--model", "-m", help="tiny, ARCH:TAG, ARCH:FILE, hf-hub:ORG/REPO or local-dir:FOLDER. Default: tiny."
+        ),
+    ] = None,
+    dataset: Annotated[
+        Text,
+        typer.Option(
+            "--dataset",
+            "-d",
+            help="An embedded name, a .parquet or .tar file, a folder, or hf:ORG/NAME[@SPLIT]; methods without labels "
+            "take any folder of images. Default: emoji-animals.",
+        ),
+    ] = None,
+    preset: Annotated[
+        Text, typer.Option(help="Settings by name, as `list methods` shows, or none. Default for tiny: embedded.")
+    ] = None,
+    config: Annotated[Path | None, typer.Option(help="TOML or YAML file of settings, named as the options.")] = None,
+    resume: Annotated[Path | None, typer.Option(help="Folder of an interrupted run to go on with; alone.")] = None,
+    out: Annotated[
+        Path | None, typer.Option("--out", "-o", help="New folder for the files. Default: runs/TIME-METHOD-MODEL.")
+    ] = None,
+    steps: Annotated[Whole, typer.Option(help="Optimiser steps.")] = None,
+    epochs: Annotated[Real, typer.Option(help="Instead of steps. Default: 2 (tiny: 300 steps).")] = None,
+    batch_size: Annotated[
+        Whole, typer.Option("--batch-size", help="Images of one pass on one device. Default: 128 (tiny: 64).")
+    ] = None,
+    accumulate: Annotated[Whole, typer.Option(help="Passes a step. Default: 1.")] = None,
+    lr: Annotated[Real, typer.Option(help="Peak learning rate of the image tower. Default: 1e-5 (tiny: 5e-4).")] = None,
+    eps: Annotated[
+        Text, typer.Option(help="Budget: in units of 1/255 for linf, plain for l2. Default: 4 (tiny: 8).")
+    ] = None,
+    norm: Annotated[Text, typer.Option(help="linf or l2. Default: linf.")] = None,
+    attack_steps: Annotated[
+        Whole, typer.Option("--attack-steps", help="Of the training attack, PGD. Default: 10 (tiny: 3).")
+    ] = None,
+    step_size: Annotated[
+        Real, typer.Option("--step-size", help="Of the attack, in units of eps. Default: 2.5 eps / steps, at most eps.")
+    ] = None,
+    random_start: Annotated[
+        bool | None, typer.Option("--random-start/--no-random-start", help="Of the attack. Default: yes.")
+    ] = None,
+    train: Annotated[
+        Text,
+        typer.Option(help="visual: the image tower; last-N: its last N layer groups; all: text, too. Default: visual."),
+    ] = None,
+    lora: Annotated[Whole, typer.Option(help="Train low-rank changes of this rank only. Default: 0, no.")] = None,
+    optimizer: Annotated[Text, typer.Option(help="adamw or sgd. Default: adamw.")] = None,
+    momentum: Annotated[Real, typer.Option(help="Of SGD. Default: 0.9.")] = None,
+    weight_decay: Annotated[Real, typer.Option("--weight-decay", help="Default: 1e-4.")] = None,
+    warmup_steps: Annotated[Whole, typer.Option("--warmup-steps", help="Default: 5 % of the steps.")] = None,
+    schedule: Annotated[Text, typer.Option(help="cosine or constant, after the warm-up. Default: cosine.")] = None,
+    grad_clip: Annotated[
+        Real, typer.Option("--grad-clip", help="Largest norm of the gradient. Default: 0, no limit.")
+    ] = None,
+    ema: Annotated[
+        Real, typer.Option(help="Decay of a moving average of the weights, which is then the result. Default: 0, none.")
+    ] = None,
+    augment: Annotated[Text, typer.Option(help="none, or standard: random crop and mirror. Default: none.")] = None,
+    wise_ft: Annotated[
+        Real, typer.Option("--wise-ft", help="Share of tuned weights in the result, the rest original. Default: 1.")
+    ] = None,
+    precision: Annotated[Text, typer.Option(help="float32, bfloat16 or auto: bfloat16 on CUDA. Default: auto.")] = None,
+    device: Annotated[Text, typer.Option(help="auto, cpu, cuda, cuda:1. Default: auto.")] = None,
+    seed: Annotated[Whole, typer.Option(help="Of everything random. Default: 0.")] = None,
+    templates: Annotated[
+        Text,
+        typer.Option(help="single, ensemble, a prompt with {}, or a file with one prompt a line. Default: single."),
+    ] = None,
+    split: Annotated[Text, typer.Option(help="To train on. Default: train, else all of a set without splits.")] = None,
+    classes: Annotated[Text, typer.Option(help="File with one class name a line, or a JSON list.")] = None,
+    image_column: options.ImageColumn = None,
+    label_column: options.LabelColumn = None,
+    n_samples: Annotated[
+        Whole, typer.Option("--n-samples", "-n", help="Images to use, a stratified subset. Default: all.")
+    ] = None,
+    val_fraction: Annotated[
+        Real, typer.Option("--val-fraction", help="Of them, set apart to choose the best checkpoint. Default: 0.1.")
+    ] = None,
+    eval_every: Annotated[
+        Whole, typer.Option("--eval-every", help="Steps between validations. Default: a fifth of the run.")
+    ] = None,
+    eval_samples: Annotated[
+        Whole, typer.Option("--eval-samples", help="Images a validation or the final test takes at most. Default: 500.")
+    ] = None,
+    save_every: Annotated[
+        Whole, typer.Option("--save-every", help="Steps between checkpoints. Default: with every validation.")
+    ] = None,
+    workers: Annotated[Whole, typer.Option(help="Decoding processes. Default: as many as pay.")] = None,
+    tracker: Annotated[Text, typer.Option(help="none, tensorboard or wandb. Default: none.")] = None,
+    output_format: Annotated[Format, typer.Option("--format", "-f", help="What stdout gets.")] = Format.table,
+) -> None:
+    """Make a CLIP model robust: train it on adversarial images, and write an ordinary open_clip checkpoint."""
+    given = {name: value for name, value in locals().items() if name not in NO_SETTINGS and value is not None}
+    from clipguard.cli.progress import RichProgress
+    from clipguard.finetuning.run import resume_finetune, run_finetune
+
+    if resume is not None:
+        if given or config:
+            first = next(iter(given), "config").replace("_", "-")
+            raise ClipguardError(f"--resume goes on with the run's own settings; leave out --{first}.")
+        with RichProgress() as progress, _how_to_resume(resume):
+            result = resume_finetune(resume, progress)
+    else:
+        settings = _resolve(given, config)
+        folder = Path(settings.out or default_folder(settings.model, f"{settings.method.partition('(')[0]}-"))
+        log.info("Settings: %s", ", ".join(f"{k} {v}" for k, v in settings.to_dict().items() if v is not None))
+        with RichProgress() as progress, _how_to_resume(folder):
+            result = run_finetune(settings, folder, shlex.join(["clipguard", *sys.argv[1:]]), progress)
+    if output_format is Format.json:
+        typer.echo(result.to_json(), nl=False)
+    else:
+        print_scores(result)
+
+
+def _resolve(given: dict[str, Any], config: Path | None) -> FinetuneConfig:
+    """The settings of the command line, over those of the file."""
+    from clipguard.benchmark.plan import parse_eps
+    from clipguard.finetuning.settings import resolve
+
+    if "eps" in given:
+        radii = parse_eps([given["eps"]], given.get("norm", "linf"))
+        if len(radii) != 1:
+            raise ClipguardError(f"--eps takes one budget to train with, not {len(radii)}.")
+        given["eps"] = radii[0].typed
+    if "out" in given:
+        given["out"] = str(given["out"])
+    return resolve(given, config)
+
+
+@contextmanager
+def _how_to_resume(folder: Path) -> Iterator[None]:
+    """Say how to go on when Ctrl-C, or NaN in the middle, leaves a run that can be."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        if (folder / "run.json").is_file():
+            typer.echo(f"Stopped. Go on with: clipguard finetune --resume {shlex.quote(str(folder))}", err=True)
+        raise
+
+
+def print_scores(result: FinetuneResult) -> None:
+    """The accuracies before and after, on stdout."""
+    from rich.console import Console
+    from rich.table import Table
+
+    from clipguard.finetuning.card import budget, percent
+
+    run = result.run
+    found = run["evaluation"]
+    table = Table(caption=f"Accuracy in % on {found['images']}, with 95 % intervals.", caption_justify="left")
+    for column in ("model", "clean", f"PGD-10, {budget(run['config'])}"):
+        table.add_column(column, justify="left" if column == "model" else "right")
+    for who, score in found["scores"].items():
+        table.add_row(who, percent(score["clean"]), percent(score["robust"]))
+    console = Console()
+    if found["scores"]:
+        console.print(table)
+    console.print(f"local-dir:{result.out}", soft_wrap=True, highlight=False)
+    log.info("Trained in %.0f s; look at %s", run["training_seconds"], result.out / "curves.png")

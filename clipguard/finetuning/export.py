@@ -1,0 +1,58 @@
+"""A fine-tuned model as an ordinary open_clip checkpoint folder."""
+
+from __future__ import annotations
+
+import copy
+import json
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from safetensors.torch import save
+from torch import Tensor
+
+from clipguard.models.config import CONFIG_NAME, WEIGHT_NAMES
+from clipguard.models.loading import LoadedModel
+
+WEIGHTS_NAME = WEIGHT_NAMES[0]
+State = dict[str, Tensor]
+
+
+def checkpoint_files(loaded: LoadedModel, state: Mapping[str, Tensor]) -> dict[str, bytes]:
+    """Config and float32 weights of a model, for `local-dir:` in clipguard and open_clip: content by file name."""
+    tensors = {name: _plain(value) for name, value in state.items()}
+    config = {"model_cfg": complete_config(loaded.model_cfg), "preprocess_cfg": _preprocess_config(loaded)}
+    return {
+        WEIGHTS_NAME: save(tensors, {"format": "pt"}),
+        CONFIG_NAME: (json.dumps(config, indent=2) + "\n").encode(),
+    }
+
+
+def complete_config(model_cfg: Mapping[str, Any]) -> dict[str, Any]:
+    """An architecture's config that sends nobody to fetch other weights first."""
+    config = copy.deepcopy(dict(model_cfg))
+    if "timm_model_name" in config["vision_cfg"]:
+        config["vision_cfg"]["timm_model_pretrained"] = False
+    if "hf_model_name" in config["text_cfg"]:
+        config["text_cfg"]["hf_model_pretrained"] = False
+    return config
+
+
+def _preprocess_config(loaded: LoadedModel) -> dict[str, Any]:
+    p = loaded.preprocessing
+    height, width = p.image_size
+    return {
+        "size": height if height == width else [height, width],
+        "mode": "RGB",
+        "mean": list(p.mean),
+        "std": list(p.std),
+        "interpolation": p.interpolation,
+        "resize_mode": p.resize_mode,
+        "fill_color": p.fill_color,
+    }
+
+
+def _plain(value: Tensor) -> Tensor:
+    """On the CPU, contiguous, of its own memory; floats in float32."""
+    value = value.detach().to("cpu", torch.float32 if value.is_floating_point() else value.dtype, copy=True)
+    return value.contiguous()

@@ -1,0 +1,62 @@
+"""Weights between two checkpoints."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from torch import Tensor
+
+from clipguard.benchmark.results import OutputFolder
+from clipguard.errors import FinetuneError
+from clipguard.finetuning.export import State, checkpoint_files, complete_config
+from clipguard.models.loading import LoadedModel, load_model
+
+
+def interpolate(base: Mapping[str, Tensor], tuned: Mapping[str, Tensor], alpha: float) -> State:
+    """(1 - alpha) base + alpha tuned, tensor by tensor; whole numbers (batch-norm counters) are the tuned ones.
+
+    WiSE-FT (Wortsman et al., CVPR 2022, arXiv 2109.01903, equation 1). alpha 0 and 1 give either one exactly.
+    """
+    if alpha in (0, 1):
+        return dict(tuned if alpha else base)
+    return {
+        name: base[name].lerp(value, alpha) if value.is_floating_point() else value for name, value in tuned.items()
+    }
+
+
+def merge(base: str, tuned: str, alpha: float, out: Path) -> None:
+    """Write the model between two of one architecture, named as of `load_model`, into a new folder.
+
+    alpha: share of the tuned one, in [0,1].
+    Raises FinetuneError for another alpha, models that do not match, or tuned text outside the weights; OutputError if
+    the folder exists.
+    """
+    if not 0 <= alpha <= 1:
+        raise FinetuneError(f"--alpha must be in 0 ... 1 (0: the base, 1: the tuned model), not {alpha:g}.")
+    folder = OutputFolder(out)
+    first, second = load_model(base), load_model(tuned)
+    _check_pair(first, second)
+    state = interpolate(first.model.state_dict(), second.model.state_dict(), alpha)
+    folder.write_files({**checkpoint_files(second, state), "README.md": _card(first, second, alpha).encode()})
+
+
+def _card(base: LoadedModel, tuned: LoadedModel, alpha: float) -> str:
+    shares = ((1 - alpha, base.info), (alpha, tuned.info))
+    rows = "".join(f"| {share:g} | {info.name} | `{info.sha256}` |\n" for share, info in shares)
+    return f"# Weights between two models (WiSE-FT)\n\n| share | model | sha256 |\n| --- | --- | --- |\n{rows}"
+
+
+def _check_pair(base: LoadedModel, tuned: LoadedModel) -> None:
+    """Raise FinetuneError unless the two differ in nothing but the values of their weights."""
+    names = f"{base.info.name} and {tuned.info.name}"
+    shapes = [{name: value.shape for name, value in m.model.state_dict().items()} for m in (base, tuned)]
+    configs = [complete_config(m.model_cfg) for m in (base, tuned)]
+    activations = [bool(config.get("quick_gelu", False)) for config in configs]
+    if shapes[0] != shapes[1] or activations[0] != activations[1] or base.info.activation != tuned.info.activation:
+        raise FinetuneError(f"{names} differ in architecture; give a model and its fine-tuned self.")
+    if base.preprocessing != tuned.preprocessing:
+        raise FinetuneError(f"{names} differ in preprocessing; give a model and its fine-tuned self.")
+    for model in (base, tuned):
+        if model.text_map is not None:
+            raise FinetuneError(f"The tuned text of {model.info.name} is not in its weights and cannot be merged.")

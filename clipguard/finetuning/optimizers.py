@@ -1,0 +1,44 @@
+"""Optimisers, and the learning rate as a function of the step: nothing that a checkpoint would have to remember."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+
+from clipguard.finetuning.config import FinetuneConfig, Schedule
+from clipguard.finetuning.losses import Student
+
+
+def make_optimizers(config: FinetuneConfig, student: Student, text_lr: float) -> dict[str, torch.optim.Optimizer]:
+    """One for the image tower, as configured; one for tuned text, Adam without weight decay at its own rate."""
+    image = student.image_parameters()
+    optimizers: dict[str, torch.optim.Optimizer] = {
+        "image": torch.optim.AdamW(image, config.lr, weight_decay=config.weight_decay)
+        if config.optimizer == "adamw"
+        else torch.optim.SGD(image, config.lr, config.momentum, weight_decay=config.weight_decay)
+    }
+    if text := student.text_parameters():
+        optimizers["text"] = torch.optim.AdamW(text, text_lr, weight_decay=0.0)
+    for optimizer in optimizers.values():
+        for group in optimizer.param_groups:
+            group["peak_lr"] = group["lr"]
+    return optimizers
+
+
+def set_learning_rate(optimizer: torch.optim.Optimizer, factor: float) -> None:
+    """The peak rate times a factor."""
+    for group in optimizer.param_groups:
+        group["lr"] = factor * group["peak_lr"]
+
+
+def lr_factor(step: int, steps: int, warmup: int, schedule: Schedule) -> float:
+    """Share of the peak rate at a step (from 0): linear warm-up from 1 / warmup, then constant, or cosine towards 0.
+
+    As open_clip's `cosine_lr`: the first step is neither idle nor at the full rate.
+    """
+    if step < warmup:
+        return (step + 1) / warmup
+    if schedule == "constant":
+        return 1.0
+    return 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, steps - warmup)))
