@@ -1,0 +1,195 @@
+"""Fine-tuning methods compared: the literature's protocol in miniature, on the embedded model.
+
+`python finetuning_study.py --work DIR --stage tune`, then `--stage train`, then `--stage ablate`. Fine-tunes on one
+set's train split, evaluates zero-shot on every set's test split (art styles never trained on, and for all sets but one,
+classes never trained on). Every run is kept under DIR and in `results/finetuning_study/`, and none is made twice, so
+an interrupted study goes on. Two processes may share the work: `--part 0/2` and `--part 1/2`.
+
+- tune: for every method the learning rates of `LEARNING_RATES`, one seed, eps 4; the best by the mean of clean and
+  PGD-10 accuracy on validation images (of the training split). The same effort for each.
+- train: the chosen rates, three seeds at eps 4, and at eps 1 and 8 for TIMA and the best baseline.
+- ablate: TIMA without each term, other margins and other texts, at eps 8, one seed, with its diagnostics.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import shutil
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from common import RESULTS, provenance
+
+import clipguard
+from clipguard.attacks.engine import Engine, EngineOptions, Example
+from clipguard.attacks.recipes import parse_recipe
+from clipguard.attacks.threat import ThreatModel
+from clipguard.data import list_datasets
+from clipguard.finetuning.diagnostics import text_diagnostics
+
+TRAINED_ON = "emoji-objects"
+METHODS = ("clean", "tecoa", "fare", "pmg-aft", "tima")
+LEARNING_RATES = (2e-4, 5e-4, 1e-3)
+STEPS, BATCH, ATTACK_STEPS = 200, 64, 3
+EPS, SEEDS = 4, (0, 1, 2)
+EVALUATED = ("1", "4", "8")  # units of 1/255
+N = 100  # test images of each set
+ATTACK = {"name": "apgd-30", "stages": ["apgd-ce(iterations=30)", "apgd-t(iterations=30,targets=3)"]}
+ABLATIONS = {
+    "all": "tima",
+    "no mhe": "tima(lam_mhe=0)",
+    "no iakd": "tima(lam_iakd=0)",
+    "no takd": "tima(lam_takd=0)",
+    "no margin": "tima(margin_mode=none)",
+    "similarity margin": "tima(margin_mode=similarity)",
+    "constant margin": "tima(margin_mode=constant)",
+    "margin 0.05": "tima(margin=0.05)",
+    "margin 0.1": "tima(margin=0.1)",
+    "frozen text": "tima(text=frozen)",
+    "laat text": "tima(text=laat)",
+    "encoder text": "tima(text=encoder,text_lr=0.0001)",
+    "kd temperature 4": "tima(kd_temperature=4)",
+    "feature takd": "tima(takd_kind=feature)",
+    "iat first": "tima(schedule=iat_first)",
+}
+
+
+@dataclass(frozen=True)
+class Unit:
+    """One fine-tuning run and its evaluation; "none" is the model as it came."""
+
+    stage: str
+    method: str
+    lr: float
+    eps: int
+    seed: int
+
+    @property
+    def key(self) -> str:
+        """A name for files, from everything that defines the run."""
+        return hashlib.sha256(json.dumps([asdict(self), STEPS, BATCH, ATTACK_STEPS]).encode()).hexdigest()[:16]
+
+
+def units(stage: str, records: list[dict[str, Any]]) -> Iterator[Unit]:
+    """What a stage consists of; later stages need the records of earlier ones."""
+    if stage == "tune":
+        for method in METHODS:
+            for lr in LEARNING_RATES:
+                yield Unit("tune", method, lr, EPS, SEEDS[0])
+        return
+    rates = {method: best_rate(method, records) for method in METHODS}
+    if stage == "train":
+        yield Unit("train", "none", 0.0, 0, 0)
+        for method in METHODS:
+            for seed in SEEDS:
+                yield Unit("train", method, rates[method], EPS, seed)
+        for method in ("tima", best_baseline(records)):
+            for eps in (1, 8):
+                for seed in SEEDS:
+                    yield Unit("train", method, rates[method], eps, seed)
+        return
+    for method in ABLATIONS.values():
+        yield Unit("ablate", method, rates["tima"], 8, SEEDS[0])
+
+
+def best_rate(method: str, records: list[dict[str, Any]]) -> float:
+    """The learning rate that did best on validation images."""
+    tried = [r for r in records if r["stage"] == "tune" and r["method"] == method]
+    if len(tried) < len(LEARNING_RATES):
+        raise SystemExit(f"{method}: run --stage tune to the end first")
+    return max(tried, key=lambda r: r["validation"]["mean"])["lr"]
+
+
+def best_baseline(records: list[dict[str, Any]]) -> str:
+    """The method other than TIMA that did best on validation images."""
+    tried = [r for r in records if r["stage"] == "tune" and r["method"] != "tima"]
+    return max(tried, key=lambda r: r["validation"]["mean"])["method"]
+
+
+def run(unit: Unit, work: Path) -> dict[str, Any]:
+    """Fine-tune, and evaluate: on validation images when tuning, on all test splits else."""
+    record: dict[str, Any] = asdict(unit) | {"provenance": provenance()}
+    spec, folder = "tiny", work / unit.key
+    if unit.method != "none":
+        shutil.rmtree(folder, ignore_errors=True)  # of an interrupted run
+        settings = {"dataset": TRAINED_ON, "steps": STEPS, "batch_size": BATCH, "attack_steps": ATTACK_STEPS}
+        settings |= {"lr": unit.lr, "eps": float(unit.eps), "seed": unit.seed, "eval_samples": 100}
+        done = clipguard.finetune(unit.method, out=folder, **settings).run
+        record |= {"training_seconds": done["training_seconds"], "weights": done["sha256"]}
+        spec = f"local-dir:{folder}"
+    if unit.stage == "tune":
+        return record | {"validation": validate(spec, folder, unit.seed)}
+    recipe = work / "apgd-30.yaml"
+    recipe.write_text(json.dumps(ATTACK))  # JSON is YAML
+    names = [d.name for d in list_datasets()]
+    result = clipguard.bench([spec], names, [",".join(EVALUATED)], [str(recipe)], n_samples=N, eps_mode="ascending")
+    frame = result.samples
+    record["accuracy"] = {
+        name: {
+            f"{eps:g}": float(group["robust"].mean())
+            for eps, group in frame[frame["dataset"] == name].groupby("eps", sort=True)
+        }
+        for name in names
+    }
+    record["robust_images"] = {
+        f"{eps:g}": [f"{d}/{i}" for d, i, ok in zip(g["dataset"], g["index"], g["robust"], strict=True) if ok]
+        for eps, g in frame.groupby("eps", sort=True)
+    }
+    if unit.method.startswith("tima"):
+        record["texts"] = {name: text_side(spec, name) for name in names}
+    return record
+
+
+def validate(spec: str, folder: Path, seed: int) -> dict[str, float]:
+    """Clean and PGD-10 accuracy (at eps 4) on the run's own validation images."""
+    chosen = json.loads((folder / "run.json").read_text())["dataset"]["validation_indices"]
+    data, model = clipguard.load_dataset(TRAINED_ON, split="train"), clipguard.load_model(spec)
+    preprocess = model.preprocess()
+    examples = [Example(i, preprocess(data.image(i)), int(data.labels[i])) for i in chosen]
+    classifier = model.classifier(data.class_names, data.templates)
+    engine = Engine(classifier, parse_recipe("pgd-10"), ThreatModel("linf"), [EPS / 255], EngineOptions(seed=seed))
+    outcomes = list(engine.run(examples))
+    clean = sum(o.clean_prediction == o.label for o in outcomes) / len(outcomes)
+    robust = sum(o.levels[0].robust for o in outcomes) / len(outcomes)
+    return {"n": len(outcomes), "clean": clean, "robust": robust, "mean": (clean + robust) / 2}
+
+
+def text_side(spec: str, name: str) -> dict[str, float]:
+    """How the tuned texts of a set's classes lie, compared with the original ones."""
+    data = clipguard.load_dataset(name)
+    tuned, original = (
+        clipguard.load_model(s).text_features(data.class_names, data.templates).T for s in (spec, "tiny")
+    )
+    return text_diagnostics(tuned, original)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--work", type=Path, required=True, help="where the runs are kept")
+    parser.add_argument("--stage", choices=["tune", "train", "ablate"], required=True)
+    parser.add_argument("--part", default="0/1", help="K/N: this process does every N-th run, from the K-th")
+    args = parser.parse_args()
+    part, parts = map(int, args.part.split("/"))
+    torch.set_num_threads(1)
+    args.work.mkdir(parents=True, exist_ok=True)
+    folder = RESULTS / "finetuning_study"
+    folder.mkdir(parents=True, exist_ok=True)
+    records = [json.loads(path.read_text()) for path in sorted(folder.glob("*.json"))]
+    for number, unit in enumerate(units(args.stage, records)):
+        path = folder / f"{unit.key}.json"
+        if number % parts != part or path.exists():
+            continue
+        record = run(unit, args.work)
+        part_path = path.with_suffix(".part")
+        part_path.write_text(json.dumps(record, indent=1) + "\n")
+        part_path.replace(path)
+        print(json.dumps({k: v for k, v in record.items() if k not in ("provenance", "robust_images")}), flush=True)
+
+
+if __name__ == "__main__":
+    main()
