@@ -114,7 +114,9 @@ def finetune(
     ema: Annotated[
         Real, typer.Option(help="Decay of a moving average of the weights, which is then the result. Default: 0, none.")
     ] = None,
-    augment: Annotated[Text, typer.Option(help="none, or standard: random crop and mirror. Default: none.")] = None,
+    augment: Annotated[
+        Text, typer.Option(help="none, or standard: crop and mirror. Default: none (tiny: standard).")
+    ] = None,
     wise_ft: Annotated[
         Real, typer.Option("--wise-ft", help="Share of tuned weights in the result, the rest original. Default: 1.")
     ] = None,

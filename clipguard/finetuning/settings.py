@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import fields, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args, get_type_hints
 
 from clipguard.config_files import read_config_file
 from clipguard.errors import FinetuneError, did_you_mean
@@ -13,6 +13,7 @@ from clipguard.finetuning.config import FinetuneConfig
 from clipguard.finetuning.methods import parse_method
 
 NO_PRESET = "none"
+TYPES = get_type_hints(FinetuneConfig)
 # For the embedded model: small, and fine-tuned in minutes on a CPU. Chosen on its validation split.
 EMBEDDED: Mapping[str, Any] = {
     "steps": 300,
@@ -20,6 +21,7 @@ EMBEDDED: Mapping[str, Any] = {
     "lr": 5e-4,
     "eps": 8.0,
     "attack_steps": 3,
+    "augment": "standard",  # 600 images are soon known by heart
 }
 
 
@@ -29,7 +31,7 @@ def resolve(given: Mapping[str, Any], file: Path | None = None) -> FinetuneConfi
     Without a preset the embedded model gets its own, "embedded".
     Raises ClipguardError for an unknown setting or preset, or a value that no run could use.
     """
-    from_file = read_config_file(file) if file else {}
+    from_file = {name: _number(name, value) for name, value in (read_config_file(file) if file else {}).items()}
     known = [field.name for field in fields(FinetuneConfig)]
     for name in [*from_file, *given]:
         if name not in known:
@@ -44,6 +46,16 @@ def resolve(given: Mapping[str, Any], file: Path | None = None) -> FinetuneConfi
         config = replace(config, **_overlay({}, layer))
     config.check()
     return config
+
+
+def _number(name: str, value: Any) -> Any:
+    """A number that YAML 1.1 takes for a text, such as 2e-5; anything else as it is."""
+    if isinstance(value, str) and float in (TYPES.get(name), *get_args(TYPES.get(name))):
+        try:
+            return float(value)
+        except ValueError:
+            return value
+    return value
 
 
 def _preset(name: str, method: str) -> Mapping[str, Any]:

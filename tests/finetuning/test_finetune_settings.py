@@ -1,0 +1,94 @@
+"""Where settings come from, and which are refused."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from clipguard.errors import ClipguardError
+from clipguard.finetuning.config import FinetuneConfig
+from clipguard.finetuning.methods import METHODS
+from clipguard.finetuning.settings import EMBEDDED, resolve
+
+
+def test_each_layer_wins_over_the_one_below(tmp_path: Path) -> None:
+    file = tmp_path / "settings.yaml"
+    file.write_text("method: fare\nmodel: ViT-B-32-quickgelu:openai\npreset: paper\nlr: 2e-5\nbatch_size: 7\n")
+    config = resolve({"batch_size": 9}, file)
+    assert config.batch_size == 9  # command line
+    assert config.lr == 2e-5  # file
+    assert config.weight_decay == 1e-4  # preset
+    assert config.steps == 20_000
+    assert config.epochs is None  # the preset's steps replace the default's epochs
+    assert config.schedule == FinetuneConfig().schedule  # default
+    assert resolve({"epochs": 1.0}, file).steps is None
+
+
+def test_toml_is_the_same(tmp_path: Path) -> None:
+    (tmp_path / "a.yaml").write_text("eps: 2\nrandom_start: false\n")
+    (tmp_path / "a.toml").write_text("eps = 2\nrandom_start = false\n")
+    assert resolve({}, tmp_path / "a.yaml") == resolve({}, tmp_path / "a.toml")
+
+
+def test_the_embedded_model_has_its_own_preset() -> None:
+    assert resolve({}).steps == EMBEDDED["steps"]
+    assert resolve({}).preset == "embedded"
+    assert resolve({"preset": "none"}).epochs == FinetuneConfig().epochs
+    assert resolve({"model": "ViT-B-32-quickgelu:openai"}).lr == FinetuneConfig().lr
+    assert resolve({"method": "tecoa", "preset": "paper"}).optimizer == "sgd"
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_every_published_preset_can_be_run(method: str) -> None:
+    for preset in METHODS[method].presets:
+        assert resolve({"method": method, "preset": preset}).preset == preset
+
+
+BAD: dict[str, tuple[dict[str, Any], str]] = {
+    "eps 0": ({"eps": 0.0}, "--eps must be above 0"),
+    "huge eps": ({"eps": 256.0}, "at most 255"),
+    "negative eps": ({"eps": -1.0}, "--eps"),
+    "nan": ({"lr": float("nan")}, "--lr must be above 0"),
+    "steps and epochs": ({"steps": 3, "epochs": 2.0}, "either --steps or --epochs"),
+    "no steps": ({"steps": 0}, "--steps must be at least 1"),
+    "half a step": ({"steps": 1.5}, "--steps must be a whole number"),
+    "text": ({"lr": "fast"}, "--lr must be a number"),
+    "number for a switch": ({"random_start": 1}, "true or false"),
+    "switch for a number": ({"seed": True}, "--seed"),
+    "unknown preset": ({"preset": "papre", "method": "fare"}, "Did you mean 'paper'"),
+    "unknown method": ({"method": "tecao"}, "Did you mean 'tecoa'"),
+    "unknown method option": ({"method": "tima(marginn=1)"}, "margin"),
+    "unknown setting": ({"leraning_rate": 1}, "is no setting"),
+    "unknown optimizer": ({"optimizer": "adam"}, "adamw"),
+    "unknown layers": ({"train": "first-2"}, "last-N"),
+    "no layers": ({"train": "last-0"}, "last-N"),
+    "alpha": ({"wise_ft": 1.5}, "--wise-ft must be at least 0 and at most 1"),
+    "all for validation": ({"val_fraction": 1.0}, "--val-fraction"),
+    "ema": ({"ema": 1.0}, "--ema"),
+    "seed": ({"seed": -1}, "--seed"),
+}
+
+
+@pytest.mark.parametrize(("given", "hint"), BAD.values(), ids=BAD)
+def test_bad_settings(given: dict[str, Any], hint: str) -> None:
+    with pytest.raises(ClipguardError, match=hint):
+        resolve(given)
+
+
+def test_bad_files(tmp_path: Path) -> None:
+    file = tmp_path / "x.yaml"
+    for content, hint in (("ep: 1\n", "Did you mean 'eps'"), ("- 1\n", "must hold settings"), ("eps: [1\n", "YAML")):
+        file.write_text(content)
+        with pytest.raises(ClipguardError, match=hint):
+            resolve({}, file)
+    with pytest.raises(ClipguardError, match="Cannot read"):
+        resolve({}, tmp_path / "none.yaml")
+
+
+def test_a_step_size_is_derived_and_never_larger_than_eps() -> None:
+    assert FinetuneConfig(eps=4, attack_steps=10).attack_step == pytest.approx(1 / 255)
+    assert FinetuneConfig(eps=4, attack_steps=1).attack_step == pytest.approx(4 / 255)
+    assert FinetuneConfig(eps=0.5, norm="l2", attack_steps=5).attack_step == pytest.approx(0.25)
+    assert FinetuneConfig(eps=0.5, norm="l2", step_size=0.2).attack_step == 0.2

@@ -1,0 +1,238 @@
+"""The loop: what a step computes, what it leaves alone, and when it stops."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar
+
+import pytest
+import torch
+from torch import Tensor, nn
+from training_runs import make_config, make_trainer, write_images, write_vit
+
+from clipguard.benchmark.run import Silent
+from clipguard.errors import FinetuneError
+from clipguard.finetuning.data import ImageBatch, load_batches
+from clipguard.finetuning.meter import read_metrics
+from clipguard.finetuning.method import Batch, Method, Need
+from clipguard.finetuning.methods import METHODS
+from clipguard.finetuning.optimizers import lr_factor
+from clipguard.finetuning.tecoa import TeCoA
+from clipguard.finetuning.tower import LowRank, merge_lora
+from clipguard.finetuning.trainer import Trainer
+from clipguard.models import load_model
+
+State = dict[str, Tensor]
+
+
+@pytest.fixture(scope="module")
+def vit(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return write_vit(tmp_path_factory.mktemp("model") / "vit")
+
+
+@pytest.fixture(scope="module")
+def images(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return write_images(tmp_path_factory.mktemp("data") / "images")
+
+
+def trained(model: str, dataset: str, out: Path, **settings: Any) -> State:
+    """The student's state after a run."""
+    trainer, _ = make_trainer(make_config(model, dataset, **settings), out)
+    trainer.train(Silent(), 0)
+    return {name: value.clone() for name, value in trainer.trained_student().state_dict().items()}
+
+
+def largest_difference(one: State, other: State) -> float:
+    assert one.keys() == other.keys()
+    return max(float((one[name] - other[name]).abs().max()) for name in one)
+
+
+@pytest.mark.parametrize(
+    "method", ["tecoa", "fare", "trades", "pmg-aft", "tima", "tima(text=encoder)", "sim-clip", "clean"]
+)
+def test_two_passes_of_two_are_one_of_four(method: str, vit: str, images: str, tmp_path: Path) -> None:
+    """Also for terms that do not depend on the batch, such as TIMA's energy; SGD, since Adam magnifies rounding."""
+    settings = {"method": method, "optimizer": "sgd", "lr": 0.01, "steps": 3}
+    whole = trained(vit, images, tmp_path / "a", **settings)
+    halves = trained(vit, images, tmp_path / "b", batch_size=2, accumulate=2, **settings)
+    start = trained(vit, images, tmp_path / "c", **{**settings, "lr": 1e-30})
+    assert largest_difference(whole, start) > 1e-4  # it did train
+    assert largest_difference(whole, halves) < 2e-6
+
+
+def test_the_attack_leaves_no_gradient_and_trains_nothing(vit: str, images: str, tmp_path: Path) -> None:
+    trainer, losses = make_trainer(make_config(vit, images, method="tima"), tmp_path)
+    batch = next(iter_batches(trainer))
+    before = [(p.requires_grad, p.grad) for p in losses.student.parameters()]
+    losses._perturb(
+        batch.pixels, batch.keys, Batch(losses.forward(), losses.student.original_text(), 100.0, batch.labels)
+    )
+    assert [(p.requires_grad, p.grad) for p in losses.student.parameters()] == before
+    terms, _, _ = losses(batch, 0.0)
+    sum(terms.values()).backward()  # type: ignore[union-attr]
+    trained_parameters = {id(p) for p in [*losses.student.image_parameters(), *losses.student.text_parameters()]}
+    for parameter in losses.student.parameters():
+        assert (parameter.grad is not None) == (id(parameter) in trained_parameters)
+    assert losses.original is not None
+    assert all(p.grad is None and not p.requires_grad for p in losses.original.parameters())
+
+
+def iter_batches(trainer: Trainer) -> Iterator[ImageBatch]:
+    return load_batches(trainer.pixels, trainer.visits, 0)
+
+
+def test_the_gradient_is_that_of_the_terms_alone(vit: str, images: str, tmp_path: Path) -> None:
+    """After a real step's forward, attack and backward, against autograd on the same adversarial images."""
+    trainer, losses = make_trainer(make_config(vit, images), tmp_path)
+    batch = next(iter_batches(trainer))
+    terms, seen, _ = losses(batch, 0.0)
+    sum(terms.values()).backward()  # type: ignore[union-attr]
+    got = [p.grad.clone() for p in losses.student.image_parameters() if p.grad is not None]
+    x_adv, _ = losses._perturb(batch.pixels, batch.keys, seen)
+    logits = losses.logit_scale * nn.functional.normalize(losses.student.image(x_adv)) @ seen.text.T
+    loss = nn.functional.cross_entropy(logits, batch.labels)
+    want = torch.autograd.grad(loss, losses.student.image_parameters())
+    assert all(torch.allclose(a, b, atol=1e-7) for a, b in zip(got, want, strict=True))
+
+
+def test_batch_norm_sees_batches_when_it_trains_and_not_under_attack(images: str, tmp_path: Path) -> None:
+    model = write_vit(tmp_path / "rn", layers=[1, 1, 1, 1], width=8, image_size=32, patch_size=None)
+    trainer, losses = make_trainer(make_config(model, images), tmp_path / "out")
+    losses.student.train()
+    norm = next(m for m in losses.student.modules() if isinstance(m, nn.BatchNorm2d))
+    batch = next(iter_batches(trainer))
+    assert norm.num_batches_tracked == 0
+    losses(batch, 0.0)
+    assert norm.num_batches_tracked == 1  # one forward pass in training mode, after two attack steps in eval mode
+    assert norm.training
+
+
+@dataclass(frozen=True)
+class Exploding(TeCoA):
+    """Its second term becomes infinite at the third step."""
+
+    name: ClassVar[str] = "exploding"
+
+    def terms(self, batch: Batch, progress: float) -> dict[str, Tensor]:
+        terms = super().terms(batch, progress)
+        return {**terms, "wild": terms["ce"] * (math.inf if progress >= 0.5 else 0.0)}
+
+
+def test_nan_stops_at_its_step_names_the_term_and_leaves_the_last_checkpoint(
+    vit: str, images: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(METHODS, "exploding", Exploding)
+    trainer, _ = make_trainer(make_config(vit, images, method="exploding", save_every=1), tmp_path)
+    with pytest.raises(FinetuneError, match=r"Step 3: wild is inf .*ce"):
+        trainer.train(Silent(), 0)
+    state = trainer.checkpoints.latest()
+    assert state is not None
+    assert state["position"]["step"] == 2
+    assert all(torch.isfinite(value).all() for value in state["student"].values())
+    assert [row["step"] for row in read_metrics(tmp_path)] == [1, 2]
+
+
+@dataclass(frozen=True)
+class Blind(TeCoA):
+    """Its attack objective is NaN."""
+
+    name: ClassVar[str] = "blind"
+
+    def attack_objective(self, adversarial: Tensor, batch: Batch) -> Tensor:
+        return super().attack_objective(adversarial, batch) * math.nan
+
+
+def test_nan_in_the_attack_is_named(vit: str, images: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(METHODS, "blind", Blind)
+    trainer, _ = make_trainer(make_config(vit, images, method="blind"), tmp_path)
+    with pytest.raises(FinetuneError, match="Step 1: attack is nan"):
+        trainer.train(Silent(), 0)
+
+
+def test_the_moving_average_is_that_of_the_weights(vit: str, images: str, tmp_path: Path) -> None:
+    """After steps 1 and 2: w1, then d w1 + (1 - d) w2."""
+    one = trained(vit, images, tmp_path / "a", steps=4, save_every=9, schedule="constant", warmup_steps=0)
+    first = trained(vit, images, tmp_path / "b", steps=1, schedule="constant", warmup_steps=0)
+    second = trained(vit, images, tmp_path / "c", steps=2, schedule="constant", warmup_steps=0)
+    average = trained(vit, images, tmp_path / "d", steps=2, schedule="constant", warmup_steps=0, ema=0.75)
+    expected = {name: 0.75 * first[name] + 0.25 * second[name] for name in first}
+    assert largest_difference(average, expected) < 1e-6
+    assert largest_difference(average, one) > 1e-4
+
+
+@pytest.mark.parametrize(("train", "tuned"), [("last-1", {"proj"}), ("last-2", {"proj", "ln_post", "resblocks.1"})])
+def test_last_layers_only(train: str, tuned: set[str], vit: str, images: str, tmp_path: Path) -> None:
+    after = trained(vit, images, tmp_path, train=train)
+    before = load_model(vit).model.state_dict()
+    changed = {n for n, value in after.items() if not torch.equal(value, before[n.removeprefix("image.")])}
+    assert changed
+    assert all(any(f".{part}" in name for part in tuned) for name in changed)
+    assert all(any(f".{part}" in name for name in changed) for part in tuned)
+
+
+def test_train_all_tunes_the_text_tower(vit: str, images: str, tmp_path: Path) -> None:
+    _, losses = make_trainer(make_config(vit, images, train="all"), tmp_path)
+    assert len(losses.student.text_parameters()) > 5
+    with pytest.raises(FinetuneError, match="text=head"):
+        make_trainer(make_config(vit, images, method="tima", train="all"), tmp_path)
+
+
+def test_low_rank_changes_merge_exactly(vit: str, images: str, tmp_path: Path) -> None:
+    """In fused attention, too: the merged tower computes what was trained, bit by bit, with plain weights."""
+    trainer, losses = make_trainer(make_config(vit, images, lora=2, lr=0.01), tmp_path)
+    names = set(load_model(vit).model.visual.state_dict())  # type: ignore[union-attr]
+    trainable = [m for m in losses.student.modules() if isinstance(m, LowRank)]
+    assert sum(p.numel() for m in trainable for p in m.parameters()) == sum(
+        p.numel() for p in losses.student.image_parameters()
+    )
+    assert len(trainable) == 9  # the patches, and in each of two blocks attention in and out and two linear layers
+    trainer.train(Silent(), 0)
+    visual = losses.student.image.visual.eval()
+    x = torch.rand(3, 3, 16, 16)
+    with torch.no_grad():
+        before = visual(x)
+        merge_lora(visual)
+        assert torch.equal(visual(x), before)
+        assert set(visual.state_dict()) == names
+        original = load_model(vit).model.visual
+        assert not torch.allclose(original(x), before)  # type: ignore[operator]
+
+
+def test_the_learning_rate_warms_up_from_its_first_step_and_ends_low() -> None:
+    factors = [lr_factor(step, 100, 10, "cosine") for step in range(100)]
+    assert factors[:10] == pytest.approx([(i + 1) / 10 for i in range(10)])
+    assert factors[10] == 1
+    assert factors[55] == pytest.approx(0.5)
+    assert 0 < factors[99] < 0.001
+    assert lr_factor(50, 100, 0, "constant") == 1
+
+
+@dataclass(frozen=True)
+class Counting(Method):
+    """Needs clean embeddings only, and counts."""
+
+    name: ClassVar[str] = "counting"
+    summary: ClassVar[str] = "for a test"
+
+    def needs(self, progress: float) -> frozenset[Need]:  # noqa: ARG002
+        return frozenset({"clean"})
+
+    def terms(self, batch: Batch, progress: float) -> dict[str, Tensor]:  # noqa: ARG002
+        assert batch.adversarial is batch.original_clean is batch.original_adversarial is None
+        assert batch.clean is not None
+        return {"size": batch.clean.square().mean()}
+
+
+def test_only_what_a_method_needs_is_computed(
+    vit: str, images: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(METHODS, "counting", Counting)
+    trainer, losses = make_trainer(make_config(vit, images, method="counting"), tmp_path)
+    calls: list[int] = []
+    losses.student.image.register_forward_hook(lambda *_: calls.append(1))
+    trainer.train(Silent(), 0)
+    assert losses.original is None
+    assert len(calls) == trainer.steps

@@ -1,0 +1,124 @@
+"""Which images are trained on, in which order, and what is done to them."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from training_runs import make_config, write_images, write_vit
+
+from clipguard.benchmark.run import Silent
+from clipguard.errors import DatasetError, FinetuneError
+from clipguard.finetuning import data as training_data
+from clipguard.finetuning.config import FinetuneConfig
+from clipguard.finetuning.data import Pixels, Visits, crop_and_mirror, divide, load_batches, open_data
+from clipguard.models import load_model
+
+ANIMALS = make_config("tiny", "emoji-animals")
+
+
+def test_validation_images_come_from_the_training_split_and_are_not_trained_on() -> None:
+    data = open_data(ANIMALS, needs_labels=True)
+    assert data.images.split == "train"
+    assert data.held_out is not None
+    assert data.held_out.split == "test"
+    assert (len(data.train), len(data.validation)) == (545, 61)
+    assert sorted([*data.train, *data.validation]) == list(range(606))
+    assert data.labels is not None
+    assert len(np.unique(data.labels[data.validation])) == 13  # stratified
+    other = open_data(replace(ANIMALS, seed=1), needs_labels=True)
+    assert set(other.validation) != set(data.validation)
+
+
+def test_n_samples_limits_both_parts() -> None:
+    data = open_data(replace(ANIMALS, n_samples=50), needs_labels=True)
+    assert (len(data.train), len(data.validation)) == (45, 5)
+    with pytest.raises(FinetuneError, match="too few"):
+        divide(replace(ANIMALS, n_samples=2, val_fraction=0.9), np.zeros(9, dtype=np.int64), 1)
+
+
+def test_test_data_is_never_trained_on_unless_named(tmp_path: Path) -> None:
+    write_images(tmp_path / "test")
+    config = make_config("tiny", str(tmp_path))
+    with pytest.raises(DatasetError, match="no split 'train'"):
+        open_data(config, needs_labels=True)
+    named = open_data(replace(config, split="test"), needs_labels=True)
+    assert named.held_out is None  # it is the only split, and trained on
+
+
+def test_any_folder_of_images_serves_methods_without_labels(tmp_path: Path) -> None:
+    folder = write_images(tmp_path / "images")
+    for number, path in enumerate(sorted(Path(folder).rglob("*.png"))):
+        path.rename(Path(folder) / f"{number}.png")
+    for empty in list(Path(folder).glob("kind*")):
+        empty.rmdir()
+    config = make_config("tiny", folder, method="fare")
+    data = open_data(config, needs_labels=False)
+    assert data.labels is None
+    assert data.class_names == []
+    assert len(data.train) + len(data.validation) == 24
+    with pytest.raises(DatasetError, match=r"class/x\.jpg"):
+        open_data(config, needs_labels=True)
+
+
+def visits(**changes: object) -> Visits:
+    base = Visits(np.arange(10, 17), seed=3, batch_size=4, accumulate=1, start=0, steps=6)
+    return replace(base, **changes)  # type: ignore[arg-type]
+
+
+def test_every_image_is_seen_once_an_epoch() -> None:
+    seen = [visit for batch in visits(steps=7) for visit in batch]
+    assert len(seen) == 28
+    for epoch in range(4):
+        assert sorted(i for e, i in seen if e == epoch) == list(range(10, 17))
+    assert [i for e, i in seen if e == 0] != [i for e, i in seen if e == 1]
+
+
+def test_a_step_takes_the_same_images_wherever_one_starts_and_however_they_are_divided() -> None:
+    whole = list(visits())
+    assert list(visits(start=4)) == whole[4:]
+    halves = list(visits(batch_size=2, accumulate=2))
+    assert [a + b for a, b in zip(halves[::2], halves[1::2], strict=True)] == whole
+    two = [list(visits(batch_size=2, process=p, processes=2)) for p in range(2)]
+    assert [a + b for a, b in zip(*two, strict=True)] == whole
+
+
+@pytest.mark.parametrize("augment", ["none", "standard"])
+def test_workers_and_cache_change_no_pixel(augment: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = make_config(write_vit(tmp_path / "vit"), write_images(tmp_path / "d", size=20), augment=augment)
+    data = open_data(config, needs_labels=True)
+    preprocess = load_model(config.model).preprocess()
+    cached, read = Pixels(data, preprocess, config), Pixels(data, preprocess, config)
+    assert cached.read(data.train, Silent())
+    monkeypatch.setattr(training_data, "CACHED_BYTES", 10)
+    assert not read.read(data.train, Silent())
+    plan = Visits(data.train, 0, 4, 1, 0, 3)
+    batches = zip(plan, load_batches(cached, plan, 0), load_batches(read, plan, 1), strict=True)
+    for planned, one, other in batches:
+        assert torch.equal(one.pixels, other.pixels)
+        assert one.keys == other.keys
+        assert one.labels is not None
+        assert data.labels is not None
+        assert one.labels.tolist() == data.labels[[index for _, index in planned]].tolist()
+
+
+def test_augmentation_depends_on_its_key_alone_and_stays_in_range() -> None:
+    pixels = torch.rand(3, 20, 30, generator=torch.Generator().manual_seed(0))
+    views = [crop_and_mirror(pixels, key) for key in range(20)]
+    assert all(view.shape == pixels.shape and view.min() >= 0 and view.max() <= 1 for view in views)
+    assert torch.equal(views[3], crop_and_mirror(pixels, 3))
+    assert not torch.equal(views[3], views[4])
+    constant = torch.full((3, 8, 8), 0.5)
+    assert torch.allclose(crop_and_mirror(constant, 7), constant)  # nothing but the picture is shown
+
+
+def test_the_fingerprint_sees_pixels_labels_and_names(tmp_path: Path) -> None:
+    folder = write_images(tmp_path / "d")
+    config = FinetuneConfig(dataset=folder)
+    before = open_data(config, needs_labels=True).fingerprint()
+    assert open_data(config, needs_labels=True).fingerprint() == before
+    (tmp_path / "d" / "kind 0" / "0.png").write_bytes((tmp_path / "d" / "kind 0" / "1.png").read_bytes())
+    assert open_data(config, needs_labels=True).fingerprint() != before

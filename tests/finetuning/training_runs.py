@@ -1,0 +1,73 @@
+"""Small fine-tuning runs for tests: a ViT that trains in moments, and images to train it on."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import open_clip
+import torch
+from accelerate import Accelerator
+from PIL import Image
+from safetensors.torch import save_file
+
+from clipguard.benchmark.run import Silent
+from clipguard.finetuning.config import FinetuneConfig
+from clipguard.finetuning.data import Pixels, open_data
+from clipguard.finetuning.losses import Losses
+from clipguard.finetuning.run import all_needs, check, make_losses, make_visits
+from clipguard.finetuning.settings import resolve
+from clipguard.finetuning.trainer import Trainer
+from clipguard.models import load_model
+from clipguard.models.quiet import quiet
+
+TEXT = {"context_length": 16, "vocab_size": 49408, "width": 16, "heads": 2, "layers": 1}
+VISION = {"image_size": 16, "layers": 2, "width": 32, "head_width": 16, "patch_size": 4}
+SMALL: dict[str, Any] = {"steps": 4, "batch_size": 4, "attack_steps": 2, "eps": 8.0, "lr": 1e-3, "warmup_steps": 1}
+
+
+def write_vit(folder: Path, seed: int = 0, **vision: Any) -> str:
+    """A ViT with random weights as a `local-dir:` model; returns its name."""
+    folder.mkdir(parents=True, exist_ok=True)
+    config = {
+        "model_cfg": {"embed_dim": 16, "vision_cfg": {**VISION, **vision}, "text_cfg": TEXT},
+        "preprocess_cfg": {},
+    }
+    (folder / "open_clip_config.json").write_text(json.dumps(config))
+    torch.manual_seed(seed)
+    with quiet():
+        model = open_clip.create_model(f"local-dir:{folder}", load_weights=False)
+    state = {name: value.contiguous().clone() for name, value in model.state_dict().items()}
+    save_file(state, folder / "open_clip_model.safetensors")
+    return f"local-dir:{folder}"
+
+
+def write_images(folder: Path, classes: int = 3, n: int = 8, size: int = 16) -> str:
+    """`class/x.png`: noise around a colour of the class; returns the path."""
+    generator = np.random.default_rng(0)
+    for label in range(classes):
+        (folder / f"kind {label}").mkdir(parents=True)
+        for number in range(n):
+            colour = np.roll([200, 120, 60], label) + generator.integers(-40, 40, (size, size, 3))
+            Image.fromarray(colour.clip(0, 255).astype(np.uint8)).save(folder / f"kind {label}" / f"{number}.png")
+    return str(folder)
+
+
+def make_config(model: str, dataset: str, method: str = "tecoa", **settings: Any) -> FinetuneConfig:
+    """Settings of a run of four steps, or others."""
+    return resolve({**SMALL, "method": method, "model": model, "dataset": dataset, "preset": "none", **settings})
+
+
+def make_trainer(config: FinetuneConfig, out: Path) -> tuple[Trainer, Losses]:
+    """A trainer as a run makes it, without validation."""
+    method, mode = check(config)
+    accelerator = Accelerator(cpu=True, gradient_accumulation_steps=config.accumulate)
+    data = open_data(config, needs_labels="labels" in all_needs(method))
+    loaded = load_model(config.model)
+    torch.manual_seed(config.seed)
+    losses = make_losses(config, method, mode, loaded, data, accelerator)
+    pixels = Pixels(data, loaded.preprocess(), config)
+    pixels.read(data.train, Silent())
+    return Trainer(config, accelerator, losses, pixels, make_visits(config, data, accelerator), None, out), losses
