@@ -20,7 +20,7 @@ from torch.nn import functional as F
 from clipguard.attacks.engine import Example
 from clipguard.models.classifier import Preprocessing, ZeroShotClassifier
 
-MODELS = {"ViT-B-32": 64, "RN50": 16, "ViT-B-16": 16, "convnext_base": 8}  # batch sizes
+MODELS = {"ViT-B-32": 64, "RN50": 16}  # batch sizes
 # A robust image's steps: nothing succeeds within a radius of 1e-6.
 ATTACKS = ["pgd-3", "apgd-ce(iterations=3)", "apgd-t(iterations=3,targets=1)", "fab-t(iterations=2,targets=1)"]
 ATTACKS += ["square(queries=4)"]

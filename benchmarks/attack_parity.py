@@ -2,7 +2,8 @@
 
 `python attack_parity.py --robust local-dir:/tmp/robust-tiny` compares every attack and the suite with `pyautoattack` on
 the embedded model and on an adversarially trained copy of it (see robust_tiny.py), linf and l2, and writes
-`results/attack_parity.json` after every comparison; one that is there already is not run again.
+`results/attack_parity.json` after every comparison; one that is there already is not run again. `--only` names the
+attacks of this process, so that several can share the work.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from common import RESULTS, Cell, attack, load_cell, passes, provenance, save
 from clipguard.data import list_datasets
 
 # Radii where a good part of the images survives: {model: {norm: eps}}, pixel units.
-EPS = {"tiny": {"linf": 3 / 255, "l2": 0.6}, "robust": {"linf": 8 / 255, "l2": 1.5}}
+EPS = {"tiny": {"linf": 4 / 255, "l2": 0.8}, "robust": {"linf": 10 / 255, "l2": 2.0}}
 COMPARISONS = {"apgd-ce": 520, "apgd-dlr": 520, "apgd-t": 520, "fab-t": 200, "square": 200, "autoattack": 200}
 
 
@@ -53,9 +54,11 @@ def main() -> None:
     parser.add_argument("--only", nargs="*", default=list(COMPARISONS), help="attacks to compare")
     args = parser.parse_args()
     path = RESULTS / "attack_parity.json"
-    results = json.loads(path.read_text()) if path.exists() else {"comparisons": []}
-    results["provenance"] = provenance()
-    done = {(c["model"], c["attack"], c["norm"]) for c in results["comparisons"]}
+
+    def read() -> list[dict[str, Any]]:
+        return json.loads(path.read_text())["comparisons"] if path.exists() else []
+
+    done = {(c["model"], c["attack"], c["norm"]) for c in read()}
     names = [d.name for d in list_datasets()]
     for name in args.only:
         for model, spec in (("robust", args.robust), ("tiny", "tiny")):
@@ -64,8 +67,8 @@ def main() -> None:
                     continue
                 cells = [load_cell(spec, dataset, COMPARISONS[name] // len(names)) for dataset in names]
                 record = {"model": model} | compare(cells, name, norm, EPS[model][norm])
-                results["comparisons"].append(record)
-                save("attack_parity", results)
+                # Read again: other attacks may be compared at the same time.
+                save("attack_parity", {"comparisons": [*read(), record], "provenance": provenance()})
                 print(json.dumps(record), flush=True)
 
 
