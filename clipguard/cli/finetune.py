@@ -167,6 +167,8 @@ def finetune(
         log.info("Settings: %s", ", ".join(f"{k} {v}" for k, v in settings.to_dict().items() if v is not None))
         with RichProgress() as progress, _how_to_resume(folder):
             result = run_finetune(settings, folder, shlex.join(["clipguard", *sys.argv[1:]]), progress)
+    if not result.run["complete"]:  # a process that only helped; the main one prints
+        return
     if output_format is Format.json:
         typer.echo(result.to_json(), nl=False)
     else:

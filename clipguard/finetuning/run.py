@@ -20,6 +20,7 @@ from accelerate.state import AcceleratorState
 from accelerate.utils import is_tensorboard_available, is_wandb_available
 from torch import nn
 
+from clipguard.attacks.evaluator import is_out_of_memory
 from clipguard.attacks.threat import ThreatModel
 from clipguard.benchmark.provenance import machine, versions
 from clipguard.benchmark.results import OutputFolder
@@ -47,7 +48,10 @@ UNMERGEABLE = ("free", "laat")  # text modes whose result is not in the weights
 
 @dataclass
 class FinetuneResult:
-    """A finished run: its folder, and the content of its `run.json`."""
+    """A finished run: its folder, and the content of its `run.json`.
+
+    Of several processes only the main one finishes a run; the others have `run` as it began, not complete.
+    """
 
     out: Path
     run: dict[str, Any]
@@ -117,12 +121,26 @@ def _run(
         cached = pixels.read(np.concatenate([data.train, data.validation]), progress)
         if accelerator.is_main_process:
             folder.write_files({RUN_NAME: to_json(run)})
-        trainer.train(progress, choose_workers(config, cached))
+        with memory_advice(config):
+            trainer.train(progress, choose_workers(config, cached))
         if accelerator.is_main_process:
             finish(config, folder, run, loaded, data, trainer, progress)
             folder.write_files({RUN_NAME: to_json(run)})
             trainer.checkpoints.remove()
     return FinetuneResult(folder.path, run)
+
+
+@contextmanager
+def memory_advice(config: FinetuneConfig) -> Iterator[None]:
+    """Raise FinetuneError with a cure when memory does not suffice."""
+    try:
+        yield
+    except (MemoryError, RuntimeError) as error:
+        if not is_out_of_memory(error):
+            raise
+        raise FinetuneError(
+            f"Out of memory with --batch-size {config.batch_size}: halve it, and double --accumulate for the same steps."
+        ) from error
 
 
 def check(config: FinetuneConfig) -> tuple[Method, TextMode]:
