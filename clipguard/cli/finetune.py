@@ -54,7 +54,7 @@ class Format(str, Enum):
 
 
 def finetune(
-    method: Annotated[Text, typer.Option(help="NAME or NAME(option=value,...): `list methods`. Default: tima.")] = None,
+    method: Annotated[Text, typer.Option(help="As `list methods` shows, or NAME(option=1). Default: tima.")] = None,
     model: Annotated[
         Text,
         typer.Option(
@@ -192,7 +192,7 @@ def _resolve(given: dict[str, Any], config: Path | None) -> FinetuneConfig:
 
 @contextmanager
 def _how_to_resume(folder: Path) -> Iterator[None]:
-    """Say how to go on when Ctrl-C, or NaN in the middle, leaves a run that can be."""
+    """Say how to go on when Ctrl-C leaves a run that can be resumed."""
     try:
         yield
     except KeyboardInterrupt:

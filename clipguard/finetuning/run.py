@@ -139,7 +139,7 @@ def memory_advice(config: FinetuneConfig) -> Iterator[None]:
         if not is_out_of_memory(error):
             raise
         raise FinetuneError(
-            f"Out of memory with --batch-size {config.batch_size}: halve it, and double --accumulate for the same steps."
+            f"Out of memory with --batch-size {config.batch_size}: halve it, double --accumulate to keep the step."
         ) from error
 
 

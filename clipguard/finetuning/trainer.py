@@ -167,14 +167,14 @@ class Trainer:
         value, found = self.validation(student, progress)
         step = self.position.step
         metrics.write([{"step": step, "validation": found}])
-        scalars = {"validation": value}
-        self.accelerator.log(scalars, step=step)
+        self.accelerator.log({"validation": value}, step=step)
         log.info("Step %d of %d: %s on validation images", step, self.steps, describe_validation(found))
         if value >= self.position.best_value:
             self.position.best_step, self.position.best_value = step, value
             if self.accelerator.is_main_process:
                 self.checkpoints.save_best(step, student.state_dict())
-        progress.start(TRAINING, self.steps)
+        if step < self.steps:
+            progress.start(TRAINING, self.steps)
         self._read_at = time.perf_counter()
 
     def trained_student(self) -> Student:
