@@ -17,11 +17,11 @@ from clipguard.finetuning.card import write_card
 from clipguard.finetuning.config import FinetuneConfig
 from clipguard.finetuning.data import TrainingData
 from clipguard.finetuning.evaluation import ATTACK, Score, evaluate
-from clipguard.finetuning.export import WEIGHTS_NAME, checkpoint_files
 from clipguard.finetuning.merge import interpolate
 from clipguard.finetuning.meter import read_metrics
 from clipguard.finetuning.tower import merge_lora
 from clipguard.finetuning.trainer import Trainer
+from clipguard.models.export import WEIGHTS_NAME, checkpoint_files
 from clipguard.models.loading import LoadedModel, load_model
 from clipguard.models.text_map import ORIGINAL_FILE, TEXT_FILE
 from clipguard.models.weights import hash_file

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from clipguard.benchmark.results import OutputFolder
 from clipguard.errors import FinetuneError
-from clipguard.finetuning.export import State, checkpoint_files, complete_config
+from clipguard.models.export import State, checkpoint_files, complete_config
 from clipguard.models.loading import LoadedModel, load_model
 
 

@@ -19,10 +19,10 @@ from clipguard.cli import run
 from clipguard.errors import FinetuneError
 from clipguard.finetuning.checkpoint import Checkpoints
 from clipguard.finetuning.config import FinetuneConfig
-from clipguard.finetuning.export import WEIGHTS_NAME
 from clipguard.finetuning.meter import read_metrics
 from clipguard.finetuning.run import resume_finetune, run_finetune
 from clipguard.finetuning.settings import resolve
+from clipguard.models.export import WEIGHTS_NAME
 
 SETTINGS = {"preset": "none", "steps": 40, "batch_size": 4, "attack_steps": 2, "eps": 8, "lr": 1e-3, "save_every": 3}
 SETTINGS |= {"eval_every": 8, "val_fraction": 0.2, "ema": 0.9, "augment": "standard"}

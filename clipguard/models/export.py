@@ -1,4 +1,4 @@
-"""A fine-tuned model as an ordinary open_clip checkpoint folder."""
+"""A model in memory as an ordinary open_clip checkpoint folder."""
 
 from __future__ import annotations
 
