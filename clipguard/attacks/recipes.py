@@ -1,7 +1,8 @@
-"""Attacks by name: `pgd-10`, `apgd-ce(iterations=50,restarts=2)`, `autoattack`."""
+"""Attacks by name: `pgd-10`, `apgd-ce(iterations=50,restarts=2)`, `autoattack`, `apgd-ce+square`."""
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, field, fields
 from typing import Any
 
@@ -72,10 +73,16 @@ def options(stage: Attack) -> dict[str, Any]:
 
 
 def parse_recipe(text: str) -> Recipe:
-    """A recipe from `NAME`, `NAME-K` (pgd, cw) or `NAME(option=value,...)`.
+    """A recipe from `NAME`, `NAME-K` (pgd, cw) or `NAME(option=value,...)`, or several of these joined by `+`.
 
     Raises AttackError for an unknown name or option, or a value that makes no sense.
     """
+    parts = re.split(r"\+(?![^(]*\))", text)  # a plus inside parentheses is of a number
+    if len(parts) > 1:
+        chain = [parse_recipe(part) for part in parts]
+        if any(recipe.eot != 1 or not recipe.stages for recipe in chain):
+            raise AttackError(f"Attack {text!r} joins attacks, which cannot be none or have eot; use a recipe file.")
+        return Recipe(text.strip(), tuple(stage for recipe in chain for stage in recipe.stages))
     try:
         name, given = parse_call(text)
     except ValueError as error:

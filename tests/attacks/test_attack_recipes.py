@@ -34,6 +34,9 @@ from clipguard.errors import AttackError
         ("autoattack-fast", (APGD(), APGDTargeted())),
         ("autoattack", (APGD(), APGDTargeted(), FABTargeted(), Square())),
         ("  PGD-10 ( Restarts = 2 ) ", (PGD(iterations=10, restarts=2),)),
+        ("apgd-ce(restarts=5)+apgd-t", (APGD(restarts=5), APGDTargeted())),
+        ("pgd-2 + autoattack-fast", (PGD(2), APGD(), APGDTargeted())),
+        ("pgd-2(step_size=1e+0)", (PGD(2, step_size=1),)),
     ],
 )
 def test_documented_forms(text: str, stages: tuple[Attack, ...]) -> None:
@@ -54,6 +57,10 @@ def test_eot_belongs_to_the_recipe() -> None:
     ("text", "message"),
     [
         ("", "not of the form"),
+        ("pgd-2+", "not of the form"),
+        ("pgd-2+none", "cannot be none"),
+        ("pgd-2+apgd-ce(eot=2)", "or have eot"),
+        ("pgd-2+apgd", "Unknown attack 'apgd'"),
         ("10-pgd", "not of the form"),
         ("pgd-10(restarts=2", "not of the form"),
         ("pgd", r"needs a step count: pgd-10"),
