@@ -33,6 +33,7 @@ from clipguard.benchmark.run import (
     describe_model,
     engine_options,
     open_task,
+    prepare,
     provenance,
     read_task,
 )
@@ -80,8 +81,8 @@ def _open_files(plan: BenchPlan, files: ImageFiles, progress: Progress) -> Task:
 def _label_by_prediction(plan: BenchPlan, model: LoadedModel, task: Task) -> Task:
     """The same images, labelled by the model."""
     names = task.dataset.class_names
-    classifier = model.classifier(names, task.dataset.templates, plan.resolution)
-    images = [e.image.cpu() for e in task.examples(model.preprocess(plan.resolution), "cpu")]
+    classifier, preprocess = prepare(plan, model, task)
+    images = [e.image.cpu() for e in task.examples(preprocess, "cpu")]
     shares = list(_softmax(Evaluator(classifier, plan.batch_size or CPU_BATCH), images, model.device))
     labels = [int(share.argmax()) for share in shares]
     for index, (label, share) in enumerate(zip(labels, shares, strict=True)):
@@ -97,8 +98,7 @@ def _attack(
     plan: BenchPlan, model: LoadedModel, task: Task, recipe: Recipe, run: dict[str, Any], progress: Progress
 ) -> AdversarialResult:
     """Attack all images, and judge what comes out as a float and as an 8-bit image."""
-    preprocess = model.preprocess(plan.resolution)
-    classifier = model.classifier(task.dataset.class_names, task.dataset.templates, plan.resolution)
+    classifier, preprocess = prepare(plan, model, task)
     options = engine_options(plan, str(model.device), keep_images=True)
     engine = Engine(classifier, recipe, ThreatModel(plan.norm, plan.quantize), [plan.eps[0].pixels], options)
     progress.start(f"{model.info.name} · {task.name} · {recipe.name}", len(task.indices))

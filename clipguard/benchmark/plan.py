@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal, get_args
 
+from clipguard.data.class_names import STYLES, ClassNames
 from clipguard.errors import AttackError, ClipguardError
 
 DEFAULT_EPS = {"linf": ("1", "4", "8"), "l2": ("0.25", "0.5", "1")}
 DEFAULT_ATTACK = "autoattack-fast"
 ENGINES = ("clipguard", "reference")
-RESOLUTIONS = ("model", "native")
+ThreatResolution = Literal["model", "native", "mixed"]
+Resize = Literal["model", "crop256", "crop256-squash"]
+RESOLUTIONS: tuple[ThreatResolution, ...] = get_args(ThreatResolution)
+RESIZES: tuple[Resize, ...] = get_args(Resize)
 PRECISIONS = ("auto", "float32", "tf32", "bfloat16")
 PIXEL = 255
 
@@ -64,7 +69,9 @@ class BenchPlan:
     n_samples: int | None = 200
     seed: int = 0
     batch_size: int | None = None  # None: what fits
-    resolution: Literal["model", "native"] = "model"
+    resolution: ThreatResolution = "model"  # mixed: native for the data sets that papers attack so
+    resize: Resize = "model"
+    logit_scale: float | None = None  # None: the model's own
     quantize: bool = False
     eps_mode: Literal["ascending", "independent", "nested"] = "ascending"
     engine: str = "clipguard"
@@ -75,8 +82,13 @@ class BenchPlan:
     text: Literal["tuned", "original"] = "tuned"  # for models whose text clipguard tuned
     split: str | None = None
     classes: Path | None = None
+    class_names: ClassNames = "source"
+    duplicate_names: bool = False
     image_column: str | None = None
     label_column: str | None = None
+    data_root: Path | None = None
+    protocol: str | None = None  # whose settings these are
+    overrides: Mapping[str, Any] = field(default_factory=dict)  # all but these
 
     def check(self) -> None:
         """Raises ClipguardError for values that no run could use."""
@@ -88,12 +100,18 @@ class BenchPlan:
         for option, value, allowed in (
             ("--engine", self.engine, ENGINES),
             ("--resolution", self.resolution, RESOLUTIONS),
+            ("--resize", self.resize, RESIZES),
             ("--precision", self.precision, PRECISIONS),
+            ("--class-names", self.class_names, STYLES),
         ):
             if value not in allowed:
                 raise ClipguardError(f"{option} {value!r} is unknown; use {' or '.join(allowed)}.")
         if self.n_samples is not None and self.n_samples < 1:
             raise ClipguardError(f"--n-samples must be at least 1, not {self.n_samples}.")
+        if self.resize != "model" and self.resolution == "native":
+            raise ClipguardError("--resize is for images that are attacked after it; leave out --resolution native.")
+        if self.logit_scale is not None and not (math.isfinite(self.logit_scale) and self.logit_scale > 0):
+            raise ClipguardError(f"--logit-scale must be a number above 0, not {self.logit_scale}.")
         if self.seed < 0:
             raise ClipguardError(f"--seed must be at least 0, not {self.seed}.")
         if self.batch_size is not None and self.batch_size < 1:

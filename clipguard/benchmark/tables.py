@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from clipguard.benchmark.results import BenchResult, Cell
 
@@ -66,8 +67,22 @@ def caption(result: BenchResult) -> str:
     norms = sorted({c.norm for c in result.cells})
     what = f"robust accuracy is an upper bound, under {', '.join(attacks)} ({', '.join(norms)})" if attacks else "clean"
     nested = ", NESTED eps mode: small budgets were only confirmed" if result.run["eps_mode"] == "nested" else ""
+    family = result.run.get("protocol")
+    protocol = f"; {protocol_line(family)}" if family else ""
     partial = "" if result.run["complete"] else " INTERRUPTED: finished cells only."
-    return f"Accuracy in %, with 95 % Wilson intervals; {what}{nested}; seed {result.run['seed']}.{partial}"
+    return f"Accuracy in %, with 95 % Wilson intervals; {what}{nested}{protocol}; seed {result.run['seed']}.{partial}"
+
+
+def protocol_line(protocol: Mapping[str, Any]) -> str:
+    """`protocol fare`, and what was changed beside it."""
+    changes = ", ".join(f"{key} {_plain(value)}" for key, value in protocol["overrides"].items())
+    return f"protocol {protocol['name']}{f' CHANGED: {changes}' if changes else ''}"
+
+
+def _plain(value: Any) -> str:
+    if isinstance(value, (list, tuple)):
+        return "/".join(map(_plain, value))
+    return f"{value:g}" if isinstance(value, float) else str(value)
 
 
 def to_markdown(result: BenchResult) -> str:

@@ -6,11 +6,11 @@ import logging
 from collections.abc import Mapping
 from enum import Enum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from clipguard.benchmark.plan import DEFAULT_ATTACK, RESOLUTIONS
+from clipguard.benchmark.plan import DEFAULT_ATTACK
 from clipguard.cli import options
 from clipguard.cli.options import default_folder, parse_batch_size, parse_n_samples, split_attacks
 from clipguard.errors import ClipguardError
@@ -18,7 +18,7 @@ from clipguard.errors import ClipguardError
 if TYPE_CHECKING:
     from clipguard.benchmark.adversarial import AdversarialResult
     from clipguard.benchmark.image_files import ImageFiles
-    from clipguard.benchmark.plan import BenchPlan, Radius
+    from clipguard.benchmark.plan import BenchPlan
 
 EXAMPLES = """
 **Examples**
@@ -63,7 +63,7 @@ def attack(
         typer.Option(
             "--dataset",
             "-d",
-            help="An embedded name, a .parquet or .tar file, a folder, or hf:ORG/NAME[@SPLIT]. "
+            help="A name of `list datasets`, a .parquet or .tar file, a folder, hf:ORG/NAME[@SPLIT], or a .toml file. "
             f"Default: {DEFAULT_DATASET}.",
         ),
     ] = None,
@@ -74,15 +74,23 @@ def attack(
         list[str] | None,
         typer.Option(help="Class of the image files: one for all, or one each. Default: what the model says."),
     ] = None,
+    protocol: options.Protocol = None,
+    data_root: options.DataRoot = None,
     eps: Annotated[
         list[str] | None,
-        typer.Option(help="Budget: in units of 1/255 for linf, plain for l2. Default: 4, or 0.5 for l2."),
+        typer.Option(
+            help="Budget: in units of 1/255 for linf, plain for l2. Default: the protocol's largest, else 4, or 0.5 "
+            "for l2."
+        ),
     ] = None,
-    norm: options.Norm = "linf",
+    norm: options.Norm = None,
     attack: Annotated[
         list[str] | None,
         typer.Option(
-            "--attack", "-a", help=f"As `clipguard list attacks` shows, or a recipe file. Default: {DEFAULT_ATTACK}."
+            "--attack",
+            "-a",
+            help="As `clipguard list attacks` shows, or a recipe file. Default: the protocol's last, else "
+            f"{DEFAULT_ATTACK}.",
         ),
     ] = None,
     n_samples: Annotated[
@@ -93,14 +101,18 @@ def attack(
     ] = None,
     seed: options.Seed = 0,
     batch_size: options.BatchSize = "auto",
-    templates: options.Templates = "ensemble",
+    templates: options.Templates = None,
+    class_names: options.ClassNames = None,
+    duplicate_names: options.DuplicateNames = None,
     split: options.Split = None,
     image_column: options.ImageColumn = None,
     label_column: options.LabelColumn = None,
-    resolution: options.Resolution = RESOLUTIONS[0],
+    resolution: options.Resolution = None,
+    resize: options.Resize = None,
+    logit_scale: options.LogitScale = None,
     quantize: options.Quantize = False,
     device: options.Device = "auto",
-    precision: options.Precision = "auto",
+    precision: options.Precision = None,
     compiled: options.Compile = False,
     out: Annotated[
         Path | None, typer.Option("--out", "-o", help="New folder for the files. Default: runs/TIME-attack-NAME.")
@@ -109,31 +121,43 @@ def attack(
     output_format: Annotated[Format, typer.Option("--format", "-f", help="What stdout gets.")] = Format.table,
 ) -> None:
     """Make adversarial images and show them: what changed, what the model says before and after, what broke it."""
-    from clipguard.benchmark.plan import BenchPlan
+    from clipguard.benchmark.protocols import make_plan
 
-    for_data_sets = {"--dataset": dataset, "--n-samples": n_samples, "--split": split}
-    for_data_sets |= {"--image-column": image_column, "--label-column": label_column}
+    for_data_sets = {"--dataset": dataset, "--n-samples": n_samples, "--split": split, "--data-root": data_root}
+    for_data_sets |= {"--image-column": image_column, "--label-column": label_column, "--class-names": class_names}
     files = _image_files(images, classes, label or [], for_data_sets)
-    plan = BenchPlan(
-        models=(_one("--model", model, DEFAULT_MODEL),),
-        datasets=(files.name if files else _one("--dataset", dataset, DEFAULT_DATASET),),
-        eps=(_radius(eps, norm),),
-        attacks=(_one("--attack", split_attacks(attack or []), DEFAULT_ATTACK),),
-        norm=norm,  # type: ignore[arg-type]  # _radius has refused any other
+    settings = options.given(
+        norm=norm,
+        templates=templates,
+        class_names=class_names,
+        duplicate_names=duplicate_names,
+        resolution=resolution,
+        resize=resize,
+        logit_scale=logit_scale,
+        precision=precision,
+    )
+    plan = make_plan(
+        [_one("--model", model, DEFAULT_MODEL)],
+        [files.name if files else _one("--dataset", dataset, DEFAULT_DATASET)],
+        protocol=protocol,
+        **settings,
+        **_one_attack(protocol, split_attacks(attack or []), eps, norm or "linf"),
         n_samples=parse_n_samples(n_samples or DEFAULT_N),
         seed=seed,
         batch_size=parse_batch_size(batch_size),
-        resolution=resolution,  # type: ignore[arg-type]  # checked by the plan
         quantize=quantize,
         device=device,
-        precision=precision,  # type: ignore[arg-type]  # checked by the plan
         compile=compiled,
-        templates=templates,
         split=split,
         classes=Path(classes) if classes and not files else None,
         image_column=image_column,
         label_column=label_column,
+        data_root=data_root,
     )
+    if len(plan.datasets) > 1:
+        raise ClipguardError(
+            f"--dataset names a group ({', '.join(plan.datasets)}); `clipguard attack` takes one of it."
+        )
     _run(plan, files, out or default_folder(name or plan.models[0], "attack-"), output_format)
 
 
@@ -165,16 +189,23 @@ def _one(option: str, values: list[str] | None, default: str) -> str:
     return values[0] if values else default
 
 
-def _radius(values: list[str] | None, norm: str) -> Radius:
+def _one_attack(protocol: str | None, attacks: list[str], eps: list[str] | None, norm: str) -> dict[str, Any]:
+    """The attack and the budget: those given, else the last attack and the largest eps of the protocol."""
     from clipguard.benchmark.plan import parse_eps
+    from clipguard.benchmark.protocols import find_protocol
 
-    radii = parse_eps(values or [DEFAULT_EPS.get(norm, "")], norm)
+    default_eps, default_attack = DEFAULT_EPS.get(norm, ""), DEFAULT_ATTACK
+    if protocol is not None:
+        family = find_protocol(protocol)
+        default_attack = family.attacks[-1]
+        default_eps = f"{max(family.eps):g}" if norm == family.norm else default_eps
+    radii = parse_eps(eps or [default_eps], norm)
     if len(radii) != 1:
         typed = ", ".join(f"{r.typed:g}" for r in radii)
         raise ClipguardError(
             f"--eps names {len(radii)} budgets ({typed}); `clipguard attack` takes one, as in --eps 4."
         )
-    return radii[0]
+    return {"attacks": (_one("--attack", attacks, default_attack),), "eps": eps or [default_eps]}
 
 
 def _image_files(

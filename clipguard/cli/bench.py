@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from clipguard.benchmark.plan import DEFAULT_ATTACK, DEFAULT_EPS, ENGINES, RESOLUTIONS
+from clipguard.benchmark.plan import DEFAULT_ATTACK, ENGINES
 from clipguard.cli import options
 from clipguard.cli.options import default_folder, parse_batch_size, parse_n_samples, split_attacks
 
@@ -24,6 +24,8 @@ EXAMPLES = """
 `clipguard bench --model ViT-B-32-quickgelu:openai --dataset photos/ --eps 1,4`
 
 `clipguard bench -m ViT-B-32:tuned.pt -m tiny -d test.parquet --attack pgd-10,autoattack --n-samples all`
+
+`clipguard bench -m hf-hub:chs20/fare2-clip --protocol fare --data-root /data` — the field's 13 sets, as FARE does it
 
 `clipguard bench --norm l2 --eps 0.5,1 --format json > results.json`
 """
@@ -68,12 +70,14 @@ def bench(
         typer.Option(
             "--dataset",
             "-d",
-            help="An embedded name, a .parquet or .tar file, a folder, or hf:ORG/NAME[@SPLIT]; repeatable. "
-            "Default: all embedded sets.",
+            help="A name or group of `list datasets`, a .parquet or .tar file, a folder, hf:ORG/NAME[@SPLIT], or a "
+            ".toml file that describes a set; repeatable. Default: the protocol's, else all embedded sets.",
         ),
     ] = None,
+    protocol: options.Protocol = None,
+    data_root: options.DataRoot = None,
     eps: options.Eps = None,
-    norm: options.Norm = "linf",
+    norm: options.Norm = None,
     attack: Annotated[
         list[str] | None,
         typer.Option(
@@ -84,11 +88,16 @@ def bench(
         ),
     ] = None,
     n_samples: Annotated[
-        str, typer.Option("--n-samples", "-n", help="Images a data set: a seeded, class-stratified subset, or all.")
-    ] = "200",
+        str | None,
+        typer.Option(
+            "--n-samples", "-n", help="Images a data set: a seeded, class-stratified subset, or all. Default: 200."
+        ),
+    ] = None,
     seed: options.Seed = 0,
     batch_size: options.BatchSize = "auto",
-    templates: options.Templates = "ensemble",
+    templates: options.Templates = None,
+    class_names: options.ClassNames = None,
+    duplicate_names: options.DuplicateNames = None,
     text: Annotated[
         Text, typer.Option(help="original: score models that clipguard tuned with the text they had before.")
     ] = Text.tuned,
@@ -96,7 +105,9 @@ def bench(
     classes: Annotated[Path | None, typer.Option(help="File with one class name a line, or a JSON list.")] = None,
     image_column: options.ImageColumn = None,
     label_column: options.LabelColumn = None,
-    resolution: options.Resolution = RESOLUTIONS[0],
+    resolution: options.Resolution = None,
+    resize: options.Resize = None,
+    logit_scale: options.LogitScale = None,
     quantize: options.Quantize = False,
     eps_mode: Annotated[
         EpsMode,
@@ -110,7 +121,7 @@ def bench(
         str, typer.Option(help="clipguard, or reference: the same attacks through the AutoAttack library.")
     ] = ENGINES[0],
     device: options.Device = "auto",
-    precision: options.Precision = "auto",
+    precision: options.Precision = None,
     compiled: options.Compile = False,
     out: Annotated[
         Path | None, typer.Option("--out", "-o", help="New folder for the files. Default: runs/TIME-NAME.")
@@ -119,33 +130,42 @@ def bench(
     output_format: Annotated[Format, typer.Option("--format", "-f", help="What stdout gets.")] = Format.table,
 ) -> None:
     """Measure clean and robust accuracy of CLIP models, with intervals, and write every image's outcome."""
-    from clipguard.benchmark.plan import BenchPlan, parse_eps
+    from clipguard.benchmark.protocols import make_plan
     from clipguard.benchmark.results import BenchResult, OutputFolder
     from clipguard.cli.progress import RichProgress
-    from clipguard.data import list_datasets
 
-    plan = BenchPlan(
-        models=tuple(model or ["tiny"]),
-        datasets=tuple(dataset or [d.name for d in list_datasets()]),
-        eps=tuple(parse_eps(eps or list(DEFAULT_EPS.get(norm, ())), norm)),
-        attacks=tuple(split_attacks(attack or [DEFAULT_ATTACK])),
-        norm=norm,  # type: ignore[arg-type]  # parse_eps has refused any other
-        n_samples=parse_n_samples(n_samples),
+    settings = options.given(
+        eps=eps,
+        norm=norm,
+        attacks=tuple(split_attacks(attack)) if attack else None,
+        templates=templates,
+        class_names=class_names,
+        duplicate_names=duplicate_names,
+        resolution=resolution,
+        resize=resize,
+        logit_scale=logit_scale,
+        precision=precision,
+    )
+    if n_samples is not None:
+        settings["n_samples"] = parse_n_samples(n_samples)
+    plan = make_plan(
+        model or ["tiny"],
+        dataset or (),
+        protocol=protocol,
+        **settings,
         seed=seed,
         batch_size=parse_batch_size(batch_size),
-        resolution=resolution,  # type: ignore[arg-type]  # checked by the plan
         quantize=quantize,
         eps_mode=eps_mode.value,
         engine=engine,
         device=device,
-        precision=precision,  # type: ignore[arg-type]  # checked by the plan
         compile=compiled,
-        templates=templates,
         text=text.value,
         split=split,
         classes=classes,
         image_column=image_column,
         label_column=label_column,
+        data_root=data_root,
     )
     plan.check()
     folder = OutputFolder(out or default_folder(name or plan.models[0]))

@@ -3,14 +3,22 @@
 from __future__ import annotations
 
 from enum import Enum
+from pathlib import Path
 from typing import Annotated
 
 import typer
+
+from clipguard.cli import options
+from clipguard.errors import ClipguardError
 
 EXAMPLES = """
 **Examples**
 
 `clipguard list datasets`
+
+`clipguard list datasets --check --data-root /data` — can they be opened here? Exit code 1 if one cannot
+
+`clipguard list protocols`
 
 `clipguard list models | grep ViT-B-32`
 """
@@ -23,11 +31,46 @@ class What(str, Enum):
     datasets = "datasets"
     attacks = "attacks"
     methods = "methods"
+    protocols = "protocols"
 
 
-def show(what: Annotated[What, typer.Argument(help="models, datasets, attacks or methods")]) -> None:
-    """List the models, data sets, attacks or fine-tuning methods that can be named."""
-    {What.models: _models, What.datasets: _datasets, What.attacks: _attacks, What.methods: _methods}[what]()
+def show(
+    what: Annotated[What, typer.Argument(help="models, datasets, attacks, methods or protocols")],
+    check: Annotated[
+        bool, typer.Option("--check", help="datasets: say which can be opened here, and what is missing.")
+    ] = False,
+    data_root: options.DataRoot = None,
+) -> None:
+    """List the models, data sets, attacks, fine-tuning methods or protocols that can be named."""
+    if (check or data_root) and what is not What.datasets:
+        raise ClipguardError("--check and --data-root are for `clipguard list datasets`; leave them out.")
+    if data_root and not check:
+        raise ClipguardError("--data-root is for --check here; add it.")
+    if check:
+        _check_datasets(data_root)
+        return
+    lists = {What.models: _models, What.datasets: _datasets, What.attacks: _attacks, What.methods: _methods}
+    (lists | {What.protocols: _protocols})[what]()
+
+
+def _protocols() -> None:
+    from clipguard.benchmark.protocols import PROTOCOLS
+
+    for name, protocol in PROTOCOLS.items():
+        typer.echo(f"{name:<10} {protocol.summary}")
+    typer.echo("\nWhat each sets, and what its papers printed: docs/protocols.md")
+
+
+def _check_datasets(data_root: Path | None) -> None:
+    from clipguard.data.availability import check_registry
+
+    found = list(check_registry(data_root))
+    for a in found:
+        typer.echo(f"{'ok' if a.available else 'MISSING':<8} {a.name:<16} {a.where}")
+    missing = sum(not a.available for a in found)
+    typer.echo(f"\n{len(found) - missing} of {len(found)} named data sets can be opened here, and the embedded ones")
+    if missing:
+        raise typer.Exit(1)
 
 
 def _methods() -> None:
@@ -54,19 +97,29 @@ def _attacks() -> None:
         defaults = ", ".join(f"{k}={v}" for k, v in options(kind()).items() if name not in STEPPED or k != "iterations")
         typer.echo(f"{name + '-K' if name in STEPPED else name:<16} {defaults or 'none'}")
     typer.echo("every attack     eot=1: forward passes averaged an evaluation, for randomised models")
-    typer.echo('\nor a recipe file, FILE.toml or FILE.yaml: stages = ["apgd-ce(restarts=5)", "square"]')
+    typer.echo("\nor several, each for the images that the ones before left standing: apgd-ce(restarts=5)+square")
+    typer.echo('or a recipe file, FILE.toml or FILE.yaml: stages = ["apgd-ce(restarts=5)", "square"]')
 
 
 def _datasets() -> None:
-    from clipguard.data import list_datasets
+    from clipguard.data import list_datasets, registry
+    from clipguard.data.registry import groups
 
     for d in list_datasets():
         typer.echo(
-            f"{d.name:<16} {d.classes:>3} classes, {d.test:>4} test and {d.train:>4} train images: {d.description}"
+            f"{d.name:<16} {d.classes:>4} classes {d.test:>7} images  embedded: {d.description}; {d.train} to train on"
         )
+    typer.echo()
+    for e in registry().values():
+        notes = f" ({e.notes})" if e.notes else ""
+        typer.echo(f"{e.name:<16} {e.classes:>4} classes {e.size:>7} images  {e.source or 'a copy'}{notes}")
+    typer.echo("\nCopies of these in DIR/<name> are used first: --data-root DIR, or CLIPGUARD_DATA=DIR. Groups:")
+    for name, members in groups().items():
+        typer.echo(f"{name:<16} {', '.join(members)}")
     typer.echo(
         "\nor a path: file.parquet, a folder of parquet or arrow files, class/image.jpg folders, webdataset .tar files;"
-        "\nor hf:ORG/NAME[@SPLIT] from the Hugging Face hub"
+        "\nor hf:ORG/NAME[@SPLIT], or wds:ORG/NAME for web datasets, from the Hugging Face hub;"
+        "\nor FILE.toml, which describes a set of your own (docs/datasets.md)"
     )
 
 

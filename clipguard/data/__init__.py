@@ -5,6 +5,17 @@ Nothing heavy is imported here: `datasets` and pandas load when a dataset is ope
 
 from clipguard.data.dataset import ImageDataset, ZeroShotDataset
 from clipguard.data.embedded import DatasetInfo, list_datasets
+from clipguard.data.registry import DatasetEntry, expand_groups, registry
 from clipguard.data.sources import load_dataset, load_images
 
-__all__ = ["DatasetInfo", "ImageDataset", "ZeroShotDataset", "list_datasets", "load_dataset", "load_images"]
+__all__ = [
+    "DatasetEntry",
+    "DatasetInfo",
+    "ImageDataset",
+    "ZeroShotDataset",
+    "expand_groups",
+    "list_datasets",
+    "load_dataset",
+    "load_images",
+    "registry",
+]

@@ -1,16 +1,22 @@
-"""`hf:org/name[/config][@split]`: datasets of the Hugging Face hub, or of its cache when there is no network."""
+"""Data sets of the Hugging Face hub, or of its cache when there is no network.
+
+`hf:org/name[/config][@split]` is read by `datasets`; `wds:org/name` is a web dataset in CLIP_benchmark's layout.
+"""
 
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from clipguard.data.folders import locate
 from clipguard.data.labels import GivenNames
 from clipguard.data.rows import Request, Rows, choose_split
 from clipguard.data.tables import rows_of_table
 from clipguard.data.templates import PHOTO, TemplateSets, read_templates
 from clipguard.data.textfile import read_class_names
+from clipguard.data.webdataset import open_tars
 from clipguard.errors import DatasetError, first_line
 from clipguard.hub import hub_access
 
@@ -52,24 +58,47 @@ def open_hub(name: str, request: Request) -> Rows:
     return rows
 
 
+def open_hub_tars(name: str, request: Request) -> Rows:
+    """Rows of `wds:org/name`: a web dataset of the hub in CLIP_benchmark's layout, of which one split is fetched.
+
+    Raises DatasetError within seconds if neither the network nor the cache has it, or if it cannot be read.
+    """
+    repo, split = name.removeprefix("wds:"), request.split or "test"
+    if re.fullmatch(r"[\w.-]+/[\w.-]+", repo) is None:
+        raise DatasetError("a web dataset of the hub is written wds:org/name; its split is named with --split")
+    import huggingface_hub
+
+    with hub_access() as online:
+        try:
+            # `datasets` would fetch every split, and ImageNet's training images are 150 GB.
+            folder = huggingface_hub.snapshot_download(
+                repo, repo_type="dataset", allow_patterns=[f"{split}/*", "*.txt"]
+            )
+        except Exception as error:  # the hub client's errors share no base class
+            raise _not_there(repo, error, online, huggingface_hub.constants.HF_HUB_CACHE) from error
+    rows = open_tars(locate(Path(folder)), replace(request, split=split))
+    rows.source = f"{repo}@{Path(folder).name}"
+    return rows
+
+
+def _not_there(repo: str, error: Exception, online: bool, cache: object) -> DatasetError:
+    from huggingface_hub import constants
+
+    if online:
+        return DatasetError(f"cannot load {repo!r} from the hub: {first_line(error)}; check the name, or {INSTEAD}")
+    return DatasetError(f"{constants.ENDPOINT} cannot be reached and {repo!r} is not in the cache ({cache}); {INSTEAD}")
+
+
 def _prepare(repo: str, config: str | None, online: bool) -> tuple[Any, str]:
     """All splits as a DatasetDict, and the revision (commit) they are of."""
     import datasets
-    import huggingface_hub
 
     try:
         builder = datasets.load_dataset_builder(repo, config)
         builder.download_and_prepare()
         return builder.as_dataset(), str(builder.hash)
     except Exception as error:  # the hub client, datasets and pyarrow share no base class
-        if not online:
-            raise DatasetError(
-                f"{huggingface_hub.constants.ENDPOINT} cannot be reached and {repo!r} is not in the cache "
-                f"({datasets.config.HF_DATASETS_CACHE}); {INSTEAD}"
-            ) from error
-        raise DatasetError(
-            f"cannot load {repo!r} from the hub: {first_line(error)}; check the name, or {INSTEAD}"
-        ) from error
+        raise _not_there(repo, error, online, datasets.config.HF_DATASETS_CACHE) from error
 
 
 def _companion(repo: str, filename: str) -> Path | None:

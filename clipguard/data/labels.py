@@ -27,11 +27,14 @@ class GivenNames:
     origin: str
 
 
-def settle_labels(raw: pd.Series, native: list[str] | None, given: GivenNames | None) -> tuple[Labels, list[str]]:
+def settle_labels(
+    raw: pd.Series, native: list[str] | None, given: GivenNames | None, *, distinct: bool = True
+) -> tuple[Labels, list[str]]:
     """Labels (N,) in [0, C) and the C class names.
 
     raw: N integers, or N strings (then the classes are the sorted distinct values).
     native: names that integers already have, as in a ClassLabel feature. given: names from a file; they win.
+    distinct: refuse duplicate names; without, the caller mends them.
     Raises DatasetError: empty, missing labels, no names, fewer than two classes, duplicate names, labels out of range.
     """
     _check_present(raw)
@@ -41,12 +44,12 @@ def settle_labels(raw: pd.Series, native: list[str] | None, given: GivenNames | 
             "the labels are integers without class names; give --classes FILE with one name a line, in label order"
         )
     if native is not None:
-        _check_names(native)
+        check_names(native, distinct=distinct)
         _check_range(codes, len(native))
     if given is None:
         assert native is not None
         return codes, native
-    _check_names(given.names)
+    check_names(given.names, distinct=distinct)
     if native is None:
         _check_range(codes, len(given.names))
         return codes, given.names
@@ -80,11 +83,12 @@ def _to_codes(raw: pd.Series, native: list[str] | None) -> tuple[Labels, list[st
     raise DatasetError(f"labels must be integers or strings, not {kind}; name another column with --label-column")
 
 
-def _check_names(names: list[str]) -> None:
+def check_names(names: list[str], *, distinct: bool = True) -> None:
+    """Raise DatasetError unless there are two names or more, none empty and, if `distinct`, no two alike."""
     if any(not name.strip() for name in names):
         raise DatasetError("a class name is empty; give all of them with --classes FILE")
     doubles = [name for name, count in Counter(names).items() if count > 1]
-    if doubles:
+    if doubles and distinct:
         listed = ", ".join(repr(name) for name in doubles[:5]) + (" ..." if len(doubles) > 5 else "")
         raise DatasetError(f"duplicate class names: {listed}; make them distinct with --classes FILE")
     if len(names) < 2:

@@ -45,7 +45,7 @@ class Rows:
 
 
 def choose_split(available: Iterable[str], wanted: str | None) -> str:
-    """`wanted`, else test, else validation or val, else the only split. Raises SplitError listing the splits."""
+    """`wanted`, else test, else validation, valid or val, else the only one. Raises SplitError listing the splits."""
     splits = list(available)
     listing = f"Splits: {', '.join(splits)}."
     if wanted is not None:
@@ -53,7 +53,7 @@ def choose_split(available: Iterable[str], wanted: str | None) -> str:
             hint = did_you_mean(wanted, splits)
             raise SplitError(f"no split {wanted!r}; choose one with --split.{hint} {listing}")
         return wanted
-    for usual in ("test", "validation", "val"):
+    for usual in ("test", "validation", "valid", "val"):
         if usual in splits:
             return usual
     if len(splits) != 1:

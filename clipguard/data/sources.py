@@ -2,20 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import logging
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
+from clipguard.data.class_names import STYLES, ClassNames, imagenet_templates, style_names
 from clipguard.data.dataset import ImageDataset, ZeroShotDataset
 from clipguard.data.embedded import embedded_folders, open_embedded
 from clipguard.data.folders import KINDS, Located, locate, open_images
-from clipguard.data.hub import open_hub
-from clipguard.data.labels import EMPTY, GivenNames, settle_labels
-from clipguard.data.rows import Request, Rows
+from clipguard.data.hub import open_hub, open_hub_tars
+from clipguard.data.labels import EMPTY, GivenNames, check_names, settle_labels
+from clipguard.data.registry import REMOTE, DatasetEntry, find_entry, groups, registry
+from clipguard.data.rows import Request, Rows, sidecar
 from clipguard.data.tables import open_arrow, open_parquet, open_saved
-from clipguard.data.templates import resolve_templates
+from clipguard.data.templates import PHOTO, TemplateSets, read_templates, resolve_templates
 from clipguard.data.textfile import read_class_names
 from clipguard.data.webdataset import open_tars
-from clipguard.errors import DatasetError, did_you_mean
+from clipguard.errors import DatasetError, SplitError, did_you_mean
+
+log = logging.getLogger("clipguard")
 
 FORMATS: dict[str, Callable[[Located, Request], Rows]] = {
     "saved": open_saved,
@@ -34,54 +41,129 @@ def load_dataset(
     label_column: str | None = None,
     classes: Path | None = None,
     templates: str = "ensemble",
+    class_names: ClassNames = "source",
+    duplicate_names: bool = False,
+    data_root: Path | None = None,
 ) -> ZeroShotDataset:
     """Open a dataset and check all of it but the pixels, which are decoded when asked for.
 
-    name: an embedded dataset (see `list_datasets`), a file or folder (parquet, arrow, `save_to_disk`, image folder,
-        webdataset tars), or `hf:org/name[/config][@split]`.
-    split: default test, else validation or val, else the only one.
+    name: an embedded dataset (see `list_datasets`), a registered one (see `registry`), a .toml or .yaml file that
+        describes one, a file or folder (parquet, arrow, `save_to_disk`, image folder, webdataset tars),
+        `hf:org/name[/config][@split]` or `wds:org/name`.
+    split: default that of the registry, else test, else validation, valid or val, else the only one.
     image_column, label_column: of a table; detected from its features by default.
     classes: file of class names, one a line or a JSON list. It wins over names in the data, matched by name if it has
         all of those, else by position.
     templates: `single`, `ensemble` (the dataset's own, where it has some), or a text file, one a line with `{}`.
+    class_names: how names are written; see `style_names`. No effect on `classes`.
+    duplicate_names: allow equal names, and keep those of published lists, which are told apart by default.
+    data_root: folder with copies of registered datasets, each at `<id>`. Default: CLIPGUARD_DATA.
     Raises DatasetError, one line that starts with `name` and names the cure.
     """
     request = Request(split, image_column, label_column)
-    try:
+    with _named(name):
+        if class_names not in STYLES:
+            raise DatasetError(f"class names {class_names!r} are unknown; use {' or '.join(STYLES)}")
+        entry = find_entry(name)
         given = GivenNames(read_class_names(Path(classes).expanduser()), str(classes)) if classes else None
-        rows = _open(name, request)
-        labels, class_names = settle_labels(rows.labels, rows.class_names, _winner(rows, given))
-        prompts = resolve_templates(templates, rows.templates)
-    except DatasetError as error:
-        raise type(error)(f"{name}: {error}") from error
-    return ZeroShotDataset(name, rows.source, rows.split, rows.images, class_names, prompts, labels)
+        rows = _open(name, request, entry, data_root)
+        written = given or (entry.given_names() if entry else None)
+        if written is not None:
+            check_names(written.names, distinct=not duplicate_names)
+        winner = _winner(rows, written)
+        labels, names = settle_labels(rows.labels, rows.class_names, winner, distinct=False)
+        if given is None:
+            names = _write_names(names, entry, class_names, raw=winner is None, duplicates=duplicate_names)
+        check_names(names, distinct=not duplicate_names)
+        prompts = resolve_templates(templates, _template_sets(rows, entry, templates))
+    return ZeroShotDataset(name, rows.source, rows.split, rows.images, names, prompts, labels)
 
 
-def load_images(name: str, *, split: str | None = None, image_column: str | None = None) -> ImageDataset:
+def load_images(
+    name: str, *, split: str | None = None, image_column: str | None = None, data_root: Path | None = None
+) -> ImageDataset:
     """Open images without regard to labels: anything `load_dataset` opens, and folders of images in any layout.
 
-    name, split, image_column: as for `load_dataset`.
+    name, split, image_column, data_root: as for `load_dataset`.
     Raises DatasetError, one line that starts with `name` and names the cure.
     """
-    try:
-        rows = _open(name, Request(split, image_column, labelled=False))
+    with _named(name):
+        rows = _open(name, Request(split, image_column, labelled=False), find_entry(name), data_root)
         if len(rows.images) == 0:
             raise DatasetError(EMPTY)
-    except DatasetError as error:
-        raise type(error)(f"{name}: {error}") from error
     return ImageDataset(name, rows.source, rows.split, rows.images)
 
 
+@contextmanager
+def _named(name: str) -> Iterator[None]:
+    try:
+        yield
+    except DatasetError as error:
+        raise type(error)(f"{name}: {error}") from error
+
+
 def _winner(rows: Rows, given: GivenNames | None) -> GivenNames | None:
-    """--classes, else a ClassLabel's own names (None here), else the classnames.txt beside the data."""
+    """--classes or the entry's own, else a ClassLabel's own names (None here), else the classnames.txt of the data."""
     if given is not None or rows.class_names is not None:
         return given
     return rows.given_names
 
 
-def _open(name: str, request: Request) -> Rows:
+def _write_names(
+    names: list[str], entry: DatasetEntry | None, style: ClassNames, *, raw: bool, duplicates: bool
+) -> list[str]:
+    if entry is None:
+        return style_names(names, style)
+    if style == "tecoa" and entry.tecoa_names is not None:
+        if len(names) != len(entry.tecoa_names):
+            raise DatasetError(f"{len(names)} classes, but TeCoA's papers have {len(entry.tecoa_names)}")
+        names = list(entry.tecoa_names)
+    return style_names(names, style, imagenet=entry.imagenet, raw=raw, duplicates=duplicates)
+
+
+def _template_sets(rows: Rows, entry: DatasetEntry | None, choice: str) -> TemplateSets:
+    """What `single` and `ensemble` mean: the entry's, else the data's, else ImageNet's own, else anybody's."""
+    if entry is None:
+        return rows.templates
+    found = rows.templates
+    beside = sidecar([Path(rows.source)], "zeroshot_classification_templates.txt")
+    if found == PHOTO and beside is not None:
+        found = replace(PHOTO, ensemble=tuple(read_templates(beside)))
+    elif found == PHOTO and choice == "ensemble" and entry.templates is None:
+        if entry.imagenet:
+            found = replace(PHOTO, ensemble=imagenet_templates())
+        else:
+            log.warning(
+                "%s: no zeroshot_classification_templates.txt in %s, so the ensemble is the one for any photos",
+                entry.name,
+                rows.source,
+            )
+    return entry.template_sets(found)
+
+
+def _open(name: str, request: Request, entry: DatasetEntry | None, data_root: Path | None) -> Rows:
+    if entry is None:
+        return _open_source(name, request)
+    source = entry.locate(data_root)
+    request = replace(
+        request,
+        split=request.split or (entry.split if source == entry.source else None),
+        image_column=request.image_column or entry.image_column,
+        label_column=request.label_column or entry.label_column,
+    )
+    try:
+        return _open_source(source, request)
+    except DatasetError as error:
+        if not source.startswith(REMOTE) or isinstance(error, SplitError):
+            raise
+        raise DatasetError(f"{error}; {entry.cure(data_root)}") from error
+
+
+def _open_source(name: str, request: Request) -> Rows:
     if name.startswith("hf:"):
         return open_hub(name, request)
+    if name.startswith("wds:"):
+        return open_hub_tars(name, request)
     if name in embedded_folders():
         return open_embedded(name, request)
     if not name or not _exists(name):
@@ -98,12 +180,13 @@ def _exists(name: str) -> bool:
 
 
 def _unknown(name: str) -> DatasetError:
-    known = list(embedded_folders())
+    known = [*embedded_folders(), *registry(), *groups()]
     hint = did_you_mean(name, known)
     if not hint and (Path(name).is_absolute() or name.startswith((".", "~")) or Path(name).suffix in KINDS):
         return DatasetError("no such file or folder; check the path")
     if not hint and name.count("/") == 1:
         hint = f" For the hub's dataset, write hf:{name}."
     return DatasetError(
-        f"not a known dataset or an existing path.{hint} Embedded: {', '.join(known)}; or give a path, or hf:org/name."
+        f"not a known dataset or an existing path.{hint} Embedded: {', '.join(embedded_folders())}; "
+        "`clipguard list datasets` shows all; or give a path, or hf:org/name."
     )

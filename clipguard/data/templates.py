@@ -58,12 +58,12 @@ def resolve_templates(choice: str, sets: TemplateSets) -> list[str]:
 
 def read_templates(path: Path) -> list[str]:
     """Templates of a text file, one a line, `{}` or CLIP_benchmark's `{c}` for the class name. Raises DatasetError."""
-    templates = []
-    for number, line in enumerate(read_lines(path), start=1):
-        template = line.replace("{c}", "{}")
-        if template.count("{}") != 1 or set("{}") & set(template.replace("{}", "")):
-            raise DatasetError(
-                f"{path}: line {number} must hold one '{{}}' (or '{{c}}') for the class name, got {line!r}"
-            )
-        templates.append(template)
-    return templates
+    return [read_template(line, f"{path}: line {number}") for number, line in enumerate(read_lines(path), start=1)]
+
+
+def read_template(text: str, where: str) -> str:
+    """A template with `{}` for the class name, or CLIP_benchmark's `{c}`. Raises DatasetError for anything else."""
+    template = text.replace("{c}", "{}")
+    if template.count("{}") != 1 or set("{}") & set(template.replace("{}", "")):
+        raise DatasetError(f"{where} must hold one '{{}}' (or '{{c}}') for the class name, got {text!r}")
+    return template
