@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 
 from clipguard import __version__
-from clipguard.cli import attack, bench, finetune, listing, merge
+from clipguard.cli import attack, bench, convert, finetune, inspect, listing, merge
 from clipguard.errors import ClipguardError
 
 INTERRUPTED = 130
@@ -26,6 +26,8 @@ app.command("bench", epilog=bench.EXAMPLES)(bench.bench)
 app.command("attack", epilog=attack.EXAMPLES)(attack.attack)
 app.command("finetune", epilog=finetune.EXAMPLES)(finetune.finetune)
 app.command("merge", epilog=merge.EXAMPLES)(merge.merge)
+app.command("convert", epilog=convert.EXAMPLES)(convert.convert)
+app.command("inspect", epilog=inspect.EXAMPLES)(inspect.inspect)
 app.command("list", epilog=listing.EXAMPLES)(listing.show)
 
 

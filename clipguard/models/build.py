@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 import math
+import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -12,10 +14,10 @@ import torch
 from torch import nn
 
 from clipguard.errors import ModelError, first_line
-from clipguard.models.source import quick_gelu_twin
+from clipguard.models.config import CONFIG_NAME
 from clipguard.models.strict import check_activation, fit_state
 from clipguard.models.text import Tokenizer
-from clipguard.models.weights import check_finite, hash_file, read_weights
+from clipguard.models.weights import WeightFile, check_finite, hash_file, read_weights
 
 
 @dataclass(frozen=True)
@@ -23,14 +25,15 @@ class Checkpoint:
     """A model whose config and weights are on this machine."""
 
     architecture: str  # for people: open_clip's name, or the config file
-    build_name: str  # for open_clip.create_model
-    tokenizer_name: str  # for open_clip.get_tokenizer
+    tokenizer_name: str  # for open_clip.get_tokenizer; "" for CLIP's own
     model_cfg: dict[str, Any]
     preprocess_cfg: dict[str, Any]
     weights: Path
     label: str  # the weights, for people
     from_tag: bool = False
     from_folder: bool = False
+    file: WeightFile | None = None  # the weights, if they were read already
+    notes: tuple[str, ...] = ()  # what was detected and the file does not say
 
 
 def _check_packages(checkpoint: Checkpoint) -> None:
@@ -52,12 +55,15 @@ def build(checkpoint: Checkpoint) -> nn.Module:
 
     _check_packages(checkpoint)
     try:
-        model = open_clip.create_model(
-            checkpoint.build_name,
-            load_weights=False,  # ours are loaded strictly, afterwards
-            pretrained_text=False,
-            force_preprocess_cfg=merge_preprocess_dict({}, {**checkpoint.preprocess_cfg, "size": None}),
-        )
+        # open_clip builds from names and folders only, and our config may be neither's.
+        with tempfile.TemporaryDirectory() as folder:
+            (Path(folder) / CONFIG_NAME).write_text(json.dumps({"model_cfg": checkpoint.model_cfg}))
+            model = open_clip.create_model(
+                f"local-dir:{folder}",
+                load_weights=False,  # ours are loaded strictly, afterwards
+                pretrained_text=False,
+                force_preprocess_cfg=merge_preprocess_dict({}, {**checkpoint.preprocess_cfg, "size": None}),
+            )
     except Exception as error:  # timm, transformers and open_clip each raise their own
         raise ModelError(
             f"open_clip cannot build {checkpoint.architecture} ({first_line(error)}): check its model_cfg,"
@@ -75,7 +81,8 @@ def load_tokenizer(checkpoint: Checkpoint) -> Tokenizer:
     import open_clip
 
     try:
-        tokenizer = open_clip.get_tokenizer(checkpoint.tokenizer_name)
+        length = checkpoint.model_cfg["text_cfg"].get("context_length")
+        tokenizer = open_clip.get_tokenizer(checkpoint.tokenizer_name, context_length=length)
     except Exception as error:
         raise ModelError(
             f"Cannot load the tokenizer of {checkpoint.architecture} ({first_line(error)}): check that its files can"
@@ -99,8 +106,12 @@ def load_weights(model: nn.Module, checkpoint: Checkpoint) -> str:
     if checkpoint.from_tag:
         sha256 = _load_tag(model, checkpoint)
     else:
-        plain = not checkpoint.from_folder and not checkpoint.model_cfg.get("quick_gelu", False)
-        file = read_weights(checkpoint.weights, quick_gelu_twin(checkpoint.build_name) if plain else None)
+        file = checkpoint.file or read_weights(checkpoint.weights)
+        if file.contents.image_only:
+            raise ModelError(
+                f"{file.path} holds an image tower alone ({file.contents.format}): give that file itself as --model,"
+                " and the model it was tuned from as --base."
+            )
         state = fit_state(model, file, checkpoint.architecture)
         check_activation(file, checkpoint.architecture, checkpoint.model_cfg, from_folder=checkpoint.from_folder)
         model.load_state_dict(state)
@@ -112,6 +123,25 @@ def load_weights(model: nn.Module, checkpoint: Checkpoint) -> str:
             " stored as a logarithm (CLIP's is 4.6)."
         )
     return sha256
+
+
+def load_tower(model: nn.Module, file: WeightFile, base: Checkpoint) -> float:
+    """Put the image tower of a file into its base model, all of it or nothing.
+
+    Returns the cosine similarity of its weights and those it replaces, norms and biases apart: near 1 for a tower tuned
+    from this base, near 0 for an unrelated one.
+
+    Raises:
+        ModelError: when it does not fit, or was trained with another activation.
+    """
+    state = fit_state(model, file, base.architecture)
+    check_activation(file, base.architecture, base.model_cfg, from_folder=base.from_folder)
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items() if name in state and tensor.ndim > 1}
+    model.load_state_dict(state, strict=False)
+    pairs = [(before[name], state[name].float()) for name in before]
+    product = sum(float((old * new).sum()) for old, new in pairs)
+    lengths = [math.sqrt(sum(float(tensor.square().sum()) for tensor in side)) for side in zip(*pairs, strict=True)]
+    return product / (lengths[0] * lengths[1])
 
 
 def _load_tag(model: nn.Module, checkpoint: Checkpoint) -> str:

@@ -20,10 +20,9 @@ State = dict[str, Tensor]
 
 def checkpoint_files(loaded: LoadedModel, state: Mapping[str, Tensor]) -> dict[str, bytes]:
     """Config and float32 weights of a model, for `local-dir:` in clipguard and open_clip: content by file name."""
-    tensors = {name: _plain(value) for name, value in state.items()}
     config = {"model_cfg": complete_config(loaded.model_cfg), "preprocess_cfg": _preprocess_config(loaded)}
     return {
-        WEIGHTS_NAME: save(tensors, {"format": "pt"}),
+        WEIGHTS_NAME: save(plain_state(state), {"format": "pt"}),
         CONFIG_NAME: (json.dumps(config, indent=2) + "\n").encode(),
     }
 
@@ -50,6 +49,11 @@ def _preprocess_config(loaded: LoadedModel) -> dict[str, Any]:
         "resize_mode": p.resize_mode,
         "fill_color": p.fill_color,
     }
+
+
+def plain_state(state: Mapping[str, Tensor]) -> State:
+    """The tensors as a file can hold them."""
+    return {name: _plain(value) for name, value in state.items()}
 
 
 def _plain(value: Tensor) -> Tensor:

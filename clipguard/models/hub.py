@@ -10,6 +10,8 @@ from urllib.parse import urlsplit
 from clipguard.errors import ModelError, first_line
 from clipguard.models.config import CONFIG_NAME
 from clipguard.models.text_map import ORIGINAL_FILE, TEXT_FILE
+from clipguard.models.transformers_layout import CONFIG_NAME as TRANSFORMERS_CONFIG
+from clipguard.models.transformers_layout import PREPROCESSOR_NAME
 
 
 def fetch_tag(spec: str, config: dict[str, Any]) -> Path:
@@ -26,7 +28,9 @@ def fetch_tag(spec: str, config: dict[str, Any]) -> Path:
 
 
 def fetch_repository(repository: str) -> tuple[Path, Path]:
-    """The config and weight file of a hub repository in open_clip's layout; to be called inside `hub_access`.
+    """The config and weight file of a hub repository, in open_clip's layout or in transformers'.
+
+    To be called inside `hub_access`.
 
     What clipguard's fine-tuning keeps about the text (see `text_map.py`) is fetched too, to lie beside the weights.
 
@@ -37,11 +41,40 @@ def fetch_repository(repository: str) -> tuple[Path, Path]:
 
     spec = f"hf-hub:{repository}"
     local = f"local-dir:/path/to/folder with its {CONFIG_NAME} and weights"
-    config = _fetch(lambda: download_pretrained_from_hf(repository, filename=CONFIG_NAME), spec, local)
+    try:
+        config = _fetch(lambda: download_pretrained_from_hf(repository, filename=CONFIG_NAME), spec, local)
+    except ModelError:
+        theirs = _fetch_transformers_config(repository)
+        if theirs is None:
+            raise
+        return theirs, _fetch(lambda: _download_transformers(repository), spec, local)
     weights = _fetch(lambda: download_pretrained_from_hf(repository), spec, local)
     for name in (TEXT_FILE, ORIGINAL_FILE):
         _fetch_optional(repository, name)
     return config, weights
+
+
+def _fetch_transformers_config(repository: str) -> Path | None:
+    """The config of a `CLIPModel` repository, with its preprocessing beside it; None if it is not to be had."""
+    import huggingface_hub
+
+    try:
+        path = Path(huggingface_hub.hf_hub_download(repository, TRANSFORMERS_CONFIG))
+    except Exception:  # the hub raises a dozen unrelated types; the caller reports what was wanted first
+        return None
+    _fetch_optional(repository, PREPROCESSOR_NAME)
+    return path
+
+
+def _download_transformers(repository: str) -> str:
+    """The weights of a `CLIPModel` repository; older ones have no safetensors."""
+    import huggingface_hub
+    from huggingface_hub.errors import EntryNotFoundError
+
+    try:
+        return huggingface_hub.hf_hub_download(repository, "model.safetensors")
+    except EntryNotFoundError:
+        return huggingface_hub.hf_hub_download(repository, "pytorch_model.bin")
 
 
 def _fetch_optional(repository: str, name: str) -> None:

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import importlib.resources
+import logging
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, replace
-from pathlib import Path
 from typing import Any, get_args
 
 import torch
@@ -17,15 +16,17 @@ from torchvision.transforms.functional import to_tensor
 
 from clipguard.errors import ModelError
 from clipguard.hub import hub_access
-from clipguard.models.build import Checkpoint, build, load_tokenizer, load_weights
+from clipguard.models.build import Checkpoint, build, load_tokenizer, load_tower, load_weights
 from clipguard.models.classifier import Preprocessing, Resolution, ZeroShotClassifier
-from clipguard.models.config import CONFIG_NAME, find_weights, read_config
-from clipguard.models.hub import fetch_repository, fetch_tag
+from clipguard.models.locate import detect, locate, locate_base, needs_hub
 from clipguard.models.quiet import quiet
 from clipguard.models.source import ModelSource, parse_source
 from clipguard.models.text import Tokenizer, encode_classes
 from clipguard.models.text_map import ORIGINAL_FILE, TEXT_FILE, TextChoice, TextMap, read_text_map, restore_original
-from clipguard.models.weights import hash_file
+from clipguard.models.weights import WeightFile, hash_file
+
+RELATED = 0.5  # cosine of weights; fine-tuning moves them little
+log = logging.getLogger("clipguard")
 
 
 @dataclass(frozen=True)
@@ -48,6 +49,11 @@ class ModelInfo:
     logit_bias: float | None
     text: str = "as in the weights"  # or tuned or original, by which file beside them
     text_sha256: str | None = None  # of that file
+    format: str = "open_clip checkpoint"  # how the weights are laid out in their file
+    base: str | None = None  # the model whose text tower goes with an image tower, as named or detected
+    base_sha256: str | None = None
+    base_cosine: float | None = None  # of the image tower's weights and the base's; near 1 if tuned from it
+    detected: tuple[str, ...] = ()  # what was detected where the user named nothing, and what was left out
 
     def to_dict(self) -> dict[str, Any]:
         """The same as plain JSON types."""
@@ -137,7 +143,9 @@ def load_model(spec: str, *, device: str | torch.device = "cpu", text: TextChoic
     """Load a model named as on the command line.
 
     Args:
-        spec: `tiny`, `ARCH:TAG`, `ARCH:path/to/weights.pt`, `hf-hub:org/repo` or `local-dir:path`.
+        spec: `tiny`, `ARCH:TAG`, `path/to/weights.pt`, `ARCH:path/to/weights.pt`, `hf-hub:org/repo`, `local-dir:path`
+            or the short name of a published model; `FILE@BASE` for an image tower and the model it was tuned from;
+            `#normalization=...` and `#entry=...` at the end. See docs/checkpoints.md.
         device: a torch device.
         text: "original" scores a model whose text clipguard tuned with the text it had before; see `text_map.py`.
 
@@ -145,17 +153,46 @@ def load_model(spec: str, *, device: str | torch.device = "cpu", text: TextChoic
         ModelError: one line that says what is wrong with the name, the files or the weights, and the cure.
     """
     target = check_device(device)
-    source = parse_source(spec)
-    with hub_access() if _needs_hub(source) else nullcontext():
-        checkpoint = _locate(source)
+    source, file, detected = detect(parse_source(spec))
+    with hub_access() if needs_hub(source) else nullcontext():
+        whole = locate(source, file) if source.base is None or file is None else locate_base(source.base, file.path)
+        if source.normalization is not None:
+            whole = replace(whole, preprocess_cfg={**whole.preprocess_cfg, **source.normalization._asdict()})
         with quiet():
-            model = build(checkpoint)
-            tokenizer = load_tokenizer(checkpoint)
-            sha256 = load_weights(model, checkpoint)
+            model = build(whole)
+            tokenizer = load_tokenizer(whole)
+            sha256 = load_weights(model, whole)
+            cosine = load_tower(model, file, whole) if source.base is not None and file is not None else None
     preprocessing = _preprocessing(model)
-    info = _describe(source, checkpoint, sha256, model, preprocessing)
-    info, text_map = _load_text(info, checkpoint, model, text)
-    return LoadedModel(info, model, tokenizer, preprocessing, checkpoint.model_cfg, text_map).to(target)
+    info = _describe(source, whole, sha256, model, preprocessing)
+    info = replace(info, detected=detected + whole.notes)
+    if file is not None:
+        info = _describe_file(info, source, file, cosine)
+    info, text_map = _load_text(info, whole, model, text)
+    return LoadedModel(info, model, tokenizer, preprocessing, whole.model_cfg, text_map).to(target)
+
+
+def _describe_file(info: ModelInfo, source: ModelSource, file: WeightFile, cosine: float | None) -> ModelInfo:
+    """The info with what is known of a lone weight file; for an image tower it says at first what the base is."""
+    info = replace(info, format=file.contents.format, detected=info.detected + file.contents.notes)
+    if source.base is None or cosine is None:
+        return info
+    if cosine < RELATED:
+        log.warning(
+            "%s: its image tower has little in common with that of %s (cosine of the weights %.2f): was it tuned from"
+            " another model? If so, name that with --base",
+            source.spec,
+            source.base.spec,
+            cosine,
+        )
+    return replace(
+        info,
+        weights=f"{file.path} (image tower), {info.weights} (the rest)",
+        sha256=file.sha256,
+        base=source.base.spec,
+        base_sha256=info.sha256,
+        base_cosine=round(cosine, 4),
+    )
 
 
 def _load_text(
@@ -198,58 +235,6 @@ def check_device(device: str | torch.device) -> torch.device:
     except Exception as error:  # unknown name, no driver, no such index: RuntimeError, AssertionError ...
         raise ModelError(f"--device {str(device)!r} cannot be used on this machine: try cpu.") from error
     return target
-
-
-def _needs_hub(source: ModelSource) -> bool:
-    """Whether weights, config, tokenizer or text tower come from the hub or its cache."""
-    if source.kind in ("hub", "tag"):
-        return True
-    if source.kind == "tiny":
-        return False
-    if source.kind == "dir":
-        config, _ = read_config(Path(source.name) / CONFIG_NAME)
-        return bool(config["text_cfg"].get("hf_model_name"))
-    import open_clip
-
-    text = open_clip.get_model_config(source.name)["text_cfg"]
-    return bool(text.get("hf_model_name") or text.get("hf_tokenizer_name")) or "siglip" in source.name.lower()
-
-
-def _locate(source: ModelSource) -> Checkpoint:
-    """Find (for hub and tag: fetch) the config and the weight file."""
-    if source.kind == "hub":
-        config, weights = fetch_repository(source.name)
-        label = f"hf-hub:{source.name}@{weights.parent.name}/{weights.name}"
-        return _folder_checkpoint(config.parent, weights, f"hf-hub:{source.name}", label)
-    if source.kind in ("dir", "tiny"):
-        folder = Path(source.name) if source.kind == "dir" else _tiny_folder()
-        read_config(folder / CONFIG_NAME)  # its absence explains more than the absence of weights
-        weights = find_weights(folder)
-        label = weights.name if source.kind == "tiny" else str(weights)
-        return _folder_checkpoint(folder, weights, f"local-dir:{folder}", label)
-    import open_clip
-    from open_clip.pretrained import get_pretrained_cfg
-
-    model_cfg = open_clip.get_model_config(source.name)
-    if source.kind == "file":
-        return Checkpoint(source.name, source.name, source.name, model_cfg, {}, Path(source.weights), source.weights)
-    tag = get_pretrained_cfg(source.name, source.weights)
-    weights = fetch_tag(source.spec, tag)
-    label = f"{source.weights} ({tag.get('hf_hub') or tag.get('url')})"
-    return Checkpoint(source.name, source.name, source.name, model_cfg, tag, weights, label, from_tag=True)
-
-
-def _folder_checkpoint(folder: Path, weights: Path, tokenizer: str, label: str) -> Checkpoint:
-    model_cfg, preprocess = read_config(folder / CONFIG_NAME)
-    where = f"{CONFIG_NAME} of {tokenizer.removeprefix('local-dir:')}"
-    return Checkpoint(where, f"local-dir:{folder}", tokenizer, model_cfg, preprocess, weights, label, from_folder=True)
-
-
-def _tiny_folder() -> Path:
-    folder = Path(str(importlib.resources.files("clipguard") / "assets" / "models" / "tiny"))
-    if not folder.is_dir():
-        raise ModelError("This installation lacks the embedded model 'tiny': reinstall clipguard.")
-    return folder
 
 
 def _preprocessing(model: nn.Module) -> Preprocessing:

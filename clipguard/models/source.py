@@ -6,18 +6,24 @@ Nothing here touches the network or reads a weight file, so every spelling mista
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
 from clipguard.errors import ModelError, did_you_mean
+from clipguard.models.normalization import Normalization, parse_normalization
+from clipguard.models.published import find_published, published_models
 
 TINY = "tiny"
 HUB_PREFIX = "hf-hub:"
 DIR_PREFIX = "local-dir:"
 QUICK_SUFFIX = "-quickgelu"
-WEIGHT_SUFFIXES = (".pt", ".pth", ".bin", ".safetensors")
-FORMS = "use tiny, ARCH:TAG, ARCH:path/to/weights.pt, hf-hub:org/repo or local-dir:path"
+WEIGHT_SUFFIXES = (".pt", ".pth", ".bin", ".safetensors", ".tar", ".ckpt")
+OPTIONS = ("normalization", "entry")
+FORMS = (
+    "use tiny, ARCH:TAG, path/to/weights.pt, ARCH:path/to/weights.pt, hf-hub:org/repo, local-dir:path or a name of"
+    " `clipguard list models`"
+)
 
 
 @dataclass(frozen=True)
@@ -26,34 +32,113 @@ class ModelSource:
 
     spec: str
     kind: Literal["tiny", "hub", "dir", "tag", "file"]
-    name: str  # the architecture for "tag" and "file", else the repository or folder
+    name: str  # the architecture for "tag" and "file" ("" where the file has to tell), else the repository or folder
     weights: str = ""  # the tag or path, for "tag" and "file"
+    base: ModelSource | None = None  # whose text tower goes with the image tower in a file
+    normalization: Normalization | None = None  # instead of the model's own
+    entry: str = ""  # which of several state dicts in a file
 
 
 def parse_source(spec: str) -> ModelSource:
-    """Take a `--model` value apart and check every name in it; no network, no weights read.
+    """Take a `--model` value, `MODEL[@BASE][#normalization=...][#entry=...]`, apart and check every name in it.
+
+    No network is used, and no weights are read.
 
     Raises:
-        ModelError: for an unknown form, architecture or tag, a path that does not exist, or a tag whose weights
+        ModelError: for an unknown form, architecture, tag or option, a path that does not exist, or a tag whose weights
             were trained with another activation (GELU, QuickGELU) than the architecture's.
     """
     spec = spec.strip()
+    model, base, options = split_spec(spec)
+    published = find_published(model)
+    if published is not None:
+        model = published.spec()
+    source = _parse_model(model)
+    if base and source.kind != "file":
+        raise ModelError(f"{spec}: only a weight file takes a base model after @; {model} is a whole model.")
+    if options.get("entry") and source.kind != "file":
+        raise ModelError(f"{spec}: #entry= is for weight files.")
+    wanted = options.get("normalization") or (published.normalization if published else "")
+    return replace(
+        source,
+        spec=spec,
+        base=parse_source(base) if base else None,
+        normalization=parse_normalization(wanted) if wanted else None,
+        entry=options.get("entry", ""),
+    )
+
+
+def split_spec(spec: str) -> tuple[str, str, dict[str, str]]:
+    """The model, its base and its options in `MODEL[@BASE][#option=value]...`; a file's own name may have @ and #.
+
+    Raises:
+        ModelError: for an option that does not exist or is given twice.
+    """
+    if _is_file(spec):
+        return spec, "", {}
+    match = re.fullmatch(r"(.*?)((?:#[a-z]+=[^#]*)*)", spec, re.DOTALL)
+    assert match is not None  # it matches anything
+    rest, parts = match[1], match[2]
+    options: dict[str, str] = {}
+    for part in parts.split("#")[1:]:
+        key, _, value = part.partition("=")
+        if key not in OPTIONS or not value or key in options:
+            raise ModelError(f"Cannot read #{part} in {spec!r}: write {' or '.join(f'#{o}=VALUE' for o in OPTIONS)}.")
+        options[key] = value
+    if _is_file(rest) or "@" not in rest:
+        return rest, "", options
+    model, _, base = rest.rpartition("@")
+    if not model or not base:
+        raise ModelError(f"{spec!r} is incomplete: write FILE@BASE, as in tuned.pt@ViT-B-32-quickgelu:openai.")
+    return model, base, options
+
+
+def _is_file(text: str) -> bool:
+    """Whether all of it names a weight file, alone or after an architecture."""
+    architecture, _, path = text.partition(":")
+    return any(part and Path(part).expanduser().is_file() for part in (text, "" if "@" in architecture else path))
+
+
+def _parse_model(spec: str) -> ModelSource:
     if spec == TINY:
         return ModelSource(spec, "tiny", TINY)
     if spec.startswith(HUB_PREFIX):
         return ModelSource(spec, "hub", _check_repository(spec.removeprefix(HUB_PREFIX)))
     if spec.startswith(DIR_PREFIX):
         return ModelSource(spec, "dir", str(_check_folder(spec.removeprefix(DIR_PREFIX))))
+    if Path(spec).expanduser().is_file() or (":" not in spec and spec.endswith(WEIGHT_SUFFIXES)):
+        return ModelSource(spec, "file", "", str(_check_file(spec)))
     name, colon, weights = spec.partition(":")
     if not colon or not name or not weights:
         raise ModelError(_explain_incomplete(spec, name))
     architecture = _check_architecture(name)
-    if _tag_config(architecture, weights):
+    if tag_config(architecture, weights):
         _check_tag_activation(architecture, weights)
         return ModelSource(spec, "tag", architecture, weights)
     if _looks_like_path(weights):
         return ModelSource(spec, "file", architecture, str(_check_file(weights)))
     raise ModelError(_explain_unknown_tag(architecture, weights))
+
+
+def add_to_files(specs: list[str], base: str | None, normalization: str | None) -> list[str]:
+    """The specs of `--model` with `--base` added to weight files and `--normalization` to all, but where they have one.
+
+    Raises:
+        ModelError: when the base goes with none of them.
+    """
+    added, files = [], 0
+    for spec in specs:
+        model, own_base, options = split_spec(spec)
+        is_file = find_published(model) is None and _parse_model(model).kind == "file"
+        takes_base = bool(base) and not own_base and is_file
+        files += takes_base
+        rest = spec.removeprefix(model)
+        with_base = f"{model}@{base}{rest}" if takes_base else spec
+        add = normalization and "normalization" not in options
+        added.append(f"{with_base}#normalization={normalization}" if add else with_base)
+    if base and not files:
+        raise ModelError(f"--base {base} goes with weight files, and --model names none without a base.")
+    return added
 
 
 def list_models() -> list[str]:
@@ -65,7 +150,7 @@ def list_models() -> list[str]:
     import open_clip
 
     pairs: list[tuple[str, str]] = open_clip.list_pretrained()
-    return [TINY, *(f"{arch}:{tag}" for arch, tag in pairs if _activation_agrees(arch, tag))]
+    return [TINY, *(f"{arch}:{tag}" for arch, tag in pairs if activation_agrees(arch, tag))]
 
 
 def architectures() -> list[str]:
@@ -90,7 +175,7 @@ def uses_quick_gelu(architecture: str) -> bool:
     return bool(config and config.get("quick_gelu", False))
 
 
-def _tag_config(architecture: str, tag: str) -> dict[str, Any]:
+def tag_config(architecture: str, tag: str) -> dict[str, Any]:
     """open_clip's entry for a weight tag (url, hub repository, mean, std, quick_gelu ...), empty if there is none."""
     from open_clip.pretrained import get_pretrained_cfg
 
@@ -100,20 +185,20 @@ def _tag_config(architecture: str, tag: str) -> dict[str, Any]:
 def _tags(architecture: str) -> list[str]:
     import open_clip
 
-    return [t for t in open_clip.list_pretrained_tags_by_model(architecture) if _activation_agrees(architecture, t)]
+    return [t for t in open_clip.list_pretrained_tags_by_model(architecture) if activation_agrees(architecture, t)]
 
 
-def _activation_agrees(architecture: str, tag: str) -> bool:
+def activation_agrees(architecture: str, tag: str) -> bool:
     """Whether the tag's weights were trained with the architecture's activation.
 
     An architecture without a twin (`roberta-ViT-B-32`) is taken at its word: there is nothing else to build.
     """
-    same = bool(_tag_config(architecture, tag).get("quick_gelu", False)) == uses_quick_gelu(architecture)
+    same = bool(tag_config(architecture, tag).get("quick_gelu", False)) == uses_quick_gelu(architecture)
     return same or quick_gelu_twin(architecture) is None
 
 
 def _check_tag_activation(architecture: str, tag: str) -> None:
-    if _activation_agrees(architecture, tag):
+    if activation_agrees(architecture, tag):
         return
     trained, built = ("GELU", "QuickGELU") if uses_quick_gelu(architecture) else ("QuickGELU", "GELU")
     raise ModelError(
@@ -153,7 +238,7 @@ def _check_folder(text: str) -> Path:
 
 def _looks_like_path(text: str) -> bool:
     path = Path(text).expanduser()
-    return path.exists() or path.suffix in WEIGHT_SUFFIXES or "/" in text or "\\" in text or text[0] in ".~"
+    return path.exists() or text.endswith(WEIGHT_SUFFIXES) or "/" in text or "\\" in text or text[0] in ".~"
 
 
 def _check_file(text: str) -> Path:
@@ -161,7 +246,7 @@ def _check_file(text: str) -> Path:
     if path.is_dir():
         raise ModelError(f"{text} is a folder: give {DIR_PREFIX}{text}, or the weight file inside it.")
     if not path.is_file():
-        raise ModelError(f"No weight file {text}: check the path after the architecture.")
+        raise ModelError(f"No weight file {text}: check the path.")
     return path
 
 
@@ -172,15 +257,14 @@ def _explain_incomplete(spec: str, name: str) -> str:
         return f"No model is named: {FORMS}."
     if path.is_dir():
         return f"{spec} is a folder: write {DIR_PREFIX}{spec}."
-    if path.is_file():
-        return f"{spec} is a weight file: name its architecture too, as in ViT-B-32:{spec}."
     architecture = name.replace("/", "-")
     if architecture in architectures():
         forms = f"{name}:TAG or {name}:path/to/weights.pt"
         return f"{name} names an architecture without weights: write {forms}.{_list_tags(architecture)}"
     if re.fullmatch(r"[\w.-]+/[\w.-]+", spec):
         return f"Unknown model {spec!r}: write {HUB_PREFIX}{spec} for the hub, {DIR_PREFIX}{spec} for a folder."
-    return f"Unknown model {spec!r}.{did_you_mean(spec, [TINY, *architectures()])} For --model, {FORMS}."
+    known = [TINY, *(entry.name for entry in published_models()), *architectures()]
+    return f"Unknown model {spec!r}.{did_you_mean(spec, known)} For --model, {FORMS}."
 
 
 def _list_tags(architecture: str) -> str:
@@ -193,7 +277,7 @@ def _list_tags(architecture: str) -> str:
 def _explain_unknown_tag(architecture: str, tag: str) -> str:
     """The message for an unknown tag: the twin that has it, near spellings, and all tags of the architecture."""
     twin, tags = quick_gelu_twin(architecture), _tags(architecture)
-    if twin and _tag_config(twin, tag) and _activation_agrees(twin, tag):
+    if twin and tag_config(twin, tag) and activation_agrees(twin, tag):
         trained = "QuickGELU" if uses_quick_gelu(twin) else "GELU"
         return f"The weights {tag!r} were trained with {trained} (open_clip's list says so): use {twin}:{tag}."
     others = _tags(twin) if twin else []

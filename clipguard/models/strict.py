@@ -9,8 +9,9 @@ import torch
 from torch import nn
 
 from clipguard.errors import ModelError
+from clipguard.models.layouts import shorten
 from clipguard.models.source import quick_gelu_twin
-from clipguard.models.weights import WeightFile, find_release, shorten
+from clipguard.models.weights import WeightFile, find_release
 
 _IGNORED_BUFFER = "num_batches_tracked"  # batch-norm's counter: has no effect in eval mode, and old files lack it
 
@@ -18,25 +19,33 @@ _IGNORED_BUFFER = "num_batches_tracked"  # batch-norm's counter: has no effect i
 def fit_state(model: nn.Module, file: WeightFile, architecture: str) -> dict[str, torch.Tensor]:
     """The file's tensors under the model's names, complete and of the model's shapes (dtypes as stored).
 
-    Only spellings are adapted (open_clip's old flat text tower, MobileCLIP's names, a scalar stored as one element);
-    nothing is resized, filled in or left out.
+    Complete means all of the model, or of its image tower if the file holds that alone. Only spellings are adapted
+    (open_clip's old flat text tower, MobileCLIP's names, a scalar stored as one element); nothing is resized, filled in
+    or left out.
 
     Raises:
         ModelError: naming every key that is missing, unexpected or of another shape (long lists are cut).
     """
-    expected = model.state_dict()
+    state, problems = compare(model, file)
+    if problems:
+        raise ModelError(
+            f"{file.path} does not fit {architecture}: {'; '.join(problems)}. Name the architecture these weights were"
+            " trained with (`clipguard list models`; `clipguard inspect FILE` says what the file is)."
+        )
+    return state
+
+
+def compare(model: nn.Module, file: WeightFile) -> tuple[dict[str, torch.Tensor], list[str]]:
+    """The file's tensors under the model's names, and every difference; see `fit_state`."""
+    image_only = file.contents.image_only
+    expected = {k: v for k, v in model.state_dict().items() if not image_only or k.startswith("visual.")}
     state = {k: v for k, v in _rename(model, file.tensors).items() if not k.endswith("embeddings.position_ids")}
     for name, tensor in expected.items():
         if name.endswith(_IGNORED_BUFFER):
-            state.setdefault(name, tensor)
+            state.setdefault(name, torch.zeros_like(tensor, device="cpu"))
         elif name in ("logit_scale", "logit_bias") and name in state and state[name].numel() == tensor.numel() == 1:
             state[name] = state[name].reshape(tensor.shape)
-    problems = _differences(state, expected)
-    if problems:
-        raise ModelError(
-            f"{file.path} does not fit {architecture}: {'; '.join(problems)}. {_cure(file.tensors, expected)}"
-        )
-    return state
+    return state, _differences(state, expected)
 
 
 def _rename(model: nn.Module, tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
@@ -68,16 +77,6 @@ def _differences(state: Mapping[str, torch.Tensor], expected: Mapping[str, torch
     return [f"{len(names)} {label}: {shorten(names)}" for label, names in groups if names]
 
 
-def _cure(tensors: Mapping[str, torch.Tensor], expected: Mapping[str, torch.Tensor]) -> str:
-    image_tower = {name.removeprefix("visual.") for name in expected if name.startswith("visual.")}
-    if {name.removeprefix("visual.") for name in tensors} <= image_tower:
-        return (
-            "It holds an image tower alone: load it into the full CLIP model it was tuned from, save that model's"
-            " state_dict() and load that."
-        )
-    return "Name the architecture these weights were trained with (`clipguard list models`)."
-
-
 def check_activation(file: WeightFile, architecture: str, model_cfg: dict[str, Any], *, from_folder: bool) -> None:
     """Refuse weights trained with QuickGELU in a GELU model, and known GELU releases in a QuickGELU model.
 
@@ -96,7 +95,7 @@ def check_activation(file: WeightFile, architecture: str, model_cfg: dict[str, A
         mark = f"its SHA-256 is that of the published {release.name}"
         needs_quick = release.quick_gelu
     else:
-        found = None if from_folder and "quick_gelu" in model_cfg else _openai_mark(file)
+        found = None if from_folder and "quick_gelu" in model_cfg else openai_mark(file)
         if found is None or uses_quick:
             return
         mark, needs_quick = found, True
@@ -114,17 +113,20 @@ def _activation_cure(file: WeightFile, architecture: str, quick: bool, from_fold
     if from_folder:
         return f"put {setting} into model_cfg (or the opposite, if you know better)."
     twin = quick_gelu_twin(architecture)
-    use = f"use {twin}:{file.path}" if twin else f"use an architecture with {setting}"
+    if file.contents.image_only:
+        use = f"use {twin or 'an architecture'} with {setting} as --base"
+    else:
+        use = f"use {twin}:{file.path}" if twin else f"use an architecture with {setting}"
     doubt = "" if certain else '; if they do use GELU, give them as a local-dir: with "quick_gelu": false'
     return f"{use}{doubt}."
 
 
-def _openai_mark(file: WeightFile) -> str | None:
+def openai_mark(file: WeightFile) -> str | None:
     """What in the file says that it comes from OpenAI's weights, all of which use QuickGELU; None if nothing does."""
-    if file.is_torchscript:
+    if file.container == "TorchScript":
         return "it is a TorchScript archive, the format of OpenAI's releases"
-    if file.metadata_keys:
-        return f"it has OpenAI's metadata entries {', '.join(file.metadata_keys)}"
+    if file.contents.metadata_keys:
+        return f"it has OpenAI's metadata entries {', '.join(file.contents.metadata_keys)}"
     if _has_openai_dtypes(file.tensors):
         return "it mixes float16 and float32 the way OpenAI's releases do"
     if "openai" in file.path.name.lower():
@@ -135,5 +137,5 @@ def _openai_mark(file: WeightFile) -> str | None:
 def _has_openai_dtypes(tensors: Mapping[str, torch.Tensor]) -> bool:
     """OpenAI's `convert_weights`: linear, convolution and projection weights in float16, norms and embeddings not."""
     half = [t.dtype for n, t in tensors.items() if n.endswith(("in_proj_weight", "c_fc.weight", "text_projection"))]
-    full = [t.dtype for n, t in tensors.items() if n.endswith(("ln_final.weight", "token_embedding.weight"))]
+    full = [t.dtype for n, t in tensors.items() if n.endswith(("ln_final.weight", "ln_post.weight"))]
     return bool(half and full) and set(half) == {torch.float16} and set(full) == {torch.float32}

@@ -6,18 +6,19 @@ import hashlib
 import re
 import warnings
 import zipfile
-from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 
 from clipguard.errors import ModelError, first_line
+from clipguard.models.layouts import Contents, find_contents, shorten
+from clipguard.models.pickles import RefusedError, read_archive
 
-METADATA_KEYS = ("input_resolution", "context_length", "vocab_size")  # only OpenAI's files carry these
-_IMAGE_TOWER_WRAPPERS = ("vision_encoder_state_dict", "partial_state_dict", "modules")  # TeCoA, AdvFLYP, AGFT
+_OLD_MAGIC = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."  # how torch's format before 1.6 begins
+Container = Literal["safetensors", "torch.save", "TorchScript"]
 
 
 @dataclass(frozen=True)
@@ -31,13 +32,17 @@ class Release:
 
 @dataclass(frozen=True)
 class WeightFile:
-    """The tensors of a weight file, and the marks in it that tell where it came from."""
+    """A weight file that was read."""
 
     path: Path
     sha256: str
-    tensors: dict[str, torch.Tensor]
-    is_torchscript: bool = False
-    metadata_keys: tuple[str, ...] = ()
+    container: Container
+    contents: Contents
+
+    @property
+    def tensors(self) -> dict[str, torch.Tensor]:
+        """The weights under open_clip's names, an image tower's with "visual."."""
+        return self.contents.tensors
 
 
 def hash_file(path: Path) -> str:
@@ -70,35 +75,40 @@ def find_release(sha256: str) -> Release | None:
     return next((r for r in known_releases() if sha256.startswith(r.hash_prefix)), None)
 
 
-def read_weights(path: Path, quick_gelu_twin: str | None = None) -> WeightFile:
-    """Read a safetensors file, a `torch.save` file or one of OpenAI's TorchScript releases onto the CPU.
-
-    `{"state_dict": ...}` wrappers, `module.` prefixes and OpenAI's three metadata entries are taken off.
+def read_weights(path: Path, entry: str = "") -> WeightFile:
+    """Read a safetensors, `torch.save` or TorchScript file onto the CPU, without running code from it.
 
     Args:
         path: the file.
-        quick_gelu_twin: the architecture to recommend when a TorchScript archive must be refused, because OpenAI's
-            weights come in that format and the architecture the user named has plain GELU.
+        entry: which of several state dicts in it is meant; see `find_contents`.
 
     Raises:
         ModelError: for a missing, corrupt or truncated file, one that needs code to be run, one whose content is
-            not a flat dictionary of tensors, or one with a NaN or an infinity.
+            not a dictionary of tensors, or one with a NaN or an infinity.
     """
     try:
         sha256 = hash_file(path)
     except OSError as error:
         raise ModelError(f"Cannot read the weight file {path} ({error.strerror}): check path and rights.") from error
-    torchscript = _is_torchscript(path)
-    if torchscript:
-        raw = _read_torchscript(path, sha256, quick_gelu_twin)
-    elif path.suffix == ".safetensors":
-        raw = _read_safetensors(path)
-    else:
-        raw = _read_pickle(path)
-    tensors = _unwrap(raw, path)
-    metadata = tuple(key for key in METADATA_KEYS if tensors.pop(key, None) is not None)
-    check_finite(tensors, path)
-    return WeightFile(path, sha256, tensors, torchscript, metadata)
+    container, raw = _read(path)
+    contents = find_contents(raw, path, entry)
+    check_finite(contents.tensors, path)
+    return WeightFile(path, sha256, container, contents)
+
+
+def _read(path: Path) -> tuple[Container, Any]:
+    if _is_torchscript(path):
+        return "TorchScript", _read_archive(path, "TorchScript archive")
+    if path.suffix == ".safetensors":
+        return "safetensors", _read_safetensors(path)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            return "torch.save", torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # corrupt files raise KeyError, EOFError, RuntimeError, UnpicklingError ...
+        if zipfile.is_zipfile(path):  # more than plain tensors, or damaged
+            return "torch.save", _read_archive(path, "PyTorch checkpoint")
+        raise ModelError(_explain_pickle(path, error)) from error
 
 
 def _is_torchscript(path: Path) -> bool:
@@ -112,18 +122,16 @@ def _is_torchscript(path: Path) -> bool:
         return False
 
 
-def _read_torchscript(path: Path, sha256: str, quick_gelu_twin: str | None) -> Any:
-    """A TorchScript archive is a program, and loading it may run parts of it: only OpenAI's own files are trusted."""
-    release = find_release(sha256)
-    if release is None or len(release.hash_prefix) != 64:
-        twin = f", with {quick_gelu_twin} if it comes from OpenAI's weights" if quick_gelu_twin else ""
+def _read_archive(path: Path, kind: str) -> Any:
+    try:
+        return read_archive(path)
+    except RefusedError as error:
         raise ModelError(
-            f"{path} is a TorchScript archive, which can run code when loaded, and by its SHA-256 not one of OpenAI's"
-            f" releases: save only its state_dict() (as safetensors) where you trust it, and load that{twin}."
-        )
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # torch announces TorchScript's deprecation
-        return dict(torch.jit.load(str(path), map_location="cpu").state_dict())  # type: ignore[no-untyped-call]
+            f"{path} names {error}, which can run code and which no checkpoint needs: do not load it anywhere; fetch"
+            " the weights from a source you trust, or save only the state_dict (best as safetensors)."
+        ) from error
+    except Exception as error:
+        raise ModelError(_corrupt(path, kind, first_line(error, 120))) from error
 
 
 def _read_safetensors(path: Path) -> Any:
@@ -135,59 +143,29 @@ def _read_safetensors(path: Path) -> Any:
         raise ModelError(_corrupt(path, "safetensors file", first_line(error, 120))) from error
 
 
-def _read_pickle(path: Path) -> Any:
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            return torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # corrupt files raise KeyError, EOFError, RuntimeError, UnpicklingError ...
-        refused = re.search(r"GLOBAL (\S+)", str(error))
-        if refused or _starts_as_pickle(path):
-            what = f"the Python object {refused[1]}" if refused else "more than plain tensors"
-            raise ModelError(
-                f"{path} needs {what}, and clipguard does not load it because that can run code: save only the"
-                " state_dict (best as safetensors) and load that."
-            ) from error
-        # Not torch's own text: it advises weights_only=False.
-        raise ModelError(_corrupt(path, "PyTorch checkpoint", "torch cannot read it")) from error
+def _explain_pickle(path: Path, error: Exception) -> str:
+    """The message for a file of torch's old format (before 1.6), or a bare pickle, that is not plain tensors."""
+    refused = re.search(r"GLOBAL (\S+)", str(error))
+    if refused or _starts_as_pickle(path):
+        what = f"the Python object {refused[1]}" if refused else "more than plain tensors"
+        return (
+            f"{path} needs {what}, and clipguard does not load it because that can run code: save only the"
+            " state_dict (best as safetensors) and load that."
+        )
+    # Not torch's own text: it advises weights_only=False.
+    return _corrupt(path, "PyTorch checkpoint", "torch cannot read it")
 
 
 def _starts_as_pickle(path: Path) -> bool:
     """Whether an unreadable file is a bare pickle (protocol 2 or later) and not simply something else."""
     with path.open("rb") as stream:
-        head = stream.read(2)
-    return len(head) == 2 and head[0] == 0x80 and 2 <= head[1] <= 5
+        head = stream.read(len(_OLD_MAGIC))
+    return len(head) >= 2 and head != _OLD_MAGIC and head[0] == 0x80 and 2 <= head[1] <= 5
 
 
 def _corrupt(path: Path, kind: str, reason: str) -> str:
     reason = reason if path.stat().st_size else "it is empty"
     return f"{path} is corrupt, truncated or not a {kind} ({reason}): fetch or save it again."
-
-
-def _unwrap(raw: Any, path: Path) -> dict[str, torch.Tensor]:
-    """The flat tensor dictionary inside a loaded file.
-
-    Raises:
-        ModelError: when there is none, or when it is a fine-tuning checkpoint of the image tower alone.
-    """
-    if isinstance(raw, Mapping) and isinstance(raw.get("state_dict"), Mapping) and raw["state_dict"]:
-        raw = raw["state_dict"]
-    if not isinstance(raw, Mapping) or not raw:
-        raise ModelError(f"{path} holds no state dict but {type(raw).__name__}: save model.state_dict() and load that.")
-    wrapper = next((key for key in _IMAGE_TOWER_WRAPPERS if isinstance(raw.get(key), Mapping)), None)
-    if wrapper:
-        raise ModelError(
-            f"{path} holds an image tower alone (under {wrapper!r}): load it into the full CLIP model it was tuned"
-            " from, save that model's state_dict() and load that."
-        )
-    others = [str(key) for key, value in raw.items() if not isinstance(value, torch.Tensor)]
-    if others:
-        raise ModelError(
-            f"{path} is not a state dict: {shorten(others)} {'is' if len(others) == 1 else 'are'} not tensors; save"
-            ' model.state_dict(), bare or under "state_dict".'
-        )
-    prefixed = all(str(key).startswith("module.") for key in raw)
-    return {str(key).removeprefix("module.") if prefixed else str(key): value for key, value in raw.items()}
 
 
 def check_finite(tensors: dict[str, torch.Tensor], path: Path) -> None:
@@ -196,9 +174,3 @@ def check_finite(tensors: dict[str, torch.Tensor], path: Path) -> None:
     if bad:
         raise ModelError(f"{path} has NaN or infinite weights in {shorten(bad)}: the training diverged or the file"
                          " is damaged; use another checkpoint.")  # fmt: skip
-
-
-def shorten(names: list[str], limit: int = 4) -> str:
-    """The first few names, and how many more there are."""
-    more = f" and {len(names) - limit} more" if len(names) > limit else ""
-    return ", ".join(names[:limit]) + more

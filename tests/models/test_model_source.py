@@ -27,6 +27,7 @@ def test_forms(tmp_path: Path) -> None:
     tag = parse_source("ViT-B-32-quickgelu:openai")
     assert (tag.kind, tag.name, tag.weights) == ("tag", "ViT-B-32-quickgelu", "openai")
     assert parse_source(f"ViT-B-32:{file}").kind == "file"
+    assert parse_source(str(file)).name == ""
     assert parse_source("ViT-B/32:laion2b_s34b_b79k").name == "ViT-B-32"
 
 
@@ -63,7 +64,6 @@ def test_a_path_without_its_form(tmp_path: Path) -> None:
     file.touch()
     for spec, part in (
         (str(tmp_path), f"write local-dir:{tmp_path}"),
-        (str(file), f"ViT-B-32:{file}"),
         (f"ViT-B-32:{tmp_path}", f"give local-dir:{tmp_path}"),
         (f"local-dir:{file}", "is a file"),
     ):

@@ -1,0 +1,142 @@
+"""Any model that loads, as the files of a folder that open_clip or transformers loads."""
+
+from __future__ import annotations
+
+import json
+from typing import Literal
+
+from safetensors.torch import save
+
+from clipguard import __version__
+from clipguard.errors import ModelError
+from clipguard.models.export import checkpoint_files, plain_state
+from clipguard.models.loading import LoadedModel
+from clipguard.models.text_map import TEXT_FILE
+from clipguard.models.transformers_layout import CONFIG_NAME, PREPROCESSOR_NAME, to_transformers, transformers_config
+
+Layout = Literal["open_clip", "hf"]
+CARD = """\
+---
+library_name: {library}
+pipeline_tag: zero-shot-image-classification
+tags: [clip, {library}, clipguard]
+---
+
+# {name}
+
+Converted by clipguard {version}; the weights are those of the source, in float32.
+
+| | |
+| --- | --- |
+{facts}
+
+Load it with {use} or `clipguard bench --model local-dir:FOLDER`.
+
+The licence of the source's weights holds for these, too: look it up before you publish them.
+"""
+USE = {
+    "open_clip": '`open_clip.create_model_and_transforms("local-dir:FOLDER")`',
+    "hf": '`transformers.CLIPModel.from_pretrained("FOLDER")`',
+}
+
+
+def convert_files(loaded: LoadedModel, to: Layout) -> dict[str, bytes]:
+    """Config, float32 weights and model card, by file name.
+
+    "open_clip" is its `local-dir:`; "hf" is transformers' `CLIPModel` with its image processor and tokenizer. Both
+    compute what the loaded model computes: the weights are copied, not changed.
+
+    Raises:
+        ModelError: for "hf", when transformers' CLIPModel cannot be this model.
+    """
+    if to == "hf":
+        files = _transformers_files(loaded)
+    else:
+        files = checkpoint_files(loaded, loaded.model.state_dict())
+        if loaded.text_map is not None:
+            files[TEXT_FILE] = loaded.text_map.to_bytes()
+    return {**files, "README.md": _card(loaded, to).encode()}
+
+
+def _transformers_files(loaded: LoadedModel) -> dict[str, bytes]:
+    if loaded.text_map is not None:
+        raise ModelError(
+            f"The tuned text of {loaded.info.name} is not in its weights, and transformers has no place for it: convert"
+            " it without --to hf."
+        )
+    config = transformers_config(loaded.model_cfg, loaded.info.name)
+    p = loaded.preprocessing
+    if p.resize_mode != "shortest":
+        raise ModelError(
+            f"{loaded.info.name} resizes by {p.resize_mode!r}, and transformers' CLIP by the shortest edge only:"
+            " convert it without --to hf."
+        )
+    size = p.image_size[0]
+    preprocessor = {
+        "image_processor_type": "CLIPImageProcessor",
+        "do_resize": True,
+        "size": {"shortest_edge": size},
+        "resample": 2 if p.interpolation == "bilinear" else 3,
+        "do_center_crop": True,
+        "crop_size": {"height": size, "width": size},
+        "do_rescale": True,
+        "rescale_factor": 1 / 255,
+        "do_normalize": True,
+        "image_mean": list(p.mean),
+        "image_std": list(p.std),
+        "do_convert_rgb": True,
+    }
+    tensors = plain_state(to_transformers(loaded.model.state_dict()))
+    return {
+        "model.safetensors": save(tensors, {"format": "pt"}),
+        CONFIG_NAME: _json(config),
+        PREPROCESSOR_NAME: _json(preprocessor),
+        **_tokenizer_files(config["text_config"]["max_position_embeddings"]),
+    }
+
+
+def _tokenizer_files(length: int) -> dict[str, bytes]:
+    """CLIP's tokenizer as transformers names its tokens; the numbers are the same."""
+    import open_clip
+
+    tokenizer = open_clip.SimpleTokenizer()
+    special = {"<start_of_text>": "<|startoftext|>", "<end_of_text>": "<|endoftext|>"}
+    vocabulary = {special.get(token, token): number for token, number in tokenizer.encoder.items()}
+    merges = "\n".join(["#version: 0.2", *(" ".join(pair) for pair in tokenizer.bpe_ranks)])
+    end = "<|endoftext|>"
+    config = {
+        "tokenizer_class": "CLIPTokenizer",
+        "model_max_length": length,
+        "bos_token": "<|startoftext|>",
+        "eos_token": end,
+        "pad_token": end,
+        "unk_token": end,
+    }
+    return {
+        "vocab.json": _json(vocabulary),
+        "merges.txt": f"{merges}\n".encode(),
+        "tokenizer_config.json": _json(config),
+    }
+
+
+def _json(content: object) -> bytes:
+    return (json.dumps(content, indent=2, ensure_ascii=False) + "\n").encode()
+
+
+def _card(loaded: LoadedModel, to: Layout) -> str:
+    i = loaded.info
+    facts = {
+        "Source": f"`{i.name}`: {i.weights}",
+        "SHA-256": f"`{i.sha256}`",
+        "Layout of the source": i.format,
+        "Architecture": i.architecture,
+        "Activation": i.activation,
+        "Image size": f"{i.image_size[0]}x{i.image_size[1]}",
+        "Normalisation": f"mean {i.mean}, std {i.std}",
+    }
+    if i.base is not None:
+        facts["Text tower"] = f"of `{i.base}`, SHA-256 `{i.base_sha256}`"
+    facts |= {"Detected": "; ".join(i.detected)} if i.detected else {}
+    rows = "\n".join(f"| {key} | {value} |" for key, value in facts.items())
+    library = "open_clip" if to == "open_clip" else "transformers"
+    return CARD.format(library=library, name=i.name, version=__version__, facts=rows, use=USE[to])

@@ -1,0 +1,96 @@
+"""Which of open_clip's architectures a weight file fits, by every name and shape in it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from clipguard.errors import ModelError
+from clipguard.models.quiet import quiet
+from clipguard.models.source import activation_agrees, architectures, tag_config, uses_quick_gelu
+from clipguard.models.strict import compare, openai_mark
+from clipguard.models.weights import WeightFile, find_release
+
+
+def find_architectures(file: WeightFile) -> list[str]:
+    """The architectures whose whole model, or whose image tower if the file holds that alone, has just these tensors.
+
+    Those with a text tower from transformers are left out: it cannot be built without fetching its config.
+    """
+    import open_clip
+
+    found = []
+    for name in architectures():
+        config = open_clip.get_model_config(name)
+        if _could_be(config, file.tensors) and not compare(outline(name), file)[1]:
+            found.append(name)
+    return found
+
+
+def _could_be(config: dict[str, Any], tensors: dict[str, Tensor]) -> bool:
+    """Without building anything: is it the same family, width and patch size?"""
+    vision = config["vision_cfg"]
+    if "hf_model_name" in config["text_cfg"]:
+        return False
+    is_timm = any(name.startswith(("visual.trunk.", "image_encoder.")) for name in tensors)
+    if is_timm or "timm_model_name" in vision:
+        is_convnext = "visual.trunk.stem.0.weight" in tensors
+        return is_timm and ("convnext" in vision.get("timm_model_name", "")) == is_convnext
+    first = tensors.get("visual.conv1.weight")
+    is_resnet = "visual.layer1.0.conv1.weight" in tensors
+    if first is None or first.ndim != 4 or is_resnet != isinstance(vision.get("layers"), list):
+        return False
+    width: int = vision.get("width", 768 if not is_resnet else 64)
+    return first.shape[0] == (width // 2 if is_resnet else width)
+
+
+def outline(architecture: str) -> nn.Module:
+    """The model without memory for its weights: names and shapes."""
+    import open_clip
+
+    with quiet(), torch.device("meta"):
+        model: nn.Module = open_clip.create_model(
+            architecture, load_weights=False, pretrained_text=False, device="meta"
+        )
+    return model
+
+
+def openai_twin(found: list[str]) -> str | None:
+    """The one of these architectures, or of two with either activation, for which OpenAI released weights."""
+    return next((name for name in found if tag_config(name, "openai") and activation_agrees(name, "openai")), None)
+
+
+def describe_shapes(found: list[str]) -> str:
+    """`, shaped as ViT-B-32 or ViT-B-32-quickgelu`, if that is known."""
+    return f", shaped as {' or '.join(found)}" if found else ", shaped as no architecture that open_clip knows"
+
+
+def settle_activation(file: WeightFile, found: list[str]) -> tuple[str, str]:
+    """The architecture of a whole model and what tells, where shapes and marks of its origin leave one only.
+
+    Raises:
+        ModelError: when they leave none, or several.
+    """
+    if not found:
+        raise ModelError(
+            f"{file.path} ({file.contents.format}) fits no architecture that open_clip knows: name the one it was"
+            f" trained with, as in ARCH:{file.path}, or give a local-dir: with its config."
+        )
+    release, mark = find_release(file.sha256), openai_mark(file)
+    kept, why = found, "by names and shapes"
+    if release is not None:
+        kept = [name for name in found if uses_quick_gelu(name) == release.quick_gelu]
+        why += f", its activation because its SHA-256 is that of the published {release.name}"
+    elif mark is not None:
+        kept = [name for name in found if uses_quick_gelu(name)]
+        why += f", its activation because {mark}"
+    if len(kept) == 1:
+        return kept[0], why
+    choices = " or ".join(f"{name}:{file.path}" for name in found)
+    raise ModelError(
+        f"{file.path} has the shapes of {' and '.join(found)}, and nothing in it tells which activation it was trained"
+        f" with, which leaves no trace in weights: write {choices} (OpenAI's models and what is tuned from them:"
+        " -quickgelu)."
+    )

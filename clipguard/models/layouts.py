@@ -1,0 +1,171 @@
+"""Where the weights are inside a loaded file, and whose names they carry: from any published layout to open_clip's."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from clipguard.errors import ModelError
+from clipguard.models.pickles import Inert
+from clipguard.models.transformers_layout import from_transformers, is_transformers
+
+METADATA_KEYS = ("input_resolution", "context_length", "vocab_size")  # only OpenAI's files carry these
+# Layouts of code that fine-tunes the image tower of OpenAI's `clip` package, which holds OpenAI's models only.
+LINEAGES = {
+    "vision_encoder_state_dict": "image tower as TeCoA saves it",  # PMG-AFT, TGA-ZSR, SAFT, TTC and APT, too
+    "partial_state_dict": "image tower as AdvFLYP saves it",
+    "modules.clip.visual": "image tower as AGFT saves it",
+}
+# If a file holds several, the first of these is meant; an average of the weights only where nothing else is.
+_ENTRIES = (
+    *LINEAGES,
+    "state_dict",
+    "model_state_dict",
+    "model",
+    "ema_state_dict",
+    "state_dict_ema",
+    "model_ema",
+    "ema",
+)
+_PREFIXES = ("module.", "_orig_mod.", "model.", "clip.", "clip_model.")  # DataParallel, torch.compile, wrappers
+_IMAGE_ONLY_MARKS = ("class_embedding", "conv1.weight")  # of a ViT or ResNet; timm towers begin with "trunk."
+_TEXT_MARKS = ("text.", "text_encoder.", "text_projection", "token_embedding.", "ln_final.")
+_UNUSED = "prompt_pos_embedding"  # TeCoA's patched ViT has it, for visual prompts that are not part of the tower
+
+
+@dataclass(frozen=True)
+class Contents:
+    """What a file holds."""
+
+    format: str  # for people
+    entry: str  # "state_dict", "modules.clip.visual" ...; "" where the file is the state dict
+    tensors: dict[str, Tensor]  # under open_clip's names, an image tower's with "visual."
+    image_only: bool
+    metadata_keys: tuple[str, ...]  # of OpenAI's releases
+    training: dict[str, Any]  # plain values stored beside the weights
+    notes: tuple[str, ...]  # what was left out
+
+    @property
+    def openai_base(self) -> bool:
+        """Whether only OpenAI's models are tuned by the code that saves this layout."""
+        return self.entry in LINEAGES
+
+
+def find_contents(raw: Any, path: Path, entry: str = "") -> Contents:
+    """The weights inside a loaded file.
+
+    Args:
+        raw: what the file holds.
+        path: of the file, for messages.
+        entry: which of several state dicts is meant, as in "model_ema"; by default the one that is known to hold the
+            weights.
+
+    Raises:
+        ModelError: when there is no state dict, no such one, or several of which none is known.
+    """
+    if not isinstance(raw, Mapping) or not raw:
+        raise ModelError(f"{path} holds no state dict but {type(raw).__name__}: save model.state_dict() and load that.")
+    found = dict(_state_dicts(raw))
+    chosen = _choose(found, path, entry, raw)
+    tensors = _strip(found[chosen])
+    metadata = tuple(key for key in METADATA_KEYS if tensors.pop(key, None) is not None)
+    notes = [f"left out: {name} ({len(state)} tensors)" for name, state in found.items() if name != chosen]
+    if tensors.pop(_UNUSED, None) is not None:
+        notes.append(f"left out: {_UNUSED}, which serves visual prompts only")
+    layout = LINEAGES.get(chosen)
+    if is_transformers(tensors):
+        tensors, layout = from_transformers(tensors, path), "Hugging Face CLIPModel weights"
+    tensors, image_only = _name_towers(tensors)
+    layout = layout or ("image tower" if image_only else "CLIP state dict")
+    training = {} if not chosen else _training(raw)
+    return Contents(layout, chosen, tensors, image_only, metadata, training, tuple(notes))
+
+
+def _state_dicts(raw: Mapping[Any, Any], prefix: str = "") -> Iterator[tuple[str, dict[str, Tensor]]]:
+    """Every dictionary of tensors in a file, by where it is; the file itself is ""."""
+    if _is_state_dict(raw):
+        yield prefix.rstrip("."), {str(key): value for key, value in raw.items()}
+        return
+    for key, value in raw.items():
+        if isinstance(value, Mapping) and prefix.count(".") < 2:
+            yield from _state_dicts(value, f"{prefix}{key}.")
+
+
+def _is_state_dict(value: Mapping[Any, Any]) -> bool:
+    return bool(value) and all(isinstance(k, str) and isinstance(v, Tensor) for k, v in value.items())
+
+
+def _choose(found: Mapping[str, Any], path: Path, entry: str, raw: Mapping[Any, Any]) -> str:
+    if entry:
+        if entry not in found:
+            raise ModelError(f"{path} has no entry {entry!r}: it holds {', '.join(found) or 'no state dict'}.")
+        return entry
+    known = [name for name in _ENTRIES if name in found]
+    if known:
+        return known[0]
+    if len(found) == 1:
+        return next(iter(found))
+    if found:
+        names = ", ".join(found)
+        raise ModelError(f"{path} holds several state dicts ({names}): name one, as in {path}#entry={min(found)}.")
+    others = [str(key) for key, value in raw.items() if not isinstance(value, Tensor)]
+    raise ModelError(
+        f"{path} is not a state dict: {shorten(others)} {'is' if len(others) == 1 else 'are'} not tensors; save"
+        ' model.state_dict(), bare or under "state_dict".'
+    )
+
+
+def _strip(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Without the prefixes that all names share."""
+    for _ in range(4):  # module._orig_mod.model.clip.
+        for prefix in _PREFIXES:
+            if all(name.startswith(prefix) for name in state):
+                state = {name.removeprefix(prefix): tensor for name, tensor in state.items()}
+    return state
+
+
+def _name_towers(tensors: dict[str, Tensor]) -> tuple[dict[str, Tensor], bool]:
+    """Whether these are the tensors of an image tower alone, and if so, their names in the whole model."""
+    if all(name.startswith("visual.") for name in tensors):
+        inner = _strip({name.removeprefix("visual."): tensor for name, tensor in tensors.items()})
+        return {f"visual.{name}": tensor for name, tensor in inner.items()}, True
+    if any(name.startswith(_TEXT_MARKS) for name in tensors):
+        return tensors, False
+    if any(name.startswith("visual.") for name in tensors):
+        return tensors, True  # and names that do not belong there, for the strict comparison to report
+    if not any(name in _IMAGE_ONLY_MARKS or name.startswith("trunk.") for name in tensors):
+        return tensors, False
+    return {f"visual.{name}": tensor for name, tensor in tensors.items()}, True
+
+
+def _training(raw: Mapping[Any, Any]) -> dict[str, Any]:
+    """What a checkpoint says about its training, without weights and optimizer: epoch, accuracy, arguments."""
+    kept = {key: value for key, value in raw.items() if not (isinstance(value, Mapping) and "param_groups" in value)}
+    return {key: value for key, value in _plain(kept).items() if value != {}}
+
+
+def _plain(value: Any) -> Any:
+    """Finite numbers, texts and containers of them, as JSON can hold; None for anything else."""
+    if isinstance(value, Inert):
+        return _plain(value.state) or None
+    if isinstance(value, Mapping):
+        plain = {str(key): _plain(item) for key, item in value.items()}
+        return {key: item for key, item in plain.items() if item is not None}
+    if isinstance(value, (list, tuple)):
+        return [_plain(item) for item in value] if len(value) <= 20 else None
+    if isinstance(value, Tensor):
+        return _plain(value.item()) if value.numel() == 1 else None
+    if isinstance(value, float) and not math.isfinite(value):
+        return str(value)
+    return value if isinstance(value, (bool, int, float, str)) else None
+
+
+def shorten(names: list[str], limit: int = 4) -> str:
+    """The first few names, and how many more there are."""
+    more = f" and {len(names) - limit} more" if len(names) > limit else ""
+    return ", ".join(names[:limit]) + more

@@ -1,0 +1,67 @@
+"""Robust checkpoints that others published, by short name: the table in `published.toml`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from functools import cache
+from pathlib import Path
+
+from clipguard.config_files import read_config_file
+from clipguard.errors import ModelError
+
+TABLE = Path(__file__).with_name("published.toml")
+
+
+@dataclass(frozen=True)
+class Published:
+    """A checkpoint that is out there: where it is, how it was trained, and how its numbers came about."""
+
+    name: str
+    method: str
+    architecture: str  # open_clip's, with its activation
+    trained_on: str
+    eps: str  # of the training attack, linf, in units of 1/255
+    paper: str
+    evaluated: str  # how its published numbers were measured
+    results: str = ""
+    hub: str = ""  # an open_clip repository of the Hugging Face hub
+    file: str = ""  # else, the file's name
+    where: str = ""  # and where it is published
+    base: str = ""  # whose text tower goes with a file that is an image tower
+    normalization: str = ""  # where it differs from the base's
+    unverified: list[str] = field(default_factory=list)
+
+    @property
+    def quick_gelu(self) -> bool:
+        """Whether it was trained with QuickGELU."""
+        return self.architecture.endswith("-quickgelu")
+
+    def spec(self) -> str:
+        """The `--model` value that loads it.
+
+        Raises:
+            ModelError: when it is not on the hub, so that somebody has to fetch it.
+        """
+        if self.hub:
+            return f"hf-hub:{self.hub}"
+        option = f"#normalization={self.normalization}" if self.normalization else ""
+        raise ModelError(
+            f"{self.name} is not on the Hugging Face hub: download {self.file} ({self.where}) and give it as --model"
+            f" path/to/{self.file}@{self.base}{option}."
+        )
+
+
+@cache
+def published_models() -> tuple[Published, ...]:
+    """Every checkpoint of the table."""
+    return tuple(Published(name=name, **entry) for name, entry in read_config_file(TABLE).items())
+
+
+def find_published(name: str) -> Published | None:
+    """The checkpoint of that short name."""
+    return next((entry for entry in published_models() if entry.name == name), None)
+
+
+def find_repository(repository: str) -> Published | None:
+    """The checkpoint in that hub repository."""
+    return next((entry for entry in published_models() if entry.hub == repository), None)
