@@ -98,6 +98,10 @@ PROTOCOLS: dict[str, Protocol] = {
 }
 
 
+# Nobody's protocol has these, so that they are changes, too: field of `BenchPlan` -> its default.
+PLAIN: dict[str, Any] = {"quantize": False, "eps_mode": "ascending", "split": None, "classes": None}
+
+
 def find_protocol(name: str) -> Protocol:
     """The protocol of a name. Raises ClipguardError for an unknown one."""
     if name not in PROTOCOLS:
@@ -118,6 +122,7 @@ def make_plan(
     """
     family = find_protocol(protocol) if protocol is not None else None
     fixed = family.settings() if family else {}
+    plain = PLAIN if family else {}
     settings = fixed | options
     norm = settings.setdefault("norm", "linf")
     eps: Sequence[str] = options.get("eps", ())
@@ -127,4 +132,5 @@ def make_plan(
     typed = settings | {"eps": tuple(radius.typed for radius in settings["eps"])}
     names = expand_groups(datasets or [family.datasets if family else "embedded"])
     overrides = {key: typed[key] for key, value in fixed.items() if typed[key] != value}
+    overrides |= {key: str(options[key]) for key, value in plain.items() if options.get(key, value) != value}
     return BenchPlan(tuple(models), tuple(names), protocol=protocol, overrides=overrides, **settings)

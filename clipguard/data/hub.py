@@ -17,7 +17,7 @@ from clipguard.data.tables import rows_of_table
 from clipguard.data.templates import PHOTO, TemplateSets, read_templates
 from clipguard.data.textfile import read_class_names
 from clipguard.data.webdataset import open_tars
-from clipguard.errors import DatasetError, first_line
+from clipguard.errors import DatasetError, SplitError, first_line
 from clipguard.hub import hub_access
 
 HUB_NAME = re.compile(r"hf:(?P<repo>[\w.-]+(?:/[\w.-]+)?)(?:/(?P<config>[\w.-]+))?(?:@(?P<split>[\w.-]+))?")
@@ -67,6 +67,7 @@ def open_hub_tars(name: str, request: Request) -> Rows:
     if re.fullmatch(r"[\w.-]+/[\w.-]+", repo) is None:
         raise DatasetError("a web dataset of the hub is written wds:org/name; its split is named with --split")
     import huggingface_hub
+    from huggingface_hub import constants
 
     with hub_access() as online:
         try:
@@ -75,7 +76,10 @@ def open_hub_tars(name: str, request: Request) -> Rows:
                 repo, repo_type="dataset", allow_patterns=[f"{split}/*", "*.txt"]
             )
         except Exception as error:  # the hub client's errors share no base class
-            raise _not_there(repo, error, online, huggingface_hub.constants.HF_HUB_CACHE) from error
+            raise _not_there(repo, error, online, constants.HF_HUB_CACHE) from error
+    if not any(Path(folder, split).glob("*.tar")):
+        where = repo if online else f"{repo} as far as it is cached; {constants.ENDPOINT} cannot be reached"
+        raise SplitError(f"no split {split!r} in {where}; choose one with --split")
     rows = open_tars(locate(Path(folder)), replace(request, split=split))
     rows.source = f"{repo}@{Path(folder).name}"
     return rows

@@ -69,11 +69,16 @@ class DatasetEntry:
     def locate(self, data_root: Path | None) -> str:
         """The copy under `data_root` (default: CLIPGUARD_DATA) if there is one, else the source.
 
-        Raises DatasetError if there is neither, or `data_root` is no folder.
+        Raises DatasetError if there is neither, `data_root` is no folder, or a path here has the same name.
         """
         copy = self.local_copy(data_root)
         if copy is not None:
             return str(copy)
+        if self.name in registry() and Path(self.name).exists():
+            raise DatasetError(
+                f"a data set of the field and a path here; write ./{self.name} for the path, or --data-root . to take "
+                "it for a copy of the data set"
+            )
         if self.source is None:
             raise DatasetError(f"no public source to download from; {self.cure(data_root)} ({self.notes})")
         return self.source

@@ -80,6 +80,8 @@ def test_options_win_and_are_recorded() -> None:
     assert plan.overrides == {"eps": (1.0,), "n_samples": None, "attacks": ("pgd-10",)}
     assert (plan.datasets, plan.seed, plan.logit_scale) == (("cifar10",), 3, 100)
     assert make_plan(["tiny"], protocol="fare", eps=["4,2"], templates="ensemble").overrides == {}
+    beside = make_plan(["tiny"], protocol="fare", quantize=True, classes=Path("names.txt"), split=None)
+    assert beside.overrides == {"quantize": "True", "classes": "names.txt"}
     l2 = make_plan(["tiny"], protocol="clipguard", norm="l2")
     assert l2.overrides == {"norm": "l2", "eps": (0.25, 0.5, 1.0)}  # linf radii would mean nothing
 

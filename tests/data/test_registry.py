@@ -14,7 +14,7 @@ from clipguard.data import ZeroShotDataset, expand_groups, load_dataset, load_im
 from clipguard.data.availability import check_registry
 from clipguard.data.class_names import MENDED, style_names
 from clipguard.data.registry import groups
-from clipguard.errors import DatasetError
+from clipguard.errors import DatasetError, SplitError
 
 PCAM = ["lymph node", "lymph node containing metastatic tumor tissue"]
 
@@ -109,6 +109,15 @@ def test_a_copy_in_class_folders(tmp_path: Path) -> None:
     write_folder(tmp_path / "tiny-imagenet" / "val", ["n00000001", "n02113186"])
     with pytest.raises(DatasetError, match=r"tiny-imagenet: n00000001 is no WordNet id.*--classes"):
         load_dataset("tiny-imagenet", data_root=tmp_path)
+
+
+def test_a_path_here_of_the_same_name_is_not_taken_in_silence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_folder(tmp_path / "caltech256", ["001.ak47", "002.flag"])
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(DatasetError, match=r"caltech256: a data set of the field and a path here; write ./caltech256"):
+        load_dataset("caltech256")
+    assert load_dataset("./caltech256").class_names == ["001.ak47", "002.flag"]
+    assert load_dataset("caltech256", data_root=Path()).class_names == ["ak47", "flag"]
 
 
 def doubles(names: list[str]) -> dict[str, list[int]]:
@@ -225,21 +234,17 @@ def test_without_a_network_the_cure_is_a_copy(tmp_path: Path) -> None:
 
 
 @pytest.mark.usefixtures("_offline")
-def test_a_web_dataset_in_the_hubs_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    import huggingface_hub
-
+def test_a_web_dataset_in_the_hubs_cache(tmp_path: Path) -> None:
     repo = tmp_path / "hub" / "datasets--clip-benchmark--wds_vtab-pcam"
     write_clip_benchmark(repo / "snapshots" / ("5" * 40))
     (repo / "refs").mkdir()
     (repo / "refs" / "main").write_text("5" * 40)
-    original = huggingface_hub.snapshot_download  # its default cache is fixed at import
-    monkeypatch.setattr(
-        huggingface_hub, "snapshot_download", lambda *a, **k: original(*a, cache_dir=tmp_path / "hub", **k)
-    )
     dataset = load_dataset("pcam")
     check_images(dataset, [0, 1, 1, 0])
     assert dataset.source == f"clip-benchmark/wds_vtab-pcam@{'5' * 40}"
     assert load_dataset("wds:clip-benchmark/wds_vtab-pcam", split="train").labels.tolist() == [0, 1]
+    with pytest.raises(SplitError, match=r"pcam: no split 'val' in .* as far as it is cached"):
+        load_dataset("pcam", split="val")
     found = {a.name: a for a in check_registry()}
     assert found["pcam"].available
     assert not found["dtd"].available
@@ -257,3 +262,17 @@ def test_check_says_what_is_missing_and_where_to_put_it(tmp_path: Path) -> None:
     assert "holds no parquet, arrow, tar or image files" in found["stl10"].where
     assert f"put a copy into {tmp_path / 'cifar10'}" in found["cifar10"].where
     assert "256_ObjectCategories.tar" in found["caltech256"].where
+
+
+def test_the_documentation_lists_the_registry_and_its_example_works(tmp_path: Path) -> None:
+    text = (Path(__file__).parents[2] / "docs" / "datasets.md").read_text()
+    table = text.partition("<!-- registry -->")[2].partition("<!-- end -->")[0].strip().splitlines()[2:]
+    rows = [[cell.strip(" `") for cell in line.strip("|").split("|")] for line in table]
+    assert rows == [
+        [e.name, f"{e.size:,}", f"{e.classes:,}", e.source or "a copy", e.single] for e in registry().values()
+    ]
+    assert all(f"`{e.name}`: {e.notes}." in text for e in registry().values() if e.notes)
+    write_folder(tmp_path / "pictures" / "test", ["a", "b"])
+    (tmp_path / "mine.toml").write_text(text.partition("```toml\n")[2].partition("```")[0])
+    dataset = load_dataset(str(tmp_path / "mine.toml"))
+    assert (dataset.class_names, dataset.split) == (["tabby cat", "sheepdog"], "test")
