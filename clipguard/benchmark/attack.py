@@ -21,6 +21,7 @@ from clipguard.attacks.threat import ThreatModel
 from clipguard.benchmark.adversarial import PREDICTED, AdversarialImage, AdversarialResult, Opinion, rounded
 from clipguard.benchmark.image_files import ImageFiles
 from clipguard.benchmark.plan import BenchPlan
+from clipguard.benchmark.preprocess import prepare
 from clipguard.benchmark.results import Cell, sample_frame
 from clipguard.benchmark.run import (
     Progress,
@@ -33,7 +34,6 @@ from clipguard.benchmark.run import (
     describe_model,
     engine_options,
     open_task,
-    prepare,
     provenance,
     read_task,
 )
@@ -81,7 +81,7 @@ def _open_files(plan: BenchPlan, files: ImageFiles, progress: Progress) -> Task:
 def _label_by_prediction(plan: BenchPlan, model: LoadedModel, task: Task) -> Task:
     """The same images, labelled by the model."""
     names = task.dataset.class_names
-    classifier, preprocess = prepare(plan, model, task)
+    classifier, preprocess = prepare(plan, model, task.dataset)
     images = [e.image.cpu() for e in task.examples(preprocess, "cpu")]
     shares = list(_softmax(Evaluator(classifier, plan.batch_size or CPU_BATCH), images, model.device))
     labels = [int(share.argmax()) for share in shares]
@@ -98,7 +98,7 @@ def _attack(
     plan: BenchPlan, model: LoadedModel, task: Task, recipe: Recipe, run: dict[str, Any], progress: Progress
 ) -> AdversarialResult:
     """Attack all images, and judge what comes out as a float and as an 8-bit image."""
-    classifier, preprocess = prepare(plan, model, task)
+    classifier, preprocess = prepare(plan, model, task.dataset)
     options = engine_options(plan, str(model.device), keep_images=True)
     engine = Engine(classifier, recipe, ThreatModel(plan.norm, plan.quantize), [plan.eps[0].pixels], options)
     progress.start(f"{model.info.name} · {task.name} · {recipe.name}", len(task.indices))

@@ -13,7 +13,6 @@ import numpy as np
 import numpy.typing as npt
 from PIL.Image import Image
 from torch import Tensor
-from torchvision.transforms import CenterCrop, Compose, Resize
 
 from clipguard.attacks.engine import Engine, EngineOptions, Example, ImageOutcome
 from clipguard.attacks.evaluator import Cost
@@ -22,13 +21,13 @@ from clipguard.attacks.recipes import Recipe
 from clipguard.attacks.reference import ReferenceEngine
 from clipguard.attacks.threat import ThreatModel
 from clipguard.benchmark.plan import PIXEL, BenchPlan
+from clipguard.benchmark.preprocess import prepare
 from clipguard.benchmark.provenance import fingerprint, image_hash, machine, versions
 from clipguard.benchmark.results import BenchResult
 from clipguard.data import ZeroShotDataset, load_dataset
-from clipguard.data.registry import find_entry
 from clipguard.errors import AttackError
-from clipguard.models import ZeroShotClassifier, parse_source
-from clipguard.models.loading import LoadedModel, ModelInfo, check_device, load_model, to_native_pixels
+from clipguard.models import parse_source
+from clipguard.models.loading import LoadedModel, ModelInfo, check_device, load_model
 
 log = logging.getLogger("clipguard")
 
@@ -210,28 +209,6 @@ def read_task(name: str, dataset: ZeroShotDataset, indices: npt.NDArray[np.int64
     return Task(name, dataset, indices, fingerprint(dataset.class_names, rows))
 
 
-def prepare(plan: BenchPlan, model: LoadedModel, task: Task) -> tuple[ZeroShotClassifier, Callable[[Image], Tensor]]:
-    """The classifier of a data set, and what turns its images into the pixels that are attacked."""
-    entry = find_entry(task.name) if plan.resolution == "mixed" or plan.resize == "crop256-squash" else None
-    small = entry is not None and entry.native
-    resolution = plan.resolution if plan.resolution != "mixed" else "native" if small else "model"
-    classifier = model.classifier(task.dataset.class_names, task.dataset.templates, resolution)
-    if plan.logit_scale is not None:
-        classifier.logit_scale.fill_(plan.logit_scale)
-    if plan.resize == "model" or resolution == "native":
-        return classifier, model.preprocess(resolution)
-    squash = small and plan.resize == "crop256-squash"
-    return classifier, bilinear_resize(model.preprocessing.image_size, squash=squash)
-
-
-def bilinear_resize(size: tuple[int, int], *, squash: bool = False) -> Callable[[Image], Tensor]:
-    """A PIL image -> pixels (3, H, W) in [0,1] as TeCoA's papers resize: the shorter edge to 256/224 of the model's
-    `size` (H, W), then the centre; `squash`: both edges to `size`.
-    """
-    steps = [Resize(list(size))] if squash else [Resize(round(min(size) * 256 / 224)), CenterCrop(list(size))]
-    return Compose([*steps, to_native_pixels])  # type: ignore[no-any-return]
-
-
 def _run_task(
     plan: BenchPlan,
     model: LoadedModel,
@@ -242,7 +219,7 @@ def _run_task(
     progress: Progress,
 ) -> None:
     """All cells of one model on one data set."""
-    classifier, preprocess = prepare(plan, model, task)
+    classifier, preprocess = prepare(plan, model, task.dataset)
     options = engine_options(plan, device)
     threat = ThreatModel(plan.norm, plan.quantize)
     for number, recipe in enumerate(recipes):

@@ -14,8 +14,8 @@ import torch
 import clipguard
 from clipguard.attacks.recipe_files import open_recipe
 from clipguard.benchmark.plan import BenchPlan, parse_eps
+from clipguard.benchmark.preprocess import bilinear_resize, prepare
 from clipguard.benchmark.protocols import PROTOCOLS, Protocol, make_plan
-from clipguard.benchmark.run import Task, bilinear_resize, prepare
 from clipguard.benchmark.tables import caption, to_markdown
 from clipguard.data import load_dataset
 from clipguard.errors import ClipguardError
@@ -139,9 +139,9 @@ def test_resolution_and_resize_reach_the_pixels(small_sets: Path, protocol: str,
     plan = make_plan(["tiny"], ["cifar10", "eurosat"], protocol=protocol, data_root=small_sets)
     pixels = {}
     for name in plan.datasets:
-        task = Task(name, load_dataset(name, data_root=small_sets), np.arange(10), "")
-        classifier, preprocess = prepare(plan, model, task)
-        pixels[name] = preprocess(task.dataset.image(0))
+        dataset = load_dataset(name, data_root=small_sets)
+        classifier, preprocess = prepare(plan, model, dataset)
+        pixels[name] = preprocess(dataset.image(0))
         assert classifier(pixels[name][None]).shape == (1, 10)
         scale = 100 if protocol == "fare" else model.info.logit_scale
         assert float(classifier.logit_scale) == pytest.approx(scale)
