@@ -55,9 +55,14 @@ def attack(
     model: Annotated[
         list[str] | None,
         typer.Option(
-            "--model", "-m", help="tiny, ARCH:TAG, ARCH:FILE, hf-hub:ORG/REPO or local-dir:FOLDER. Default: tiny."
+            "--model",
+            "-m",
+            help="tiny, ARCH:TAG, FILE, ARCH:FILE, FILE@BASE, hf-hub:ORG/REPO, local-dir:FOLDER or a name of "
+            "`list models`. Default: tiny.",
         ),
     ] = None,
+    base: options.Base = None,
+    normalization: options.Normalization = None,
     dataset: Annotated[
         list[str] | None,
         typer.Option(
@@ -122,6 +127,7 @@ def attack(
 ) -> None:
     """Make adversarial images and show them: what changed, what the model says before and after, what broke it."""
     from clipguard.benchmark.protocols import make_plan
+    from clipguard.models.source import add_to_files
 
     for_data_sets = {"--dataset": dataset, "--n-samples": n_samples, "--split": split, "--data-root": data_root}
     for_data_sets |= {"--image-column": image_column, "--label-column": label_column, "--class-names": class_names}
@@ -137,7 +143,7 @@ def attack(
         precision=precision,
     )
     plan = make_plan(
-        [_one("--model", model, DEFAULT_MODEL)],
+        add_to_files([_one("--model", model, DEFAULT_MODEL)], base, normalization),
         [files.name if files else _one("--dataset", dataset, DEFAULT_DATASET)],
         protocol=protocol,
         **settings,

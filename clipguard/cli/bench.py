@@ -62,9 +62,12 @@ def bench(
         typer.Option(
             "--model",
             "-m",
-            help="tiny, ARCH:TAG, ARCH:FILE, hf-hub:ORG/REPO or local-dir:FOLDER; repeatable. Default: tiny.",
+            help="tiny, ARCH:TAG, FILE, ARCH:FILE, FILE@BASE, hf-hub:ORG/REPO, local-dir:FOLDER or a name of "
+            "`list models`; repeatable. Default: tiny.",
         ),
     ] = None,
+    base: options.Base = None,
+    normalization: options.Normalization = None,
     dataset: Annotated[
         list[str] | None,
         typer.Option(
@@ -133,6 +136,7 @@ def bench(
     from clipguard.benchmark.protocols import make_plan
     from clipguard.benchmark.results import BenchResult, OutputFolder
     from clipguard.cli.progress import RichProgress
+    from clipguard.models.source import add_to_files
 
     settings = options.given(
         eps=eps,
@@ -149,7 +153,7 @@ def bench(
     if n_samples is not None:
         settings["n_samples"] = parse_n_samples(n_samples)
     plan = make_plan(
-        model or ["tiny"],
+        add_to_files(model or ["tiny"], base, normalization),
         dataset or (),
         protocol=protocol,
         **settings,

@@ -43,7 +43,7 @@ log = logging.getLogger("clipguard")
 Text = str | None
 Whole = int | None
 Real = float | None
-NO_SETTINGS = ("config", "resume", "output_format")  # the other parameters are fields of FinetuneConfig
+NO_SETTINGS = ("config", "resume", "output_format")  # the others are fields of FinetuneConfig, or go into its `model`
 
 
 class Format(str, Enum):
@@ -58,9 +58,14 @@ def finetune(
     model: Annotated[
         Text,
         typer.Option(
-            "--model", "-m", help="tiny, ARCH:TAG, ARCH:FILE, hf-hub:ORG/REPO or local-dir:FOLDER. Default: tiny."
+            "--model",
+            "-m",
+            help="tiny, ARCH:TAG, FILE, ARCH:FILE, FILE@BASE, hf-hub:ORG/REPO, local-dir:FOLDER or a name of "
+            "`list models`. Default: tiny.",
         ),
     ] = None,
+    base: options.Base = None,
+    normalization: options.Normalization = None,
     dataset: Annotated[
         Text,
         typer.Option(
@@ -179,7 +184,13 @@ def _resolve(given: dict[str, Any], config: Path | None) -> FinetuneConfig:
     """The settings of the command line, over those of the file."""
     from clipguard.benchmark.plan import parse_eps
     from clipguard.finetuning.settings import resolve
+    from clipguard.models.source import add_to_files
 
+    base, normalization = given.pop("base", None), given.pop("normalization", None)
+    if base or normalization:
+        if "model" not in given:
+            raise ClipguardError("--base and --normalization go with --model; add it (in a file: model: FILE@BASE).")
+        (given["model"],) = add_to_files([given["model"]], base, normalization)
     if "eps" in given:
         radii = parse_eps([given["eps"]], given.get("norm", "linf"))
         if len(radii) != 1:

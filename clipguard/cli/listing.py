@@ -125,7 +125,14 @@ def _datasets() -> None:
 
 def _models() -> None:
     from clipguard.models import list_models
+    from clipguard.models.published import published_models
 
     for name in list_models():
         typer.echo(name)
-    typer.echo("or ARCH:path/to/weights.{pt,pth,bin,safetensors}, hf-hub:ORG/REPO, local-dir:FOLDER", err=True)
+    typer.echo("\nRobust checkpoints that others published, and how their numbers came about (docs/checkpoints.md):")
+    for entry in published_models():
+        typer.echo(f"{entry.name:<24} {entry.method}, {entry.architecture}, eps {entry.eps}; {entry.source}")
+        typer.echo(f"{'':<24} trained on {entry.trained_on}; {entry.paper}")
+        typer.echo(f"{'':<24} reported: {entry.results or 'see the paper'}; {entry.evaluated}")
+        typer.echo(f"{'':<24} not verified: {', '.join(entry.unverified)}")
+    typer.echo("\nor FILE, ARCH:FILE, FILE@BASE, hf-hub:ORG/REPO, local-dir:FOLDER")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cache
 from typing import Any
 
 import torch
@@ -36,6 +37,9 @@ def _could_be(config: dict[str, Any], tensors: dict[str, Tensor]) -> bool:
         return False
     is_timm = any(name.startswith(("visual.trunk.", "image_encoder.")) for name in tensors)
     if is_timm or "timm_model_name" in vision:
+        last = tensors.get("visual.head.proj.weight")
+        if last is not None and len(last) != config["embed_dim"]:
+            return False
         is_convnext = "visual.trunk.stem.0.weight" in tensors
         return is_timm and ("convnext" in vision.get("timm_model_name", "")) == is_convnext
     first = tensors.get("visual.conv1.weight")
@@ -46,6 +50,7 @@ def _could_be(config: dict[str, Any], tensors: dict[str, Tensor]) -> bool:
     return first.shape[0] == (width // 2 if is_resnet else width)
 
 
+@cache
 def outline(architecture: str) -> nn.Module:
     """The model without memory for its weights: names and shapes."""
     import open_clip

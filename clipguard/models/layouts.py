@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -82,7 +82,7 @@ def find_contents(raw: Any, path: Path, entry: str = "") -> Contents:
         tensors, layout = from_transformers(tensors, path), "Hugging Face CLIPModel weights"
     tensors, image_only = _name_towers(tensors)
     layout = layout or ("image tower" if image_only else "CLIP state dict")
-    training = {} if not chosen else _training(raw)
+    training = {} if not chosen else _training(raw, found)
     return Contents(layout, chosen, tensors, image_only, metadata, training, tuple(notes))
 
 
@@ -143,10 +143,12 @@ def _name_towers(tensors: dict[str, Tensor]) -> tuple[dict[str, Tensor], bool]:
     return {f"visual.{name}": tensor for name, tensor in tensors.items()}, True
 
 
-def _training(raw: Mapping[Any, Any]) -> dict[str, Any]:
+def _training(raw: Mapping[Any, Any], found: Iterable[str]) -> dict[str, Any]:
     """What a checkpoint says about its training, without weights and optimizer: epoch, accuracy, arguments."""
+    weights = [f"{name}." for name in found]
     kept = {key: value for key, value in raw.items() if not (isinstance(value, Mapping) and "param_groups" in value)}
-    return {key: value for key, value in _plain(kept).items() if value != {}}
+    plain = _plain(kept)
+    return {key: v for key, v in plain.items() if v != {} and not any(w.startswith(f"{key}.") for w in weights)}
 
 
 def _plain(value: Any) -> Any:

@@ -36,6 +36,11 @@ class Published:
         """Whether it was trained with QuickGELU."""
         return self.architecture.endswith("-quickgelu")
 
+    @property
+    def source(self) -> str:
+        """Where it is, for people."""
+        return f"hf-hub:{self.hub}" if self.hub else f"{self.file}, {self.where}; base {self.base}"
+
     def spec(self) -> str:
         """The `--model` value that loads it.
 
