@@ -72,6 +72,8 @@ def test_the_table_of_published_models() -> None:
             assert parse_source(entry.base).name == entry.architecture
             with pytest.raises(ModelError, match=f"download {entry.file} .*--model path/to/{entry.file}@{entry.base}"):
                 parse_source(entry.name)
+    documented = (Path(__file__).parents[2] / "docs" / "checkpoints.md").read_text()
+    assert all(f"| `{entry.name}` | {entry.method} | {entry.architecture} |" in documented for entry in entries)
     fare = find_published("fare4-vitl14")
     assert fare is not None
     assert (fare.hub, fare.eps, fare.quick_gelu) == ("chs20/fare4-clip", "4", True)
