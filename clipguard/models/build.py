@@ -97,14 +97,15 @@ def load_tokenizer(checkpoint: Checkpoint) -> Tokenizer:
     return cast(Tokenizer, tokenizer)
 
 
-def load_weights(model: nn.Module, checkpoint: Checkpoint) -> str:
-    """Put the weights into the model, all of them or none; returns the file's SHA-256.
+def load_weights(model: nn.Module, checkpoint: Checkpoint) -> tuple[str, tuple[str, ...]]:
+    """Put the weights into the model, all of them or none; returns the file's SHA-256 and what in it was left out.
 
     Raises:
         ModelError: when the file cannot be read safely, does not fit, or was trained with another activation.
     """
+    notes: tuple[str, ...]
     if checkpoint.from_tag:
-        sha256 = _load_tag(model, checkpoint)
+        sha256, notes = _load_tag(model, checkpoint), ()
     else:
         file = checkpoint.file or read_weights(checkpoint.weights)
         if file.contents.image_only:
@@ -115,14 +116,14 @@ def load_weights(model: nn.Module, checkpoint: Checkpoint) -> str:
         state = fit_state(model, file, checkpoint.architecture)
         check_activation(file, checkpoint.architecture, checkpoint.model_cfg, from_folder=checkpoint.from_folder)
         model.load_state_dict(state)
-        sha256 = file.sha256
+        sha256, notes = file.sha256, file.contents.notes
     scale = float(cast(torch.Tensor, model.logit_scale).detach().exp())
     if not math.isfinite(scale) or scale <= 0:
         raise ModelError(
             f"{checkpoint.label} has a logit scale of exp({math.log(scale) if scale > 0 else scale}): it must be"
             " stored as a logarithm (CLIP's is 4.6)."
         )
-    return sha256
+    return sha256, notes
 
 
 def load_tower(model: nn.Module, file: WeightFile, base: Checkpoint) -> float:

@@ -161,11 +161,11 @@ def load_model(spec: str, *, device: str | torch.device = "cpu", text: TextChoic
         with quiet():
             model = build(whole)
             tokenizer = load_tokenizer(whole)
-            sha256 = load_weights(model, whole)
+            sha256, left_out = load_weights(model, whole)
             cosine = load_tower(model, file, whole) if source.base is not None and file is not None else None
     preprocessing = _preprocessing(model)
     info = _describe(source, whole, sha256, model, preprocessing)
-    info = replace(info, detected=detected + whole.notes)
+    info = replace(info, detected=detected + whole.notes + left_out)
     if file is not None:
         info = _describe_file(info, source, file, cosine)
     info, text_map = _load_text(info, whole, model, text)
@@ -174,7 +174,7 @@ def load_model(spec: str, *, device: str | torch.device = "cpu", text: TextChoic
 
 def _describe_file(info: ModelInfo, source: ModelSource, file: WeightFile, cosine: float | None) -> ModelInfo:
     """The info with what is known of a lone weight file; for an image tower it says at first what the base is."""
-    info = replace(info, format=file.contents.format, detected=info.detected + file.contents.notes)
+    info = replace(info, format=file.contents.format)
     if source.base is None or cosine is None:
         return info
     if cosine < RELATED:
@@ -192,6 +192,7 @@ def _describe_file(info: ModelInfo, source: ModelSource, file: WeightFile, cosin
         base=source.base.spec,
         base_sha256=info.sha256,
         base_cosine=round(cosine, 4),
+        detected=info.detected + file.contents.notes,
     )
 
 
@@ -280,4 +281,5 @@ def _describe(
         image_parameters=sum(p.numel() for p in visual.parameters()),
         logit_scale=float(model.logit_scale.detach().exp()),  # type: ignore[operator]
         logit_bias=None if bias is None else float(bias.detach()),
+        format="open_clip checkpoint" if checkpoint.tokenizer_name else "Hugging Face CLIPModel",
     )

@@ -127,7 +127,10 @@ def read_archive(path: Path) -> Any:
     """
     with zipfile.ZipFile(path) as archive:
         names = archive.namelist()
-        root = next(str(PurePosixPath(n).parent) for n in names if PurePosixPath(n).name == "data.pkl")
+        roots = [str(PurePosixPath(name).parent) for name in names if PurePosixPath(name).name == "data.pkl"]
+        if not roots:
+            raise ValueError("it has no data.pkl; open it where it was made, and save its state_dict() with torch.save")
+        root = roots[0]
         order = f"{root}/byteorder"
         if order in names and archive.read(order).decode() != sys.byteorder:
             raise ValueError("it was written on a machine of the other byte order")

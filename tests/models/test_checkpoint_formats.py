@@ -191,7 +191,7 @@ def test_a_tower_of_the_other_activation(model_folder: Folder, tmp_path: Path) -
     load_model(f"{path}@local-dir:{model_folder('vit-quick')}")
 
 
-def test_what_is_left_out_is_said_and_can_be_chosen(model_folder: Folder, tmp_path: Path) -> None:
+def test_what_is_left_out_is_said_and_can_be_chosen(architecture: str, model_folder: Folder, tmp_path: Path) -> None:
     base, path = model_folder("vit-quick"), tmp_path / "w.pt"
     first, second = visual(tuned_model(base)), visual(tuned_model(base))
     second["proj"] = 2 * second["proj"]
@@ -201,6 +201,8 @@ def test_what_is_left_out_is_said_and_can_be_chosen(model_folder: Folder, tmp_pa
     assert torch.equal(plain.model.visual.proj, first["proj"])
     average = load_model(f"{path}@local-dir:{base}#entry=model_ema")
     assert torch.equal(average.model.visual.proj, second["proj"])
+    torch.save({"state_dict": state_of(tuned_model(base)), "model_ema": second}, tmp_path / "whole.pt")
+    assert load_model(f"{architecture}-quickgelu:{tmp_path / 'whole.pt'}").info.detected == plain.info.detected
     assert "has no entry 'swa': it holds state_dict, model_ema" in refusal(f"{path}@local-dir:{base}#entry=swa")
     torch.save({"a": first, "b": second}, path)
     assert f"several state dicts (a, b): name one, as in {path}#entry=a" in refusal(f"{path}@local-dir:{base}")

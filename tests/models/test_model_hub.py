@@ -12,6 +12,7 @@ from pathlib import Path
 
 import huggingface_hub
 import pytest
+import torch
 from huggingface_hub import constants
 from huggingface_hub.errors import EntryNotFoundError
 from open_clip import factory, pretrained
@@ -20,6 +21,7 @@ from tiny_models import CONFIGS
 from clipguard import hub
 from clipguard.errors import ModelError
 from clipguard.models import load_model
+from clipguard.models.convert import convert_files
 from clipguard.models.text_map import TEXT_FILE, LaatMap
 
 
@@ -119,6 +121,32 @@ def test_a_cached_repository_loads_without_a_network(no_network: Path, model_fol
     assert loaded.info.architecture == "open_clip_config.json of hf-hub:org/repo"
     local = load_model(f"local-dir:{model_folder('vit')}")
     assert loaded.info.sha256 == local.info.sha256
+
+
+def test_a_cached_transformers_repository_loads(
+    no_network: Path, model_folder: Callable[[str], Path], tmp_path: Path
+) -> None:
+    local = load_model(f"local-dir:{model_folder('vit-quick')}")
+    for name, content in convert_files(local, "hf").items():
+        (tmp_path / "clip").mkdir(exist_ok=True)
+        (tmp_path / "clip" / name).write_bytes(content)
+    fill_cache(no_network, "org/clip", tmp_path / "clip")
+    loaded = load_model("hf-hub:org/clip")
+    assert loaded.info.architecture == "config.json of hf-hub:org/clip"
+    assert loaded.info.activation == "QuickGELU"
+    expected = local.model.state_dict()
+    assert all(torch.equal(tensor, expected[name]) for name, tensor in loaded.model.state_dict().items())
+
+
+def test_a_published_model_by_name(no_network: Path, model_folder: Callable[[str], Path]) -> None:
+    """Its config says nothing of an activation, and it was tuned from OpenAI's weights."""
+    fill_cache(no_network, "chs20/fare4-clip", model_folder("vit"))
+    for spec in ("fare4-vitl14", "hf-hub:chs20/fare4-clip"):
+        info = load_model(spec).info
+        assert (info.name, info.activation) == (spec, "QuickGELU")
+        assert "fare4-vitl14 was tuned from OpenAI's weights" in info.detected[0]
+    fill_cache(no_network, "chs20/FARE4-ViT-B-32-laion2B-s34B-b79K", model_folder("vit"))
+    assert load_model("fare4-vitb32-laion2b").info.activation == "GELU"
 
 
 def test_the_text_files_of_a_repository_are_fetched_too(

@@ -86,6 +86,14 @@ def test_tensors_stay_inside_their_storage(tmp_path: Path) -> None:
         read_archive(archive(path, tensor(3, 1), order="big"))
 
 
+def test_an_archive_without_a_pickle(tmp_path: Path) -> None:
+    with zipfile.ZipFile(tmp_path / "w.pt", "w") as file:
+        file.writestr("a/model.json", "{}")  # TorchScript before 1.0
+        file.writestr("a/constants.pkl", "")
+    with pytest.raises(ModelError, match=r"not a TorchScript archive .*save its state_dict\(\) with torch.save"):
+        read_weights(tmp_path / "w.pt")
+
+
 def test_a_pickled_module_is_no_state_dict(tmp_path: Path) -> None:
     """`torch.save(model)` instead of its state dict."""
     config = dict(CONFIGS["vit"])

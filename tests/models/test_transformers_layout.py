@@ -69,6 +69,7 @@ def test_a_folder_computes_what_transformers_computes(weights: str, clip_folder:
     quick = config["vision_config"]["hidden_act"] == "quick_gelu"
     assert loaded.info.activation == ("QuickGELU" if quick else "GELU")
     assert loaded.info.architecture == f"config.json of {clip_folder}"
+    assert loaded.info.format == "Hugging Face CLIPModel"
     tokens = loaded.tokenizer([TEMPLATE.format(name) for name in NAMES])
     tokens[tokens == 0] = 49407  # transformers pads with the end token
     expected = their_logits(clip_folder, loaded.info.mean, loaded.info.std, tokens)
