@@ -69,12 +69,12 @@ def parse_source(spec: str) -> ModelSource:
 
 
 def split_spec(spec: str) -> tuple[str, str, dict[str, str]]:
-    """The model, its base and its options in `MODEL[@BASE][#option=value]...`; a file's own name may have @ and #.
+    """Model, base and options of `MODEL[@BASE][#option=value]...`; the name of what exists may have @ and # in it.
 
     Raises:
         ModelError: for an option that does not exist or is given twice.
     """
-    if _is_file(spec):
+    if _is_there(spec):
         return spec, "", {}
     match = re.fullmatch(r"(.*?)((?:#[a-z]+=[^#]*)*)", spec, re.DOTALL)
     assert match is not None  # it matches anything
@@ -85,7 +85,7 @@ def split_spec(spec: str) -> tuple[str, str, dict[str, str]]:
         if key not in OPTIONS or not value or key in options:
             raise ModelError(f"Cannot read #{part} in {spec!r}: write {' or '.join(f'#{o}=VALUE' for o in OPTIONS)}.")
         options[key] = value
-    if _is_file(rest) or "@" not in rest:
+    if _is_there(rest) or "@" not in rest:
         return rest, "", options
     model, _, base = rest.rpartition("@")
     if not model or not base:
@@ -93,10 +93,10 @@ def split_spec(spec: str) -> tuple[str, str, dict[str, str]]:
     return model, base, options
 
 
-def _is_file(text: str) -> bool:
-    """Whether all of it names a weight file, alone or after an architecture."""
+def _is_there(text: str) -> bool:
+    """Whether all of it names a file or folder, alone or after an architecture or local-dir:."""
     architecture, _, path = text.partition(":")
-    return any(part and Path(part).expanduser().is_file() for part in (text, "" if "@" in architecture else path))
+    return any(part and Path(part).expanduser().exists() for part in (text, "" if "@" in architecture else path))
 
 
 def _parse_model(spec: str) -> ModelSource:

@@ -240,6 +240,9 @@ def test_mistakes_in_specs_name_their_cure(model_folder: Folder, tmp_path: Path)
     save_bare(tuned_model(model_folder("vit-quick")), path)
     shutil.copy(path, odd)
     load_model(f"{odd}@{base}")
+    folder = tmp_path / "run@1#2"
+    shutil.copytree(model_folder("vit"), folder)
+    assert load_model(f"local-dir:{folder}#normalization=imagenet").info.mean == (0.485, 0.456, 0.406)
     for spec, part in (
         (f"{path}@", "write FILE@BASE"),
         (f"{path}@{base}#norm=clip", "Cannot read #norm=clip"),
