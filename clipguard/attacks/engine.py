@@ -1,13 +1,14 @@
 """Runs a recipe over a stream of images, as many at once as fit, at every perturbation budget.
 
-Continuous batching: the pool always holds up to `batch_size` images that still need work. An image leaves the moment
-it is verified broken or its budget ends, and the next one takes its place; images at different attacks, targets and
-radii share each pass. What happens to an image does not depend on which others are in the pool.
+Continuous batching: the pool always holds up to `batch_size` rows that still need work. An image leaves the moment it
+is verified broken or its budget ends, and the next one takes its place; images at different attacks, targets and radii
+share each pass. When no image is left to fill it, the later runs, attacks and radii of those in it do (see units.py).
+What happens to an image does not depend on any of that.
 """
 
 from __future__ import annotations
 
-from collections import deque
+from collections import defaultdict, deque
 from collections.abc import Iterable, Iterator
 from itertools import islice
 
@@ -19,7 +20,6 @@ from clipguard.attacks.apgd import APGD
 from clipguard.attacks.evaluator import Cost, Evaluator, frozen, require_finite
 from clipguard.attacks.outcomes import (
     EPS_MODES,
-    Case,
     EngineOptions,
     EpsMode,
     Example,
@@ -30,6 +30,7 @@ from clipguard.attacks.outcomes import (
 from clipguard.attacks.recipes import Recipe, stage_name
 from clipguard.attacks.rows import Attack, Draws, Rows
 from clipguard.attacks.threat import ThreatModel
+from clipguard.attacks.units import Level, Unit, Work
 
 __all__ = [
     "EPS_MODES",
@@ -44,6 +45,7 @@ __all__ = [
 
 CONFIRMATION = APGD(iterations=20)  # what a survivor of a larger eps still faces at a smaller one, in nested mode
 Key = tuple[int, torch.Size]  # stage, shape of the images
+Place = tuple[int, int, int]  # image, level, unit
 
 
 class Engine:
@@ -57,10 +59,11 @@ class Engine:
         self.stages: tuple[Attack, ...] = (*recipe.stages, CONFIRMATION)
         self.evaluator = Evaluator(model, options.batch_size or 1, options.precision, recipe.eot, options.compile)
         self._pool: dict[Key, list[Rows]] = {}
-        self._waiting: deque[Rows] = deque()  # predicted, and at their first radius
-        self._cases: dict[int, Case] = {}
+        self._waiting: deque[int] = deque()  # images that are predicted and have a radius to face
+        self._work: dict[int, Work] = {}
         self._done: list[ImageOutcome] = []
         self._count = 0
+        self._dropped = False  # whether the pool may hold rows whose result does not matter any more
 
     @property
     def costs(self) -> dict[str, Cost]:
@@ -82,23 +85,36 @@ class Engine:
     # Filling the pool -------------------------------------------------------------------------------------------
 
     def _admit(self, stream: Iterator[Example]) -> bool:
-        """Fill the pool from the stream; false when there was nothing to fill it with."""
+        """Fill the pool with images from the stream, or with what lies ahead of those in it; false at the end."""
+        self._sweep()
         room = self.evaluator.batch_size - sum(rows.n for tables in self._pool.values() for rows in tables)
-        admitted = False
-        while room > 0:
-            if not self._waiting:
-                if not self._clean_pass(stream):
-                    break
-                if not self._waiting:  # every image of that batch is finished already: report before going on
-                    return True
-            table = self._waiting.popleft()
-            if table.n > room:
-                index = torch.arange(table.n, device=table["item"].device)
-                self._waiting.appendleft(table.take(index[room:]))
-                table = table.take(index[:room])
-            self._begin_level(table)
-            room, admitted = room - table.n, True
-        return admitted
+        places: list[Place] = []
+        read = False
+        while len(places) < room:
+            if not self._waiting and not self._clean_pass(stream):
+                places += self._ahead(room - len(places))
+                break
+            read = True
+            if not self._waiting:  # every image of that batch is finished already: report before going on
+                break
+            number = self._waiting.popleft()
+            places.append(self._begin(number, self._work[number].level))
+        self._launch(places)
+        return read
+
+    def _ahead(self, room: int) -> list[Place]:
+        """The next units of the images in the pool, in turns."""
+        places: list[Place] = []
+        images = deque(self._work)
+        while images and len(places) < room:
+            number = images.popleft()
+            work = self._work[number]
+            radii = range(work.level, work.level + 1 if self.options.eps_mode == "nested" else len(self.radii))
+            level = next(work.open_levels(radii), None)
+            if level is not None:
+                places.append(self._begin(number, level))
+                images.append(number)
+        return places
 
     def _clean_pass(self, stream: Iterator[Example]) -> bool:
         """Predict the next images; those that are right and have a radius to face wait for the pool."""
@@ -113,81 +129,99 @@ class Engine:
     def _predict(self, examples: list[Example]) -> None:
         x, labels, logits = self.evaluator.predict(examples)
         ranking = logits.scatter(1, labels[:, None], -torch.inf).argsort(dim=1, descending=True, stable=True)[:, :-1]
-        items, waiting = range(self._count, self._count + len(examples)), []
-        self._count += len(examples)
         predictions, margins = logits.argmax(dim=1).tolist(), losses.margin(logits, labels).tolist()
-        for i, number in enumerate(items):
+        for i, example in enumerate(examples):
+            number, self._count = self._count, self._count + 1
             plan = schedule(self.options.eps_mode, len(self.radii))
-            self._cases[number] = Case(examples[i], predictions[i], margins[i], plan)
-            if predictions[i] != examples[i].label or not self.recipe.stages:
+            # Copies: a view would keep the whole batch in memory for as long as its last image is attacked.
+            x0, others = x[i].clone(), ranking[i].clone()
+            self._work[number] = Work(example, predictions[i], margins[i], plan, x0=x0, ranking=others)
+            if predictions[i] != example.label or not self.recipe.stages:
                 self._finish(number)
             elif self._next_level(number, None):
-                waiting.append(i)
-        if waiting:
-            rows = Rows(item=torch.tensor(items, device=x.device), x0=x, label=labels, ranking=ranking)
-            self._waiting.append(rows.take(torch.tensor(waiting, device=x.device)))
+                self._waiting.append(number)
 
-    # Moving rows ------------------------------------------------------------------------------------------------
+    def _begin(self, number: int, level: int) -> Place:
+        """Note the start of an image's next unit at a level, which is its first there if the level is new."""
+        work = self._work[number]
+        if level not in work.levels:
+            full = work.full or level != work.level
+            image = self._clean_image(work)
+            work.levels[level] = Level(self._units(len(work.ranking) + 1, full), work.clean_margin, image=image)
+        return number, level, work.levels[level].begin()
+
+    def _units(self, n_classes: int, full: bool) -> list[Unit]:
+        """What an image faces at a radius, in order: the recipe, or the confirmation alone."""
+        if not full:
+            return [(len(self.recipe.stages), 0)]
+        return [(s, run) for s, stage in enumerate(self.recipe.stages) for run in range(stage.runs(n_classes))]
+
+    def _launch(self, places: list[Place]) -> None:
+        """Put rows into the pool for units that have begun."""
+        groups: dict[Key, list[Place]] = defaultdict(list)
+        for number, level, unit in places:
+            work = self._work[number]
+            groups[work.levels[level].units[unit][0], work.x0.shape].append((number, level, unit))
+        for key, members in groups.items():
+            self._pool.setdefault(key, []).append(self._rows(self.stages[key[0]], members))
+
+    def _rows(self, stage: Attack, places: list[Place]) -> Rows:
+        works = [self._work[number] for number, _, _ in places]
+        runs = [work.levels[level].units[unit][1] for work, (_, level, unit) in zip(works, places, strict=True)]
+        x0 = torch.stack([work.x0 for work in works])
+        item, level, unit, run = torch.tensor([(*place, r) for place, r in zip(places, runs, strict=True)]).T
+        rows = Rows(item=item, level=level, unit=unit, run=run, step=torch.zeros_like(run))
+        rows["label"] = torch.tensor([work.example.label for work in works])
+        rows["eps"] = torch.tensor([self.radii[level] for _, level, _ in places])
+        rows["best_margin"] = torch.tensor([work.clean_margin for work in works])
+        rows = Rows({name: column.to(x0.device).contiguous() for name, column in rows.items()})
+        rows |= {"x0": x0, "ranking": torch.stack([work.ranking for work in works])}
+        if self.options.keep_images:
+            rows["best_x"] = x0.clone()
+        rows["target"] = stage.choose_target(rows)
+        images = [work.example.index for work in works]
+        stage.start(rows, self.threat, Draws(self.options.seed, stage.name, images, runs, x0.device))
+        return rows
+
+    # Following images -------------------------------------------------------------------------------------------
 
     def _next_level(self, number: int, broken: bool | None) -> bool:
         """Send an image to the next radius of its plan, and tell whether there was one; if not, it is finished."""
-        case = self._cases[number]
-        while case.advance(broken):
-            if self.radii[case.level] > 0:
+        work = self._work[number]
+        while work.advance(broken):
+            if self.radii[work.level] > 0:
                 return True
-            case.found[case.level], broken = case.unharmed(0.0, self._clean_image(case)), False
+            work.found[work.level], broken = work.unharmed(0.0, self._clean_image(work)), False
         self._finish(number)
         return False
 
-    def _end_level(self, rows: Rows, broken: bool) -> None:
-        """Rows whose outcome at their radius is known: the next radius, for those that have one to face."""
-        going_on = [i for i, number in enumerate(rows["item"].tolist()) if self._next_level(number, broken)]
-        if going_on:
-            self._begin_level(rows.take(torch.tensor(going_on, device=rows["item"].device)))
+    def _settle(self, number: int) -> list[Place]:
+        """Follow an image some of whose units have ended: the unit that it needs now, if none is under way."""
+        work = self._work[number]
+        while work.level in work.levels and (broken := work.levels[work.level].verdict) is not None:
+            state, eps = work.levels[work.level], self.radii[work.level]
+            survived = LevelOutcome(eps, True, work.clean_prediction, None, 0.0, state.margin, state.image)
+            work.found[work.level] = state.outcome or survived
+            if not self._next_level(number, broken):
+                return []
+        waits = work.level not in work.levels or not work.levels[work.level].running
+        return [self._begin(number, work.level)] if waits else []
 
-    def _begin_level(self, rows: Rows) -> None:
-        """Let rows face the radius that their cases stand at, with the first attack or the confirmation."""
-        device, cases = rows["x0"].device, [self._cases[number] for number in rows["item"].tolist()]
-        rows = Rows({name: rows[name] for name in ("item", "x0", "label", "ranking")})
-        rows["run"] = torch.zeros_like(rows["item"])
-        rows["eps"] = torch.tensor([self.radii[case.level] for case in cases], device=device)
-        rows["best_margin"] = torch.tensor([case.clean_margin for case in cases], device=device)
-        if self.options.keep_images:
-            rows["best_x"] = rows["x0"].clone()
-        full = torch.tensor([case.full for case in cases], device=device)
-        for stage_number, chosen in ((0, full), (len(self.recipe.stages), ~full)):
-            if chosen.any():
-                self._start(stage_number, rows.take(chosen.nonzero().squeeze(1)))
-
-    def _start(self, stage_number: int, rows: Rows) -> None:
-        """Let rows begin a run (their column `run`) of a stage."""
-        stage, rows = self.stages[stage_number], rows.common()
-        rows["step"] = torch.zeros_like(rows["run"])
-        rows["target"] = stage.choose_target(rows)
-        images = [self._cases[number].example.index for number in rows["item"].tolist()]
-        draws = Draws(self.options.seed, stage.name, images, rows["run"].tolist(), rows["x0"].device)
-        stage.start(rows, self.threat, draws)
-        self._pool.setdefault((stage_number, rows["x0"].shape[1:]), []).append(rows)
-
-    def _end_runs(self, stage_number: int, rows: Rows) -> None:
-        """Rows whose run is over: the next run, the next stage, or they survived this radius."""
-        rows["run"] = rows["run"] + 1
-        again = rows["run"] < self.stages[stage_number].runs(rows["ranking"].shape[1] + 1)
-        if again.any():
-            self._start(stage_number, rows.take(again.nonzero().squeeze(1)))
-        if again.all():
+    def _sweep(self) -> None:
+        """Take rows out of the pool whose result does not matter any more."""
+        if not self._dropped:
             return
-        rows = rows.common().take((~again).nonzero().squeeze(1))
-        rows["run"] = torch.zeros_like(rows["run"])
-        if stage_number + 1 < len(self.recipe.stages):
-            self._start(stage_number + 1, rows)
-            return
-        for i, (number, margin) in enumerate(zip(rows["item"].tolist(), rows["best_margin"].tolist(), strict=True)):
-            case = self._cases[number]
-            image = rows["best_x"][i].cpu().clone() if self.options.keep_images else None
-            eps = self.radii[case.level]
-            case.found[case.level] = LevelOutcome(eps, True, case.clean_prediction, None, 0.0, margin, image)
-        self._end_level(rows, broken=False)
+        for key in list(self._pool):
+            tables = [rows.take(self._wanted(rows)) for rows in self._pool.pop(key)]
+            if kept := [rows for rows in tables if rows.n]:
+                self._pool[key] = kept
+        self._dropped = False
+
+    def _wanted(self, rows: Rows) -> Tensor:
+        """(W,) int64, positions of the rows whose result matters."""
+        places = zip(rows["item"].tolist(), rows["level"].tolist(), rows["unit"].tolist(), strict=True)
+        keep = [number in self._work and self._work[number].wants(level, unit) for number, level, unit in places]
+        return torch.tensor(keep, device=rows["item"].device).nonzero().squeeze(1)
 
     # One pass ---------------------------------------------------------------------------------------------------
 
@@ -204,26 +238,41 @@ class Engine:
     def _advance(
         self, key: Key, rows: Rows, query: Tensor, point: Tensor, logits: Tensor, loss: Tensor, grad: Tensor
     ) -> None:
-        """Take out what is broken, move the rest on, and re-file what has ended a run."""
+        """Take out what is broken, move the rest on, and follow the images some of whose units have ended."""
         stage, name = self.stages[key[0]], stage_name(self.stages[key[0]])
+        if self._dropped:
+            index = self._wanted(rows)
+            rows = rows.take(index)
+            query, point, logits, loss, grad = (t[index] for t in (query, point, logits, loss, grad))
         self._require_finite(logits, rows, f"under {name}")
         self._require_finite(grad, rows, f"in its gradient under {name}")
         broken = self._judge(name, rows, point, logits)
+        changed = rows["item"][broken].tolist()
         if broken.any():
-            gone, left = broken.nonzero().squeeze(1), (~broken).nonzero().squeeze(1)
-            self._end_level(rows.common().take(gone), broken=True)
+            left = (~broken).nonzero().squeeze(1)
             rows = rows.take(left)
             query, logits, loss, grad = query[left], logits[left], loss[left], grad[left]
-        if not rows.n:
-            return
-        stage.update(rows, self.threat, query, logits, loss, grad)
-        rows["step"] = rows["step"] + 1
-        over = stage.finished(rows)
-        if over.any():
-            self._end_runs(key[0], rows.take(over.nonzero().squeeze(1)))
-            rows = rows.take((~over).nonzero().squeeze(1))
+        if rows.n:
+            stage.update(rows, self.threat, query, logits, loss, grad)
+            rows["step"] = rows["step"] + 1
+            over = stage.finished(rows)
+            if over.any():
+                changed += self._end_units(rows.take(over.nonzero().squeeze(1)))
+                rows = rows.take((~over).nonzero().squeeze(1))
         if rows.n:
             self._pool.setdefault(key, []).append(rows)
+        self._launch([place for number in dict.fromkeys(changed) for place in self._settle(number)])
+
+    def _end_units(self, rows: Rows) -> list[int]:
+        """Note units that ended without success; returns their images."""
+        ended = []
+        columns = (rows[name].tolist() for name in ("item", "level", "unit", "best_margin"))
+        for i, (number, level, unit, margin) in enumerate(zip(*columns, strict=True)):
+            if self._work[number].wants(level, unit):
+                image = rows["best_x"][i].cpu().clone() if self.options.keep_images else None
+                self._work[number].levels[level].end(unit, margin, image)
+                ended.append(number)
+        return ended
 
     def _judge(self, attack: str, rows: Rows, point: Tensor, logits: Tensor) -> Tensor:
         """(B,) bool, which rows are broken for good: their exact image is in the ball and wrong in float32 as well.
@@ -254,27 +303,29 @@ class Engine:
     def _note_broken(
         self, attack: str, rows: Rows, point: Tensor, claimed: Tensor, predictions: Tensor, margin: Tensor
     ) -> None:
-        numbers, labels = rows["item"][claimed].tolist(), rows["label"][claimed].tolist()
+        places = (rows[name][claimed].tolist() for name in ("item", "level", "unit", "label"))
         distances = self.threat.distance(point[claimed], rows["x0"][claimed]).tolist()
-        found = zip(
-            claimed.tolist(), numbers, labels, predictions.tolist(), distances, margin[claimed].tolist(), strict=True
-        )
-        for i, number, label, prediction, distance, least in found:
-            if prediction == label:
+        found = zip(claimed.tolist(), *places, predictions.tolist(), distances, margin[claimed].tolist(), strict=True)
+        for i, number, level, unit, label, prediction, distance, least in found:
+            work = self._work[number]
+            if prediction == label or not work.wants(level, unit):
                 continue
-            case = self._cases[number]
             image = point[i].cpu().clone() if self.options.keep_images else None
-            eps = self.radii[case.level]
-            case.found[case.level] = LevelOutcome(eps, False, prediction, attack, distance, least, image)
+            outcome = LevelOutcome(self.radii[level], False, prediction, attack, distance, least, image)
+            work.levels[level].succeed(unit, outcome)
+            if self.options.eps_mode == "ascending":
+                work.drop_after(level)
+            self._dropped = True
 
     # Outcomes ---------------------------------------------------------------------------------------------------
 
-    def _clean_image(self, case: Case) -> Tensor | None:
-        return case.example.image.cpu() if self.options.keep_images else None
+    def _clean_image(self, work: Work) -> Tensor | None:
+        return work.example.image.cpu() if self.options.keep_images else None
 
     def _finish(self, number: int) -> None:
-        case = self._cases.pop(number)
-        self._done.append(case.outcome(self.radii, self._clean_image(case)))
+        work = self._work.pop(number)
+        self._done.append(work.outcome(self.radii, self._clean_image(work)))
+        self._dropped = True
 
     def _require_finite(self, values: Tensor, rows: Rows, where: str) -> None:
-        require_finite(values, lambda i: self._cases[int(rows["item"][i])].example.index, where)
+        require_finite(values, lambda i: self._work[int(rows["item"][i])].example.index, where)

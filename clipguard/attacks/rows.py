@@ -19,12 +19,11 @@ from clipguard.attacks.losses import Loss
 from clipguard.attacks.threat import ThreatModel
 
 # What the engine keeps for every row, whatever the attack:
-#   item (B,) int64       position in the engine's list of images
+#   item, level, unit (B,) int64   image, radius and unit in the engine's lists (see units.py)
 #   x0 (B, C, H, W)       clean image;  label, target (B,) int64;  eps (B,) radius in pixel units
 #   ranking (B, C) int64  classes from the largest clean logit to the smallest, without the label
 #   run (B,) int64        which restart x target of this attack;  step (B,) int64 within the run
-#   best_margin (B,), best_x   the strongest image so far, kept across attacks
-COMMON = ("item", "x0", "label", "target", "eps", "ranking", "run", "step", "best_margin", "best_x")
+#   best_margin (B,), best_x   the strongest image so far in this run
 
 
 class Rows(dict[str, Tensor]):
@@ -38,10 +37,6 @@ class Rows(dict[str, Tensor]):
     def take(self, index: Tensor) -> Rows:
         """The rows at these positions (int64), as a new table that shares no memory with this one."""
         return Rows({name: value.index_select(0, index) for name, value in self.items()})
-
-    def common(self) -> Rows:
-        """Without what belongs to one attack."""
-        return Rows({name: self[name] for name in COMMON if name in self})
 
     @staticmethod
     def concatenate(tables: list[Rows]) -> Rows:

@@ -160,8 +160,8 @@ def test_modes_agree_on_what_they_must(norm: Norm) -> None:
         assert flags == sorted(flags, reverse=True)  # never robust again at a larger radius
         assert [level.eps for level in outcome.levels] == RADII[norm]
     assert robust(nested, 2) == robust(independent, 2)
-    fewer = engine(model, "apgd-ce(iterations=15)", RADII[norm], norm)
-    more = engine(model, "apgd-ce(iterations=15)", RADII[norm], norm, eps_mode="independent")
+    fewer = engine(model, "apgd-ce(iterations=15)", RADII[norm], norm, batch_size=1)  # no room to work ahead
+    more = engine(model, "apgd-ce(iterations=15)", RADII[norm], norm, batch_size=1, eps_mode="independent")
     list(fewer.run(examples)), list(more.run(examples))
     assert fewer.costs["apgd-ce"].forward < more.costs["apgd-ce"].forward
 
