@@ -4,6 +4,7 @@ import clipguard
 model = clipguard.load_model("tiny")
 data = clipguard.load_dataset("emoji-animals")
 result = clipguard.bench(models=["tiny"], datasets=["emoji-animals"], eps=["1,4,8"])
+change = clipguard.compare("runs/before", "runs/after", max_drop=1.0)
 tuned = clipguard.finetune("tima", out="runs/tima", steps=100)
 outcome = clipguard.attack(any_torch_module, images, labels, eps=4 / 255)
 """
@@ -16,15 +17,16 @@ __version__ = "0.1.0"
 
 if TYPE_CHECKING:
     from clipguard.attacks.api import attack
-    from clipguard.benchmark.api import bench
+    from clipguard.benchmark.api import bench, compare
     from clipguard.data import load_dataset
     from clipguard.finetuning.api import finetune
     from clipguard.models import load_model
 
-__all__ = ["attack", "bench", "finetune", "load_dataset", "load_model"]
+__all__ = ["attack", "bench", "compare", "finetune", "load_dataset", "load_model"]
 _HOMES = {
     "attack": "clipguard.attacks.api",
     "bench": "clipguard.benchmark.api",
+    "compare": "clipguard.benchmark.api",
     "finetune": "clipguard.finetuning.api",
     "load_dataset": "clipguard.data",
     "load_model": "clipguard.models",

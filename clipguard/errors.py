@@ -30,6 +30,10 @@ class FinetuneError(ClipguardError):
     """A fine-tuning method that does not exist, or a training run that cannot be done or did not succeed."""
 
 
+class ResultError(ClipguardError):
+    """A stored result that cannot be read, or two that cannot be compared."""
+
+
 class OutputError(ClipguardError):
     """A place that cannot be written, or that holds something that would be lost."""
 

@@ -1,13 +1,16 @@
-"""`clipguard.bench`: a run from Python."""
+"""`clipguard.bench` and `clipguard.compare`: runs and comparisons from Python."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
+from clipguard.benchmark.compare import METRICS, Comparison, Rules, compare_results
 from clipguard.benchmark.protocols import make_plan
 from clipguard.benchmark.results import BenchResult
 from clipguard.benchmark.run import bench as run_plan
+from clipguard.benchmark.sides import open_sides
 
 
 def bench(
@@ -30,3 +33,24 @@ def bench(
     if eps:
         options["eps"] = tuple(eps)
     return run_plan(make_plan(models, datasets, protocol=protocol, **options))
+
+
+def compare(
+    base: str | Path,
+    candidate: str | Path,
+    *,
+    max_drop: float = 1.0,
+    alpha: float = 0.05,
+    metrics: Sequence[str] = METRICS,
+    force: bool = False,
+    **options: Any,
+) -> Comparison:
+    """What changed from `base` to `candidate`, image by image: result folders, `results.json` files or models.
+
+    A model is benched as the other side was; for two models, `options` are the fields of `BenchPlan` by name, eps as on
+    the command line. `max_drop` is in points of accuracy. docs/compare.md says what a regression is.
+    Raises ClipguardError for what cannot be read or run, and for results that are not like for like unless `force`.
+    """
+    rules = Rules(max_drop, alpha, tuple(metrics))
+    sides = open_sides(str(base), str(candidate), options, run_plan)
+    return compare_results(*sides, rules, force=force)

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -89,6 +89,21 @@ class BenchPlan:
     data_root: Path | None = None
     protocol: str | None = None  # whose settings these are
     overrides: Mapping[str, Any] = field(default_factory=dict)  # all but these
+
+    def to_dict(self) -> dict[str, Any]:
+        """All but the models as plain JSON types, eps as typed: `plan` in the result files."""
+        values = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "models"}
+        values |= {name: str(value) for name, value in values.items() if isinstance(value, Path)}
+        lists = {"datasets": list(self.datasets), "attacks": list(self.attacks), "eps": [r.typed for r in self.eps]}
+        return values | lists | {"overrides": dict(self.overrides)}
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any], models: Sequence[str]) -> BenchPlan:
+        """The plan that `to_dict` was called on, for other models."""
+        paths = {name: Path(values[name]) for name in ("classes", "data_root") if values[name] is not None}
+        eps = tuple(parse_eps([str(value) for value in values["eps"]], values["norm"]))
+        tuples = {"datasets": tuple(values["datasets"]), "attacks": tuple(values["attacks"]), "eps": eps}
+        return cls(tuple(models), **{**values, **tuples, **paths})
 
     def check(self) -> None:
         """Raises ClipguardError for values that no run could use."""

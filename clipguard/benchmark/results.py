@@ -12,10 +12,11 @@ from typing import Any
 
 import pandas as pd
 
-from clipguard.errors import OutputError
+from clipguard.errors import OutputError, ResultError, first_line
 from clipguard.statistics import wilson_interval
 
 SCHEMA = 1
+RESULTS, SAMPLES = "results.json", "samples.parquet"
 SAMPLE_COLUMNS = {
     "model": "string",
     "dataset": "string",
@@ -82,12 +83,40 @@ class BenchResult:
     cells: list[Cell] = field(default_factory=list)
     samples: pd.DataFrame = field(default_factory=lambda: sample_frame([]))
 
-    def add(self, rows: list[dict[str, Any]]) -> None:
+    @classmethod
+    def read(cls, path: Path) -> BenchResult:
+        """The result in a folder that `clipguard bench` wrote, or in its `results.json` with `samples.parquet` beside.
+
+        Raises ResultError for what is missing, damaged, of another schema, or does not belong together.
+        """
+        file = path / RESULTS if path.is_dir() else path
+        content = _read_json(file)
+        if not isinstance(content, dict) or content.get("schema") != SCHEMA or "run" not in content:
+            raise ResultError(f"{file} is no result of `clipguard bench` with schema {SCHEMA}; bench the model again.")
+        try:
+            frame = pd.read_parquet(file.with_name(SAMPLES))
+            samples = frame[list(SAMPLE_COLUMNS)].astype(SAMPLE_COLUMNS)
+        except (OSError, ValueError, KeyError) as error:
+            what = f"{file.with_name(SAMPLES)} cannot be read ({first_line(error)})"
+            raise ResultError(f"{what}; it belongs beside {file.name}. Bench the model again.") from error
+        result = cls(content["run"])
+        result.add(samples)
+        if [asdict(cell) for cell in result.cells] != content["cells"]:
+            raise ResultError(f"{file} and the {SAMPLES} beside it are not of one run; copy both files of a run.")
+        return result
+
+    def add(self, rows: list[dict[str, Any]] | pd.DataFrame) -> None:
         """Append the rows of one or more complete cells, and their summaries."""
-        frame = sample_frame(rows)
+        frame = rows if isinstance(rows, pd.DataFrame) else sample_frame(rows)
         keys = ["model", "dataset", "norm", "attack", "eps"]
         self.cells += [Cell.from_samples(group) for _, group in frame.groupby(keys, sort=False, observed=True)]
         self.samples = pd.concat([self.samples, frame], ignore_index=True) if len(self.samples) else frame
+
+    def only(self, model: str) -> BenchResult:
+        """The cells and rows of one of its models."""
+        part = BenchResult(self.run)
+        part.add(self.samples[self.samples["model"] == model])
+        return part
 
     def to_dict(self) -> dict[str, Any]:
         """The content of `results.json`."""
@@ -102,6 +131,15 @@ class BenchResult:
         frame = pd.DataFrame([asdict(cell) for cell in self.cells])
         frame["broken_by"] = [json.dumps(b) for b in frame["broken_by"]]
         return frame
+
+
+def _read_json(file: Path) -> Any:
+    try:
+        return json.loads(file.read_text())
+    except (OSError, ValueError) as error:
+        raise ResultError(
+            f"{file} cannot be read ({first_line(error)}); name a folder of `clipguard bench`."
+        ) from error
 
 
 def sample_frame(rows: list[dict[str, Any]]) -> pd.DataFrame:
@@ -134,10 +172,10 @@ class OutputFolder:
         """Write the four files of a bench run. Raises OutputError if the disk does not take them."""
         self.write_files(
             {
-                "samples.parquet": parquet_bytes(result.samples),
+                SAMPLES: parquet_bytes(result.samples),
                 "results.csv": result.to_frame().to_csv(index=False).encode(),
                 "results.md": markdown.encode(),
-                "results.json": (result.to_json() + "\n").encode(),
+                RESULTS: (result.to_json() + "\n").encode(),
             }
         )
 

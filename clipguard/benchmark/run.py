@@ -126,6 +126,7 @@ def provenance(
         "wall_seconds": 0.0,
         "versions": versions(),
         "machine": machine(device),
+        "plan": plan.to_dict(),
         "seed": plan.seed,
         "norm": plan.norm,
         "eps": [r.typed for r in plan.eps],

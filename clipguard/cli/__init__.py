@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 
 from clipguard import __version__
-from clipguard.cli import attack, bench, convert, finetune, inspect, listing, merge
+from clipguard.cli import attack, bench, compare, convert, finetune, inspect, listing, merge
 from clipguard.errors import ClipguardError
 
 INTERRUPTED = 130
@@ -23,6 +23,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 app.command("bench", epilog=bench.EXAMPLES)(bench.bench)
+app.command("compare", epilog=compare.EXAMPLES)(compare.compare)
 app.command("attack", epilog=attack.EXAMPLES)(attack.attack)
 app.command("finetune", epilog=finetune.EXAMPLES)(finetune.finetune)
 app.command("merge", epilog=merge.EXAMPLES)(merge.merge)
@@ -58,7 +59,10 @@ def _global_options(
 
 
 def run(arguments: Sequence[str] | None = None) -> int:
-    """Run a command line and return its exit code: 0, 2 for bad input (one line on stderr), 130 for Ctrl-C."""
+    """Run a command line and return its exit code: 0, 2 for bad input (one line on stderr), 130 for Ctrl-C.
+
+    `compare` also has 1 for a regression and 3 for an inconclusive comparison.
+    """
     command = typer.main.get_command(app)
     try:
         code = command.main(args=None if arguments is None else list(arguments), standalone_mode=False)

@@ -10,6 +10,8 @@ from rich.table import Table
 from rich.text import Text
 
 from clipguard.benchmark.adversarial import PREDICTED, AdversarialImage, AdversarialResult, Opinion
+from clipguard.benchmark.compare import Comparison
+from clipguard.benchmark.compare_output import cell_values, comparison_notes
 from clipguard.benchmark.results import BenchResult
 from clipguard.benchmark.tables import AVERAGE, caption, columns, heading, interval, rows
 
@@ -42,6 +44,30 @@ def print_table(result: BenchResult) -> None:
         head = [Text(short(n)) for n in ([row.model, row.dataset] if len(models) > 1 else [row.dataset])]
         table.add_row(*head, str(row.n), *values, style=style, end_section=row.dataset == AVERAGE)
     Console().print(table)
+
+
+def print_comparison(comparison: Comparison) -> None:
+    """The table of a comparison on stdout: a line a cell, and what it comes to."""
+    styles = {"regression": "bold red", "inconclusive": "yellow", "no regression": "green"}
+    table = Table(box=SIMPLE_HEAD, padding=(0, 1), pad_edge=False)
+    for name in ("data set, cell", "images", "accuracy", "change", "p", "verdict"):
+        table.add_column(name, justify="left" if name in ("data set, cell", "verdict") else "right")
+    for cell in comparison.cells:
+        dataset, name, n, base, candidate, change, interval_text, lost, gained, p, verdict = cell_values(cell)
+        dim = "not bold dim"
+        table.add_row(
+            Text(short(dataset)).append(f"\n{short(name)}", style=dim),
+            Text(n).append(f"\n−{lost} +{gained}", style=dim),
+            Text(f"{base} → {candidate}"),
+            Text(change, style="bold").append(f"\n{interval_text}", style=dim),
+            Text(p),
+            Text(verdict, style=styles[verdict]),
+            style="italic" if cell.dataset == AVERAGE else "",
+        )
+    console = Console()
+    console.print(table)
+    for line in comparison_notes(comparison):
+        console.print(Text(line))
 
 
 def print_images(result: AdversarialResult) -> None:

@@ -78,7 +78,7 @@ def test_help_version_and_lists(capfd: pytest.CaptureFixture[str]) -> None:
     assert "ViT-B-32-quickgelu:openai" in capfd.readouterr().out
 
 
-@pytest.mark.parametrize("command", ["bench", "finetune", "merge", "convert", "inspect"])
+@pytest.mark.parametrize("command", ["bench", "compare", "finetune", "merge", "convert", "inspect"])
 def test_help_loads_no_torch(command: str) -> None:
     code = f"import sys; from clipguard.cli import run; run(['{command}', '--help']); sys.exit('torch' in sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True, stdout=subprocess.DEVNULL)

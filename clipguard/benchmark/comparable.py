@@ -1,0 +1,85 @@
+"""Whether two results are of the same benchmark, so that a difference between them is one of the models."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from clipguard.benchmark.results import BenchResult
+from clipguard.benchmark.tables import protocol_line
+from clipguard.errors import ResultError
+
+# What a run was, but for the model and for how it was computed.
+RUN_FIELDS = (
+    "norm",
+    "eps_mode",
+    "quantize",
+    "resolution",
+    "resize",
+    "logit_scale",
+    "class_names",
+    "engine",
+    "protocol",
+)
+DATASET_FIELDS = {
+    "indices": "other images",
+    "class_names": "other class names",
+    "templates": "other templates",
+    "fingerprint": "other data (fingerprint)",
+}
+MOST = 3  # cells named before "and more"
+
+
+def model_name(result: BenchResult, side: str) -> str:
+    """The one model of a result. Raises ResultError if there are several, or no finished cell."""
+    names = sorted({cell.model for cell in result.cells})
+    if len(names) != 1:
+        held = f"has results of {', '.join(names)}" if names else "has no finished cell"
+        raise ResultError(f"{side} {held}; name a run of `clipguard bench` with one model.")
+    return names[0]
+
+
+def differences(base: BenchResult, candidate: BenchResult) -> list[str]:
+    """Every reason why the two are not like for like, for people; none if they are."""
+    one, other = base.run, candidate.run
+    reasons = [
+        f"{name} is {_plain(one[name])} in BASE and {_plain(other[name])} in CANDIDATE"
+        for name in RUN_FIELDS
+        if one[name] != other[name]
+    ]
+    for name in _shared(one["datasets"], other["datasets"]):
+        first, second = one["datasets"][name], other["datasets"][name]
+        unlike = [text for field, text in DATASET_FIELDS.items() if first[field] != second[field]]
+        # The fingerprint covers images and names: on its own it tells that pixels or labels changed.
+        reasons += [f"{name} has {unlike[0]}"] if unlike else []
+    reasons += [
+        f"attack {name} has other parameters"
+        for name in _shared(one["attacks"], other["attacks"])
+        if one["attacks"][name] != other["attacks"][name]
+    ]
+    return [*reasons, *_one_sided(base, candidate)]
+
+
+def _shared(one: Mapping[str, Any], other: Mapping[str, Any]) -> list[str]:
+    return [name for name in one if name in other]
+
+
+def _one_sided(base: BenchResult, candidate: BenchResult) -> list[str]:
+    """Cells that only one of the two has, such as those of an interrupted run."""
+    have = [list(dict.fromkeys((c.dataset, c.attack, c.eps) for c in result.cells)) for result in (base, candidate)]
+    reasons = []
+    for side, own, others in (("BASE", have[0], have[1]), ("CANDIDATE", have[1], have[0])):
+        only = [_describe(*cell) for cell in own if cell not in others]
+        more = f" and {len(only) - MOST} more" if len(only) > MOST else ""
+        reasons += [f"only {side} has {', '.join(only[:MOST])}{more}"] if only else []
+    return reasons
+
+
+def _describe(dataset: str, attack: str, eps: float) -> str:
+    return f"{dataset} clean" if attack == "none" else f"{dataset} {attack} at eps {eps:g}"
+
+
+def _plain(value: Any) -> str:
+    if isinstance(value, Mapping):  # a protocol
+        return protocol_line(value).removeprefix("protocol ")
+    return "none" if value is None else str(value)

@@ -1,0 +1,68 @@
+"""BASE and CANDIDATE as they are named: results that are there, and models that are benched like the other side."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from clipguard.benchmark.comparable import model_name
+from clipguard.benchmark.plan import BenchPlan
+from clipguard.benchmark.protocols import make_plan
+from clipguard.benchmark.results import RESULTS, BenchResult
+from clipguard.errors import ModelError, ResultError
+from clipguard.models import parse_source
+
+HOW_FIELDS = ("device", "batch_size")  # of a plan: where it runs, which changes no outcome
+
+TYPED = {"datasets": "dataset", "attacks": "attack"}  # options whose fields have other names
+
+
+def open_sides(
+    base: str, candidate: str, options: Mapping[str, Any], measure: Callable[[BenchPlan], BenchResult]
+) -> tuple[BenchResult, BenchResult]:
+    """The results of both sides: read, or measured by one call of `measure` with a plan for the models.
+
+    A model is benched as the other side was. `options` (fields of `BenchPlan`, eps as typed) are for two models; next
+    to a result only `device` and `batch_size` may be given. Raises ClipguardError before anything is measured.
+    """
+    names = {"BASE": base, "CANDIDATE": candidate}
+    results = {side: _read(name) for side, name in names.items()}
+    read = {side: result for side, result in results.items() if result is not None}
+    missing = [names[side] for side in names if side not in read]
+    unused = sorted(name for name in options if read and (name not in HOW_FIELDS or not missing))
+    if unused:
+        given = ", ".join(f"--{TYPED.get(name, name).replace('_', '-')}" for name in unused)
+        measured = f"{' and '.join(read)} {'is' if len(read) == 1 else 'are'} measured already"
+        raise ResultError(f"{given} is for models to bench; {measured}. Leave it out.")
+    for side, result in read.items():
+        model_name(result, side)
+    if missing:
+        result = measure(_plan(missing, read, options))
+        read |= {side: result.only(name) for side, name in names.items() if side not in read}
+    return read["BASE"], read["CANDIDATE"]
+
+
+def _read(name: str) -> BenchResult | None:
+    """The result at a path, or None for a model."""
+    path = Path(name).expanduser()
+    if (path / RESULTS).is_file() or path.suffix == ".json":
+        return BenchResult.read(path)
+    try:
+        parse_source(name)
+    except ModelError as error:
+        raise ResultError(f"{name} holds no {RESULTS}, and is no model: {error}") from error
+    return None
+
+
+def _plan(models: list[str], read: Mapping[str, BenchResult], options: Mapping[str, Any]) -> BenchPlan:
+    models = list(dict.fromkeys(models))
+    if not read:
+        datasets, protocol = options.get("datasets", ()), options.get("protocol")
+        rest = {name: value for name, value in options.items() if name not in ("datasets", "protocol")}
+        return make_plan(models, datasets, protocol=protocol, **rest)
+    ((side, result),) = read.items()
+    if "plan" not in result.run:
+        raise ResultError(f"{side} is of an older clipguard, which did not keep its plan: bench both again.")
+    return replace(BenchPlan.from_dict(result.run["plan"], models), **options)
