@@ -38,11 +38,12 @@ def cell_values(cell: CellChange) -> list[str]:
 def comparison_notes(comparison: Comparison) -> list[str]:
     """Lines under the table: what the numbers are, what is undecided, and what was forced."""
     rules = comparison.rules
+    allowed = f"{rules.max_drop:g} {'point' if rules.max_drop == 1 else 'points'}"
     notes = [
         f"{comparison.verdict.capitalize()}: {comparison.candidate} against {comparison.base}, on the same images, "
-        f"max drop {rules.max_drop:g} points.",
+        f"max drop {allowed}.",
         "Change in points of accuracy, with 95 % paired intervals. p: chance of losing this much if the true drop were "
-        f"{rules.max_drop:g} points, or none (the larger; Holm over {len(comparison.cells)} cells); a regression at "
+        f"{allowed}, or none (the larger; Holm over {len(comparison.cells)} cells); a regression at "
         f"{rules.alpha:g} or less.",
     ]
     undecided = [cell for cell in comparison.cells if cell.verdict == "inconclusive"]
