@@ -43,9 +43,9 @@ def differences(base: BenchResult, candidate: BenchResult) -> list[str]:
     """Every reason why the two are not like for like, for people; none if they are."""
     one, other = base.run, candidate.run
     reasons = [
-        f"{name} is {_plain(one[name])} in BASE and {_plain(other[name])} in CANDIDATE"
-        for name in RUN_FIELDS
-        if one[name] != other[name]
+        f"{name} is {_plain(one.get(name))} in BASE and {_plain(other.get(name))} in CANDIDATE"
+        for name in RUN_FIELDS  # an older run may lack some
+        if one.get(name) != other.get(name)
     ]
     for name in _shared(one["datasets"], other["datasets"]):
         first, second = one["datasets"][name], other["datasets"][name]

@@ -91,7 +91,7 @@ class BenchResult:
         """
         file = path / RESULTS if path.is_dir() else path
         content = _read_json(file)
-        if not isinstance(content, dict) or content.get("schema") != SCHEMA or "run" not in content:
+        if not isinstance(content, dict) or content.get("schema") != SCHEMA or not {"run", "cells"} <= set(content):
             raise ResultError(f"{file} is no result of `clipguard bench` with schema {SCHEMA}; bench the model again.")
         try:
             frame = pd.read_parquet(file.with_name(SAMPLES))

@@ -210,6 +210,7 @@ def _swap_samples(folder: Path, base: BenchResult) -> None:
 
 DAMAGE: dict[str, tuple[Callable[[Path, BenchResult], object], str]] = {
     "not JSON": (lambda folder, _: (folder / "results.json").write_text("{"), "cannot be read"),
+    "half a file": (lambda folder, _: (folder / "results.json").write_text('{"schema": 1, "run": {}}'), "no result of"),
     "another schema": (lambda folder, _: (folder / "results.json").write_text('{"schema": 99}'), "schema 1"),
     "no samples": (lambda folder, _: (folder / "samples.parquet").unlink(), "belongs beside results.json"),
     "cut samples": (lambda folder, _: (folder / "samples.parquet").write_bytes(b"PAR1"), "belongs beside"),
@@ -254,6 +255,18 @@ def test_two_models_are_benched_in_one_run() -> None:
     assert [c.attack for c in found.cells] == ["none", "pgd-2"]
     same = clipguard.compare("tiny", "tiny", datasets=["emoji-food"], n_samples=4, attacks=["none"])
     assert same.cells[0].change == 0
+
+
+def test_results_of_an_older_clipguard(base: BenchResult, tmp_path: Path) -> None:
+    older = copy.deepcopy(base)
+    del older.run["plan"], older.run["resize"]
+    for name in ("a", "b"):
+        OutputFolder(tmp_path / name).write(older, to_markdown(older))
+    assert clipguard.compare(tmp_path / "a", tmp_path / "b").differences == ()
+    with pytest.raises(ResultError, match="BASE is of an older clipguard"):
+        clipguard.compare(tmp_path / "a", "tiny")
+    with pytest.raises(ResultError, match="resize is none in BASE and model in CANDIDATE"):
+        compare_results(older, base, Rules())
 
 
 def test_options_for_what_is_measured_are_refused(base: BenchResult, tmp_path: Path) -> None:
