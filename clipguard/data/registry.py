@@ -43,6 +43,8 @@ class DatasetEntry:
     """The prompt of `--templates single`."""
     templates: tuple[str, ...] | str | None = None
     """The prompts of `--templates ensemble`, or a file of them."""
+    ensemble: tuple[str, ...] | None = None
+    """The same for data that come without prompts."""
     native: bool = False
     """Papers that attack some sets at their own resolution do so here (CIFAR, STL)."""
     imagenet: bool = False
@@ -169,7 +171,7 @@ def read_entry(name: str, table: dict[str, Any]) -> DatasetEntry:
         if not _fits(value, known[key]):
             raise DatasetError(f"{key} = {value!r} is not of the right kind ({known[key].replace('tuple', 'list')})")
         values[key] = tuple(value) if isinstance(value, list) else value
-    for key in ("single", "templates"):
+    for key in ("single", "templates", "ensemble"):
         if isinstance(values.get(key), tuple):
             values[key] = tuple(read_template(template, key) for template in values[key])
         elif key == "single" and key in values:

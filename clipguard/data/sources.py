@@ -122,7 +122,7 @@ def _write_names(
 
 
 def _template_sets(rows: Rows, entry: DatasetEntry | None, choice: str) -> TemplateSets:
-    """What `single` and `ensemble` mean: the entry's, else the data's, else ImageNet's own, else anybody's."""
+    """What `single` and `ensemble` mean: the entry's, else the data's, else the set's usual ones, else anybody's."""
     if entry is None:
         return rows.templates
     found = rows.templates
@@ -132,6 +132,8 @@ def _template_sets(rows: Rows, entry: DatasetEntry | None, choice: str) -> Templ
     elif found == PHOTO and choice == "ensemble" and entry.templates is None:
         if entry.imagenet:
             found = replace(PHOTO, ensemble=imagenet_templates())
+        elif entry.ensemble is not None:
+            found = replace(PHOTO, ensemble=entry.ensemble)
         else:
             log.warning(
                 "%s: no zeroshot_classification_templates.txt in %s, so the ensemble is the one for any photos",

@@ -69,6 +69,24 @@ def test_a_copy_laid_out_as_the_web_dataset(tmp_path: Path) -> None:
     assert len(load_images("pcam", data_root=tmp_path)) == 4
 
 
+@pytest.mark.parametrize(
+    ("name", "prompts"), [("cifar10", 18), ("stanford-cars", 8), ("dtd", 8), ("caltech101", 34), ("eurosat", 3)]
+)
+def test_ensembles_are_as_long_as_clip_benchmark_s(name: str, prompts: int) -> None:
+    ensemble = registry()[name].ensemble
+    assert ensemble is not None
+    assert len(set(ensemble)) == prompts
+
+
+def test_a_set_without_usual_prompts_gets_those_for_any_photo(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    for name in ("001.ak47", "002.american-flag"):
+        (tmp_path / "caltech256" / name).mkdir(parents=True)
+        (tmp_path / "caltech256" / name / "0.png").write_bytes(png(COLOURS[0]))
+    with caplog.at_level(logging.WARNING, logger="clipguard"):
+        assert len(load_dataset("caltech256", data_root=tmp_path).templates) == 7
+    assert "no zeroshot_classification_templates.txt" in caplog.text
+
+
 def test_a_copy_in_parquet_and_the_environment(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -84,9 +102,10 @@ def test_a_copy_in_parquet_and_the_environment(
         dataset = load_dataset("food101")
     check_images(dataset, [0, 1])
     assert (dataset.split, dataset.class_names) == ("validation", ["apple pie", "beef tartare"])
-    assert "no zeroshot_classification_templates.txt" in caplog.text
-    (tmp_path / "food101" / "zeroshot_classification_templates.txt").write_text("a photo of {c}, a type of food.\n")
-    assert load_dataset("food101").templates == ["a photo of {}, a type of food."]
+    assert dataset.templates == ["a photo of {}, a type of food."]  # the set's own of CLIP's paper
+    assert not caplog.records
+    (tmp_path / "food101" / "zeroshot_classification_templates.txt").write_text("{c} on a plate.\n")
+    assert load_dataset("food101").templates == ["{} on a plate."]  # what comes with the copy wins
     assert load_dataset("food101", templates="single").templates == ["A photo of {}, a type of food."]
 
 
