@@ -98,7 +98,8 @@ def finetune(
         Whole, typer.Option("--attack-steps", help="Of the training attack, PGD. Default: 10 (tiny: 3).")
     ] = None,
     step_size: Annotated[
-        Real, typer.Option("--step-size", help="Of the attack, in units of eps. Default: 2.5 eps / steps, at most eps.")
+        Real,
+        typer.Option("--step-size", help="Of the attack, in the units of --eps. Default: 2.5 eps / steps."),
     ] = None,
     random_start: Annotated[
         bool | None, typer.Option("--random-start/--no-random-start", help="Of the attack. Default: yes.")

@@ -47,7 +47,7 @@ class FinetuneConfig:
     norm: Norm = "linf"
     eps: float = 4.0  # units of 1/255 for linf
     attack_steps: int = 10
-    step_size: float | None = None  # units of eps; None: 2.5 eps / attack_steps, at most eps
+    step_size: float | None = None  # in the units of eps; None: 2.5 eps / attack_steps, at most eps
     random_start: bool = True
 
     train: str = "visual"  # visual, last-N or all

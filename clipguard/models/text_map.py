@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from pathlib import Path
 from typing import ClassVar, Literal
@@ -25,14 +26,14 @@ ORIGINAL_FILE = "original_text.safetensors"
 TextChoice = Literal["tuned", "original"]
 
 
-class TextMap(nn.Module):
+class TextMap(nn.Module, ABC):
     """From the unit embeddings (C, T, D) of every class's prompts to tuned ones; a subclass says how."""
 
     kind: ClassVar[str]
 
+    @abstractmethod
     def forward(self, prompts: Tensor, class_names: Sequence[str]) -> Tensor:
         """(C, T, D) or (C, 1, D) unit rows."""
-        raise NotImplementedError
 
     def to_bytes(self) -> bytes:
         """The content of `clipguard_text.safetensors`."""
