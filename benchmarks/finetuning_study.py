@@ -54,6 +54,7 @@ ABLATIONS = {
     "laat text": "tima(text=laat)",
     "encoder text": "tima(text=encoder,text_lr=0.0001)",
     "kd temperature 4": "tima(kd_temperature=4)",
+    "kd scale 100": "tima(kd_scale=100)",
     "feature takd": "tima(takd_kind=feature)",
     "iat first": "tima(schedule=iat_first)",
 }

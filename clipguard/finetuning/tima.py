@@ -48,7 +48,8 @@ class TIMA(Method):
             first.
         margin: mean margin, in cosines.
         alpha, mhe_form: see `hyperspherical_energy`.
-        kd_scale, kd_temperature: the factor on cosines in both distillations, and the temperature T of `distillation`.
+        kd_scale, kd_temperature: the factor on cosines in both distillations (by default the model's logit scale, which
+            is 100 for CLIP), and the temperature T of `distillation`.
         takd_student: the images that TAKD holds: "adversarial" (z') or "clean".
         takd_kind: "logits" as above, or "feature": mean_i (1 - cos(z'_i, z0_i)).
         schedule: "joint": one step on the whole loss; "iat_first": text only for the first `iat_share` of the steps,
@@ -69,7 +70,7 @@ class TIMA(Method):
     lam_iakd: float = 1.0
     lam_iat: float = 1.0
     lam_takd: float = 1.0
-    kd_scale: float = 100.0
+    kd_scale: float | None = None
     kd_temperature: float = 1.0
     takd_student: Literal["adversarial", "clean"] = "adversarial"
     takd_kind: Literal["logits", "feature"] = "logits"
@@ -87,7 +88,8 @@ class TIMA(Method):
     def __post_init__(self) -> None:
         """Raises FinetuneError for options that contradict each other."""
         for option in ("alpha", "kd_scale", "kd_temperature"):
-            if getattr(self, option) <= 0:
+            value = getattr(self, option)
+            if value is not None and value <= 0:
                 raise FinetuneError(f"tima: {option} must be above 0.")
         if not 0 < self.iat_share < 1:
             raise FinetuneError(f"tima: iat_share is a share of the steps, above 0 and below 1, not {self.iat_share}.")
@@ -139,8 +141,7 @@ class TIMA(Method):
                 terms["mhe"] = self.lam_iat * self.lam_mhe * energy
             if self.lam_iat * self.lam_iakd:
                 z0 = _unit(batch.original_clean)
-                loss = distillation(z0, batch.original_text, z0, batch.text, self.kd_scale, self.kd_temperature)
-                terms["iakd"] = self.lam_iat * self.lam_iakd * loss
+                terms["iakd"] = self.lam_iat * self.lam_iakd * self._distil(batch, z0, z0, batch.text)
         if not self._in_first_phase(progress):
             assert batch.adversarial is not None
             terms["tam"] = self._margin_loss(batch.adversarial, batch, self.margin).mean()
@@ -162,7 +163,11 @@ class TIMA(Method):
         z0, t0 = _unit(batch.original_clean), batch.original_text
         if self.takd_kind == "feature":
             return (1 - (student * z0).sum(dim=1)).mean()
-        return distillation(z0, t0, student, t0, self.kd_scale, self.kd_temperature)
+        return self._distil(batch, z0, student, t0)
+
+    def _distil(self, batch: Batch, teacher: Tensor, images: Tensor, text: Tensor) -> Tensor:
+        scale = batch.logit_scale if self.kd_scale is None else self.kd_scale
+        return distillation(teacher, batch.original_text, images, text, scale, self.kd_temperature)
 
 
 def hyperspherical_energy(text: Tensor, alpha: float = 2.0, form: MHEForm = "bounded") -> Tensor:

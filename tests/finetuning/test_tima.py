@@ -120,6 +120,12 @@ def test_distillation_by_hand() -> None:
     assert float(distillation(z, teacher, z, student, 2, 2)) == pytest.approx(4 * kl)
 
 
+def test_distillation_is_on_the_scale_of_the_models_logits(batch: Batch) -> None:
+    default, same, other = (TIMA(kd_scale=scale).terms(batch, 0.0) for scale in (None, batch.logit_scale, 100.0))
+    for term in ("iakd", "takd"):
+        assert float(default[term]) == float(same[term]) != float(other[term])
+
+
 def test_feature_distillation_and_clean_students(batch: Batch) -> None:
     cosine = F.cosine_similarity(batch.adversarial, batch.original_clean)  # type: ignore[arg-type]
     terms = TIMA(takd_kind="feature", lam_takd=3).terms(batch, 0.0)
