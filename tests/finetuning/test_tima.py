@@ -123,7 +123,7 @@ def test_distillation_by_hand() -> None:
 def test_distillation_is_on_the_scale_of_the_models_logits(batch: Batch) -> None:
     default, same, other = (TIMA(kd_scale=scale).terms(batch, 0.0) for scale in (None, batch.logit_scale, 100.0))
     for term in ("iakd", "takd"):
-        assert float(default[term]) == float(same[term]) != float(other[term])
+        assert default[term].item() == same[term].item() != other[term].item()
 
 
 def test_feature_distillation_and_clean_students(batch: Batch) -> None:
