@@ -8,7 +8,11 @@ an interrupted study goes on. Two processes may share the work: `--part 0/2` and
 - tune: for every method the learning rates of `LEARNING_RATES`, one seed, eps 4; the best by the mean of clean and
   PGD-10 accuracy on validation images (of the training split). The same effort for each.
 - train: the chosen rates, three seeds at eps 4, and at eps 1 and 8 for TIMA and the best baseline.
-- ablate: TIMA without each term, other margins and other texts, at eps 8, one seed, with its diagnostics.
+- ablate: TIMA without each term, other margins and other texts, at eps 8, one seed.
+- confirm: the first seed's TIMA and best baseline, and the model as it came, under the complete autoattack-fast; with
+  the diagnostics of TIMA's papers (margins at small and large eps, margins and the similarity of texts).
+
+`finetuning_table.py` makes the table and the plot.
 """
 
 from __future__ import annotations
@@ -18,7 +22,8 @@ import hashlib
 import json
 import shutil
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +35,13 @@ from clipguard.attacks.engine import Engine, EngineOptions, Example
 from clipguard.attacks.recipes import parse_recipe
 from clipguard.attacks.threat import ThreatModel
 from clipguard.data import list_datasets
-from clipguard.finetuning.diagnostics import text_diagnostics
+from clipguard.finetuning.diagnostics import (
+    margin_offset,
+    margin_similarity_correlation,
+    mean_margins,
+    text_diagnostics,
+)
+from clipguard.finetuning.pgd import TrainingAttack
 
 TRAINED_ON = "emoji-objects"
 METHODS = ("clean", "tecoa", "fare", "pmg-aft", "tima")
@@ -38,7 +49,7 @@ LEARNING_RATES = (2e-4, 5e-4, 1e-3)
 STEPS, BATCH, ATTACK_STEPS = 200, 64, 3
 EPS, SEEDS = 4, (0, 1, 2)
 EVALUATED = ("1", "4", "8")  # units of 1/255
-N = 100  # test images of each set
+N, N_CONFIRM = 100, 50  # test images of each set
 ATTACK = {"name": "apgd-30", "stages": ["apgd-ce(iterations=30)", "apgd-t(iterations=30,targets=3)"]}
 ABLATIONS = {
     "all": "tima",
@@ -75,6 +86,11 @@ class Unit:
         """A name for files, from everything that defines the run."""
         return hashlib.sha256(json.dumps([asdict(self), STEPS, BATCH, ATTACK_STEPS]).encode()).hexdigest()[:16]
 
+    @property
+    def trained(self) -> Unit:
+        """The unit whose fine-tuning this one evaluates."""
+        return replace(self, stage="train") if self.stage == "confirm" else self
+
 
 def units(stage: str, records: list[dict[str, Any]]) -> Iterator[Unit]:
     """What a stage consists of; later stages need the records of earlier ones."""
@@ -94,8 +110,14 @@ def units(stage: str, records: list[dict[str, Any]]) -> Iterator[Unit]:
                 for seed in SEEDS:
                     yield Unit("train", method, rates[method], eps, seed)
         return
-    for method in ABLATIONS.values():
-        yield Unit("ablate", method, rates["tima"], 8, SEEDS[0])
+    if stage == "ablate":
+        for method in ABLATIONS.values():
+            yield Unit("ablate", method, rates["tima"], 8, SEEDS[0])
+        return
+    yield Unit("confirm", "none", 0.0, 0, 0)
+    for method in ("tima", best_baseline(records)):
+        for eps in (EPS, 8):
+            yield Unit("confirm", method, rates[method], eps, SEEDS[0])
 
 
 def best_rate(method: str, records: list[dict[str, Any]]) -> float:
@@ -115,21 +137,25 @@ def best_baseline(records: list[dict[str, Any]]) -> str:
 def run(unit: Unit, work: Path) -> dict[str, Any]:
     """Fine-tune, and evaluate: on validation images when tuning, on all test splits else."""
     record: dict[str, Any] = asdict(unit) | {"provenance": provenance()}
-    spec, folder = "tiny", work / unit.key
-    if unit.method != "none":
+    spec, folder = "tiny", work / unit.trained.key
+    if unit.method != "none" and not (unit.stage == "confirm" and (folder / "open_clip_config.json").exists()):
         shutil.rmtree(folder, ignore_errors=True)  # of an interrupted run
         settings = {"dataset": TRAINED_ON, "steps": STEPS, "batch_size": BATCH, "attack_steps": ATTACK_STEPS}
         settings |= {"lr": unit.lr, "eps": float(unit.eps), "seed": unit.seed, "eval_samples": 100}
         done = clipguard.finetune(unit.method, out=folder, **settings).run
         record |= {"training_seconds": done["training_seconds"], "weights": done["sha256"]}
+    if unit.method != "none":
         spec = f"local-dir:{folder}"
     if unit.stage == "tune":
         return record | {"validation": validate(spec, folder, unit.seed)}
-    recipe = work / "apgd-30.yaml"
+    recipe, n = work / "apgd-30.yaml", N
     recipe.write_text(json.dumps(ATTACK))  # JSON is YAML
     names = [d.name for d in list_datasets()]
-    result = clipguard.bench([spec], names, [",".join(EVALUATED)], [str(recipe)], n_samples=N, eps_mode="ascending")
-    frame = result.samples
+    attack = str(recipe)
+    if unit.stage == "confirm":
+        attack, n = "autoattack-fast", N_CONFIRM
+        record["margins"] = {name: margins(spec, name) for name in names}
+    frame = clipguard.bench([spec], names, [",".join(EVALUATED)], [attack], n_samples=n).samples
     record["accuracy"] = {
         name: {
             f"{eps:g}": float(group["robust"].mean())
@@ -160,6 +186,30 @@ def validate(spec: str, folder: Path, seed: int) -> dict[str, float]:
     return {"n": len(outcomes), "clean": clean, "robust": robust, "mean": (clean + robust) / 2}
 
 
+def margins(spec: str, name: str) -> dict[str, Any]:
+    """Logit margins under PGD-10 at small and large eps, the offset between them, and their relation to the texts."""
+    data, model = clipguard.load_dataset(name), clipguard.load_model(spec)
+    classifier, preprocess = model.classifier(data.class_names, data.templates), model.preprocess()
+    indices = data.subset(N, 0).tolist()
+    x = torch.stack([preprocess(data.image(i)) for i in indices])
+    labels = torch.tensor([int(data.labels[i]) for i in indices])
+    logits = {0.0: classifier(x)}
+    for eps in (1, 2, 4, 8, 16):
+        attack = TrainingAttack(ThreatModel("linf"), eps / 255, 10, eps / 255 / 4, random_start=True)
+        loss = partial(cross_entropy_of, classifier, labels)
+        logits[float(eps)] = classifier(attack(loss, x, indices)[0])
+    return {
+        "mean": mean_margins(logits, labels),
+        "offset from 1 to 8": margin_offset(logits[1.0], logits[8.0], labels),
+        "correlation with text cosine": margin_similarity_correlation(logits[0.0], labels, classifier.text.T),
+    }
+
+
+def cross_entropy_of(classifier: torch.nn.Module, labels: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
+    """(B,) what PGD maximises."""
+    return torch.nn.functional.cross_entropy(classifier(x), labels, reduction="none")
+
+
 def text_side(spec: str, name: str) -> dict[str, float]:
     """How the tuned texts of a set's classes lie, compared with the original ones."""
     data = clipguard.load_dataset(name)
@@ -172,7 +222,7 @@ def text_side(spec: str, name: str) -> dict[str, float]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--work", type=Path, required=True, help="where the runs are kept")
-    parser.add_argument("--stage", choices=["tune", "train", "ablate"], required=True)
+    parser.add_argument("--stage", choices=["tune", "train", "ablate", "confirm"], required=True)
     parser.add_argument("--part", default="0/1", help="K/N: this process does every N-th run, from the K-th")
     args = parser.parse_args()
     part, parts = map(int, args.part.split("/"))
