@@ -1,8 +1,8 @@
 """The table and the plot of the fine-tuning study, from the records in `results/finetuning_study/`.
 
 `python finetuning_table.py` writes `results/finetuning_study.md`, `.json` and `.png`. Accuracies are means over the
-four sets, each of as many images; "robust" is the mean over the evaluated eps, "harmonic" the harmonic mean of clean and
-robust. Spread: standard deviation over seeds. The test pairs TIMA with the best baseline image by image: an image's
+four sets, each of as many images; "robust" is the mean over the evaluated eps, "harmonic" the harmonic mean of clean
+and robust. Spread: standard deviation over seeds. The test pairs TIMA with the best baseline image by image: an image's
 outcome is its mean over seeds; 95 % interval by bootstrap over images, p by a sign-flip permutation test.
 """
 
