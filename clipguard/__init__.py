@@ -7,6 +7,7 @@ result = clipguard.bench(models=["tiny"], datasets=["emoji-animals"], eps=["1,4,
 change = clipguard.compare("runs/before", "runs/after", max_drop=1.0)
 tuned = clipguard.finetune("tima", out="runs/tima", steps=100)
 outcome = clipguard.attack(any_torch_module, images, labels, eps=4 / 255)
+findings = clipguard.doctor(any_torch_module, images, labels, eps=4 / 255)
 """
 
 from __future__ import annotations
@@ -17,16 +18,18 @@ __version__ = "0.1.0"
 
 if TYPE_CHECKING:
     from clipguard.attacks.api import attack
+    from clipguard.attacks.doctor import doctor
     from clipguard.benchmark.api import bench, compare
     from clipguard.data import load_dataset
     from clipguard.finetuning.api import finetune
     from clipguard.models import load_model
 
-__all__ = ["attack", "bench", "compare", "finetune", "load_dataset", "load_model"]
+__all__ = ["attack", "bench", "compare", "doctor", "finetune", "load_dataset", "load_model"]
 _HOMES = {
     "attack": "clipguard.attacks.api",
     "bench": "clipguard.benchmark.api",
     "compare": "clipguard.benchmark.api",
+    "doctor": "clipguard.attacks.doctor",
     "finetune": "clipguard.finetuning.api",
     "load_dataset": "clipguard.data",
     "load_model": "clipguard.models",

@@ -26,6 +26,14 @@ class AttackError(ClipguardError):
     """An attack or threat that does not exist, or that cannot be run on this model."""
 
 
+class NoGradientError(AttackError):
+    """A model that passes no gradient to its input."""
+
+
+class NonFiniteError(AttackError):
+    """NaN or infinite values where numbers are needed."""
+
+
 class FinetuneError(ClipguardError):
     """A fine-tuning method that does not exist, or a training run that cannot be done or did not succeed."""
 

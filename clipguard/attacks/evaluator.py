@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from clipguard.attacks.outcomes import Example
 from clipguard.attacks.recipes import stage_name
 from clipguard.attacks.rows import Attack, Rows
-from clipguard.errors import AttackError, first_line
+from clipguard.errors import AttackError, NoGradientError, NonFiniteError, first_line
 
 log = logging.getLogger("clipguard")
 CPU_BATCH, LARGEST_BATCH = 64, 1024
@@ -161,7 +161,7 @@ class Evaluator:
                 values = objective(logits, start, stop)
                 grad = torch.autograd.grad(values.sum(), leaf, allow_unused=True)[0] if logits.requires_grad else None
             if grad is None:
-                raise AttackError("The model passes no gradient to its input: it cannot be attacked by gradients.")
+                raise NoGradientError("The model passes no gradient to its input: it cannot be attacked by gradients.")
             # contiguous: the gradient of a sum is one number seen many times, and attacks write in place
             return logits.detach(), values.detach(), grad.contiguous()
 
@@ -242,12 +242,12 @@ def _mean(tensors: Sequence[Tensor]) -> Tensor:
 
 
 def require_finite(values: Tensor, index: Callable[[int], int], where: str) -> None:
-    """Raise AttackError with the image's index, a function of its row, if a value is NaN or infinite."""
+    """Raise NonFiniteError with the image's index, a function of its row, if a value is NaN or infinite."""
     if torch.isfinite(values.sum()):  # cheap: one pass; a sum may also overflow, so look again
         return
     bad = (~torch.isfinite(values.flatten(1))).any(dim=1)
     if bad.any():
-        raise AttackError(
+        raise NonFiniteError(
             f"The model gives NaN or infinite values {where} (image {index(int(bad.nonzero()[0]))}); its numbers "
             "cannot be trusted. Check the weights, and use float32."
         )

@@ -20,6 +20,7 @@ from clipguard.attacks.recipe_files import open_recipe
 from clipguard.attacks.recipes import Recipe
 from clipguard.attacks.reference import ReferenceEngine
 from clipguard.attacks.threat import ThreatModel
+from clipguard.benchmark.findings import find
 from clipguard.benchmark.plan import PIXEL, BenchPlan
 from clipguard.benchmark.preprocess import prepare
 from clipguard.benchmark.provenance import fingerprint, image_hash, machine, versions
@@ -246,6 +247,11 @@ def _run_task(
             }
         )
         log.info("%s on %s: %d images done", recipe.name, task.name, len(outcomes))
+    mine = (result.samples["model"] == model.info.name) & (result.samples["dataset"] == task.name)
+    findings = find(plan, classifier, task.dataset, preprocess, recipes, device, result.samples[mine])
+    if findings:
+        entry = {"model": model.info.name, "dataset": task.name, "findings": [f.to_dict() for f in findings]}
+        result.run.setdefault("findings", []).append(entry)
 
 
 def cost_table(costs: dict[str, Cost]) -> dict[str, Any]:

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from clipguard.benchmark.findings import finding_lines
 from clipguard.benchmark.results import BenchResult, Cell
 
 AVERAGE = "average"
@@ -101,4 +102,5 @@ def to_markdown(result: BenchResult) -> str:
             text = "–" if accuracy is None else f"{100 * accuracy:.1f}"
             values.append(f"{text} ({interval(cell)})" if cell else f"**{text}**")
         lines.append("| " + " | ".join([row.model, row.dataset, str(row.n), *values]) + " |")
-    return "\n".join([*lines, "", caption(result)]) + "\n"
+    checks = [line for text in finding_lines(result.run.get("findings", [])) for line in ("", text)]
+    return "\n".join([*lines, "", caption(result), *checks]) + "\n"

@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 
 from clipguard import __version__
-from clipguard.cli import attack, bench, compare, convert, finetune, inspect, listing, merge
+from clipguard.cli import attack, bench, compare, convert, doctor, finetune, inspect, listing, merge
 from clipguard.errors import ClipguardError
 
 INTERRUPTED = 130
@@ -24,6 +24,7 @@ app = typer.Typer(
 )
 app.command("bench", epilog=bench.EXAMPLES)(bench.bench)
 app.command("compare", epilog=compare.EXAMPLES)(compare.compare)
+app.command("doctor", epilog=doctor.EXAMPLES)(doctor.doctor)
 app.command("attack", epilog=attack.EXAMPLES)(attack.attack)
 app.command("finetune", epilog=finetune.EXAMPLES)(finetune.finetune)
 app.command("merge", epilog=merge.EXAMPLES)(merge.merge)
@@ -61,7 +62,7 @@ def _global_options(
 def run(arguments: Sequence[str] | None = None) -> int:
     """Run a command line and return its exit code: 0, 2 for bad input (one line on stderr), 130 for Ctrl-C.
 
-    `compare` also has 1 for a regression and 3 for an inconclusive comparison.
+    `compare` also has 1 for a regression and 3 for an inconclusive comparison, `doctor` 1 for a failure.
     """
     command = typer.main.get_command(app)
     try:

@@ -12,7 +12,7 @@ import typer
 
 from clipguard.benchmark.plan import DEFAULT_ATTACK
 from clipguard.cli import options
-from clipguard.cli.options import default_folder, parse_batch_size, parse_n_samples, split_attacks
+from clipguard.cli.options import default_folder, one, parse_batch_size, parse_n_samples, split_attacks
 from clipguard.errors import ClipguardError
 
 if TYPE_CHECKING:
@@ -143,8 +143,8 @@ def attack(
         precision=precision,
     )
     plan = make_plan(
-        add_to_files([_one("--model", model, DEFAULT_MODEL)], base, normalization),
-        [files.name if files else _one("--dataset", dataset, DEFAULT_DATASET)],
+        add_to_files([one("attack", "--model", model, DEFAULT_MODEL)], base, normalization),
+        [files.name if files else one("attack", "--dataset", dataset, DEFAULT_DATASET)],
         protocol=protocol,
         **settings,
         **_one_attack(protocol, split_attacks(attack or []), eps, norm or "linf"),
@@ -186,15 +186,6 @@ def _run(plan: BenchPlan, files: ImageFiles | None, out: Path, output_format: Fo
     log.info("Written to %s in %.0f s; look at %s", folder.path, result.run["wall_seconds"], folder.path / "grid.png")
 
 
-def _one(option: str, values: list[str] | None, default: str) -> str:
-    """The one value of an option that must not be repeated."""
-    if values and len(values) > 1:
-        raise ClipguardError(
-            f"{option} names {len(values)} things; `clipguard attack` takes one, `clipguard bench` several."
-        )
-    return values[0] if values else default
-
-
 def _one_attack(protocol: str | None, attacks: list[str], eps: list[str] | None, norm: str) -> dict[str, Any]:
     """The attack and the budget: those given, else the last attack and the largest eps of the protocol."""
     from clipguard.benchmark.plan import parse_eps
@@ -211,7 +202,7 @@ def _one_attack(protocol: str | None, attacks: list[str], eps: list[str] | None,
         raise ClipguardError(
             f"--eps names {len(radii)} budgets ({typed}); `clipguard attack` takes one, as in --eps 4."
         )
-    return {"attacks": (_one("--attack", attacks, default_attack),), "eps": eps or [default_eps]}
+    return {"attacks": (one("attack", "--attack", attacks, default_attack),), "eps": eps or [default_eps]}
 
 
 def _image_files(

@@ -186,6 +186,7 @@ def bench(
 
 
 def _deliver(result: BenchResult, folder: OutputFolder, output_format: Format) -> None:
+    from clipguard.benchmark.findings import finding_lines
     from clipguard.benchmark.tables import to_markdown
     from clipguard.cli.render import print_table
 
@@ -199,5 +200,8 @@ def _deliver(result: BenchResult, folder: OutputFolder, output_format: Format) -
         typer.echo(result.to_frame().to_csv(index=False), nl=False)
     else:
         typer.echo(markdown, nl=False)
+    if output_format in (Format.json, Format.csv):  # tables say it themselves
+        for line in finding_lines(result.run.get("findings", []))[:-1]:
+            log.warning(line)
     state = "" if result.run["complete"] else " (interrupted: finished cells only)"
     log.info("Written to %s in %.0f s%s", folder.path, result.run["wall_seconds"], state)

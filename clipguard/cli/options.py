@@ -103,6 +103,15 @@ def given(**values: Any) -> dict[str, Any]:
     return {name: value for name, value in values.items() if value is not None}
 
 
+def one(command: str, option: str, values: list[str] | None, default: str) -> str:
+    """The one value of an option that a command takes only once."""
+    if values and len(values) > 1:
+        raise ClipguardError(
+            f"{option} names {len(values)} things; `clipguard {command}` takes one, `clipguard bench` several."
+        )
+    return values[0] if values else default
+
+
 def split_attacks(values: list[str]) -> list[str]:
     """Split at commas outside parentheses: `pgd-10,apgd-ce(iterations=50,restarts=2)` is two attacks."""
     return [part.strip() for value in values for part in re.split(r",(?![^(]*\))", value) if part.strip()]

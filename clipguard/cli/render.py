@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator
 
 from rich.box import SIMPLE_HEAD
@@ -9,11 +10,16 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from clipguard.attacks.findings import VERDICTS
 from clipguard.benchmark.adversarial import PREDICTED, AdversarialImage, AdversarialResult, Opinion
 from clipguard.benchmark.compare import Comparison
 from clipguard.benchmark.compare_output import cell_values, comparison_notes
+from clipguard.benchmark.doctor import Diagnosis
+from clipguard.benchmark.findings import finding_lines
 from clipguard.benchmark.results import BenchResult
 from clipguard.benchmark.tables import AVERAGE, caption, columns, heading, interval, rows
+
+VERDICT_STYLES = {"failure": "bold red", "warning": "yellow", "ok": "green", "not checked": "dim"}
 
 
 def short(name: str, width: int = 28) -> str:
@@ -43,7 +49,10 @@ def print_table(result: BenchResult) -> None:
         style = "italic" if row.dataset == AVERAGE else ""
         head = [Text(short(n)) for n in ([row.model, row.dataset] if len(models) > 1 else [row.dataset])]
         table.add_row(*head, str(row.n), *values, style=style, end_section=row.dataset == AVERAGE)
-    Console().print(table)
+    console = Console()
+    console.print(table)
+    for line in finding_lines(result.run.get("findings", [])):
+        console.print(Text(line, style=VERDICT_STYLES.get(line.partition(" ")[0].lower(), "dim")))
 
 
 def print_comparison(comparison: Comparison) -> None:
@@ -68,6 +77,24 @@ def print_comparison(comparison: Comparison) -> None:
     console.print(table)
     for line in comparison_notes(comparison):
         console.print(Text(line))
+
+
+def print_diagnosis(diagnosis: Diagnosis) -> None:
+    """A row a check on stdout: verdict, evidence, and what to do about it; then what it comes to."""
+    table = Table(box=SIMPLE_HEAD, padding=(0, 1), pad_edge=False)
+    table.add_column("check", no_wrap=True)
+    table.add_column("verdict", no_wrap=True)
+    table.add_column("evidence")
+    for finding in diagnosis.findings:
+        evidence = Text(finding.evidence)
+        if finding.advice:
+            evidence.append(f"\n→ {finding.advice}", style="bold")
+        table.add_row(Text(finding.id), Text(finding.verdict, style=VERDICT_STYLES[finding.verdict]), evidence)
+    console = Console()
+    console.print(table)
+    counts = Counter(finding.verdict for finding in diagnosis.findings)
+    said = ", ".join(f"{counts[v]} {v}" for v in reversed(VERDICTS) if counts[v])
+    console.print(Text(f"{said}. docs/doctor.md explains every check.", style=VERDICT_STYLES[diagnosis.verdict]))
 
 
 def print_images(result: AdversarialResult) -> None:

@@ -1,0 +1,264 @@
+"""`clipguard.doctor`: is the robustness of a model real? Every check of `findings.CHECKS`, for any torch module."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor, nn
+
+from clipguard.attacks import losses
+from clipguard.attacks.engine import Engine
+from clipguard.attacks.evaluator import Evaluator, frozen, require_finite
+from clipguard.attacks.findings import CHECKS, Finding, counted, not_checked
+from clipguard.attacks.outcomes import EngineOptions, Example, LevelOutcome
+from clipguard.attacks.probes import Subject, ascend, probe
+from clipguard.attacks.recipe_files import open_recipe
+from clipguard.attacks.recipes import Recipe, options, parse_recipe
+from clipguard.attacks.threat import NORMS, Norm
+from clipguard.errors import AttackError, NoGradientError, NonFiniteError
+
+ANYTHING = 0.5  # a pixel; a ball so large holds the same grey image for every x
+SHORT = "apgd-ce(iterations=30)+apgd-dlr(iterations=30)"  # for such a ball
+NOISES = 64  # random images an image
+QUERIES = 500  # of Square
+TRANSFER_STEPS = 50  # of gradient ascent on the other model
+
+
+def doctor(
+    model: nn.Module,
+    images: Tensor,
+    labels: Tensor,
+    *,
+    eps: float,
+    attack: str = "autoattack-fast",
+    norm: Norm = "linf",
+    transfer_from: nn.Module | None = None,
+    class_names: Sequence[str] | None = None,
+    batch_size: int = 64,
+    seed: int = 0,
+) -> list[Finding]:
+    """Examine a module that maps pixels (B, C, H, W) in [0,1] to logits (B, classes), on its own device.
+
+    `eps` in pixel units (8 / 255, not 8) and `attack` are those whose numbers are in doubt. `transfer_from`: another
+    module with the same classes. A model in train mode is not run at all. A few dozen images are enough.
+    Raises AttackError for an unknown attack or norm, images outside [0,1], bad labels, or outputs that are no logits.
+    """
+    if norm not in NORMS:
+        raise AttackError(f"Unknown norm {norm!r}; use one of {', '.join(NORMS)}.")
+    if not 0 < eps < float("inf"):
+        raise AttackError(f"eps must be a number above 0, not {eps}.")
+    if len(images) == 0 or len(images) != len(labels):
+        raise AttackError(f"{len(images)} images and {len(labels)} labels; give as many of both, at least one.")
+    if not ((images >= 0) & (images <= 1)).all():
+        raise AttackError("Images must lie in [0,1]; normalisation belongs inside the model.")
+    with torch.inference_mode(False):
+        evaluator = Evaluator(model, batch_size)
+        x, y = images.detach().float().clone(), labels.to(images.device)
+        subject = Subject(evaluator, x, y, range(len(x)), norm, eps, seed, class_names)
+        return list(examine(subject, open_recipe(attack), transfer_from))
+
+
+def examine(subject: Subject, recipe: Recipe, transfer_from: nn.Module | None = None) -> Iterator[Finding]:
+    """All findings, in the order of `CHECKS`. Raises AttackError like `doctor`."""
+    if not recipe.stages:
+        raise AttackError(f"--attack {recipe.name} perturbs nothing; name an attack, as in --attack pgd-10.")
+    findings = {finding.id: finding for finding in probe(subject, recipe)}
+    reason = _obstacle(findings)
+    if transfer_from is not None and reason is None:
+        _check_classes(subject, transfer_from)
+    examination = None
+    if reason is None:
+        right = _right_when_clean(subject)
+        reason = None if right.n else "no image is right when clean"
+    if reason is None:
+        try:
+            examination = Examination.begin(right, recipe, transfer_from)
+        except NonFiniteError as error:
+            findings["finite"] = Finding("finite", "failure", str(error))
+            reason = "logits or gradients are not finite"
+    yield from findings.values()
+    for check in CHECKS:
+        if check not in findings:
+            yield not_checked(check, reason or "") if examination is None else examination.finding(check)
+
+
+def _obstacle(findings: dict[str, Finding]) -> str | None:
+    """Why the model cannot be attacked, if it cannot."""
+    if findings["train-mode"].verdict != "ok":
+        return "the model is in train mode"
+    return None if findings["finite"].verdict == "ok" else "logits or gradients are not finite"
+
+
+def _check_classes(subject: Subject, other: nn.Module) -> None:
+    """Raises AttackError unless both models know the same number of classes; a frozen model is in eval mode."""
+    with frozen(other):
+        theirs = Evaluator(other, 1).verify(subject.x[:1]).shape[1]
+    ours = subject.evaluator.verify(subject.x[:1]).shape[1]
+    if ours != theirs:
+        raise AttackError(f"The model to transfer from has {theirs} classes, not {ours}; both need the same.")
+
+
+def _right_when_clean(subject: Subject) -> Subject:
+    """The images that the model gets right."""
+    return _only(subject, subject.evaluator.verify(subject.x).argmax(dim=1) == subject.labels)
+
+
+def _only(subject: Subject, keep: Tensor) -> Subject:
+    """Some of the images."""
+    indices = [index for index, kept in zip(subject.indices, keep.tolist(), strict=True) if kept]
+    return replace(subject, x=subject.x[keep], labels=subject.labels[keep], indices=indices)
+
+
+def run_attack(subject: Subject, recipe: Recipe, eps: float) -> list[LevelOutcome]:
+    """What the recipe finds within `eps` of each image, in their order. Raises AttackError for NaN or no gradient."""
+    choices = EngineOptions(subject.evaluator.batch_size, subject.seed, keep_images=True)
+    engine = Engine(subject.evaluator.model, recipe, subject.threat, [eps], choices)
+    rows = zip(subject.indices, subject.x, subject.labels.tolist(), strict=True)
+    found = {outcome.index: outcome.levels[0] for outcome in engine.run(Example(*row) for row in rows)}
+    return [found[index] for index in subject.indices]
+
+
+def doubled(recipe: Recipe) -> Recipe | None:
+    """The recipe with twice the iterations and queries; None if no stage has any."""
+    stages = []
+    for stage in recipe.stages:
+        steps = {name: 2 * value for name, value in options(stage).items() if name in ("iterations", "queries")}
+        stages.append(replace(stage, **steps))  # type: ignore[type-var]
+    return replace(recipe, stages=tuple(stages)) if tuple(stages) != recipe.stages else None
+
+
+@dataclass
+class Examination:
+    """The images that are right when clean, and what the attack in question found for each (None: no gradients)."""
+
+    subject: Subject
+    recipe: Recipe
+    outcomes: list[LevelOutcome] | None
+    transfer_from: nn.Module | None
+
+    @classmethod
+    def begin(cls, subject: Subject, recipe: Recipe, transfer_from: nn.Module | None) -> Examination:
+        """Attack all images. Raises AttackError for a model that cannot be attacked, but for missing gradients."""
+        try:
+            outcomes: list[LevelOutcome] | None = run_attack(subject, recipe, subject.eps)
+        except NoGradientError:
+            outcomes = None
+        return cls(subject, recipe, outcomes, transfer_from)
+
+    def finding(self, check: str) -> Finding:
+        """One of the checks that take many passes; NaN on the way is a failure of it."""
+        checks: dict[str, Callable[[], Finding]] = {
+            "eps-order": self.eps_order,
+            "large-eps": self.large_eps,
+            "noise": self.noise,
+            "black-box": self.black_box,
+            "transfer": self.transfer,
+            "iterations": self.iterations,
+            "silent-success": self.silent_success,
+        }
+        try:
+            return checks[check]()
+        except NoGradientError:
+            return not_checked(check, "no gradient reaches the pixels")
+        except NonFiniteError as error:
+            return Finding(check, "failure", str(error))
+
+    @property
+    def robust(self) -> Tensor:
+        """(N,) bool, which images the attack left standing: all, if it could not run."""
+        outcomes = [True] * self.subject.n if self.outcomes is None else [o.robust for o in self.outcomes]
+        return torch.tensor(outcomes, device=self.subject.x.device)
+
+    @property
+    def standing(self) -> str:
+        """The same in words."""
+        return f"{self.recipe.name} left {int(self.robust.sum())} standing"
+
+    def eps_order(self) -> Finding:
+        """What broke at eps is attacked at twice that, from the start."""
+        broken = _only(self.subject, ~self.robust)
+        if not broken.n:
+            return not_checked("eps-order", "the attack broke no image at the smaller eps")
+        larger = run_attack(broken, self.recipe, 2 * self.subject.eps)
+        return counted("eps-order", sum(o.robust for o in larger), broken.n, "images broken at eps hold at 2 eps")
+
+    def large_eps(self) -> Finding:
+        """A ball that holds the all-grey image, the same for every image."""
+        grey = torch.full_like(self.subject.x, 0.5)
+        eps = ANYTHING if self.subject.norm == "linf" else ANYTHING * self.subject.x[0].numel() ** 0.5
+        outcomes = run_attack(self.subject, parse_recipe(SHORT), eps + 1e-3)
+        hold = torch.tensor([o.robust for o in outcomes], device=grey.device)
+        by_grey = int((hold & (self.subject.evaluator.verify(grey).argmax(dim=1) != self.subject.labels)).sum())
+        more = f"plain grey, which this allows, would break {by_grey} of them" if by_grey else ""
+        what = f"images hold at {self.subject.norm} eps {eps:.3g} of pixels in [0,1]"
+        return counted("large-eps", int(hold.sum()), self.subject.n, what, more, grey=by_grey)
+
+    def noise(self) -> Finding:
+        """Random images come nearer to an error than the attack did, or over the edge where it did not."""
+        subject = self.subject
+        margins = [subject.evaluator.verify(subject.noise(1 + i)) for i in range(NOISES)]
+        lowest = torch.stack([losses.margin(logits, subject.labels) for logits in margins]).amin(dim=0)
+        require_finite(lowest[:, None], lambda i: subject.indices[i], "under noise")
+        clean = losses.margin(subject.evaluator.verify(subject.x), subject.labels)
+        by_attack = clean if self.outcomes is None else torch.tensor([o.margin for o in self.outcomes]).to(clean)
+        wins = self.robust & (lowest < by_attack)
+        broken = int((lowest < 0).sum())
+        what = f"images have a smaller margin under the worst of {NOISES} noises than under {self.recipe.name}"
+        more = f"noise broke {broken}, {self.recipe.name} {int((~self.robust).sum())}"
+        return counted("noise", int(wins.sum()), subject.n, what, more, noise_broke=broken)
+
+    def black_box(self) -> Finding:
+        """Square on what is left standing."""
+        if all(stage.name == "square" for stage in self.recipe.stages):
+            return not_checked("black-box", f"{self.recipe.name} itself sees no gradient")
+        left = _only(self.subject, self.robust)
+        square = run_attack(left, parse_recipe(f"square(queries={QUERIES})"), self.subject.eps) if left.n else []
+        bad = sum(not o.robust for o in square)
+        return counted("black-box", bad, self.subject.n, f"images fall to {QUERIES} queries of Square", self.standing)
+
+    def transfer(self) -> Finding:
+        """Images made for the other model, on what is left standing."""
+        if self.transfer_from is None:
+            return not_checked("transfer", "name another model of the same classes with --transfer-from")
+        subject, robust = self.subject, self.robust
+        other = replace(subject, evaluator=Evaluator(self.transfer_from, subject.evaluator.batch_size))
+        with frozen(self.transfer_from):
+            clean = other.evaluator.verify(subject.x)
+            x_adv, _ = ascend(other, subject.eps, TRANSFER_STEPS, losses.cross_entropy)
+            require_finite(x_adv, lambda i: subject.indices[i], "of the model to transfer from")
+            fooled = int((other.evaluator.verify(x_adv).argmax(dim=1) != subject.labels).sum())
+        logits = subject.evaluator.verify(x_adv)
+        require_finite(logits, lambda i: subject.indices[i], "on transferred images")
+        bad = int((robust & (logits.argmax(dim=1) != subject.labels)).sum())
+        right = int((clean.argmax(dim=1) == subject.labels).sum())
+        more = f"{self.standing}; of {subject.n} the other model had {right} right, and {subject.n - fooled} at the end"
+        return counted("transfer", bad, subject.n, "images fall to transferred ones alone", more, other_right=right)
+
+    def iterations(self) -> Finding:
+        """The attack again with twice the iterations, on what is left standing."""
+        longer = doubled(self.recipe)
+        if longer is None:
+            return not_checked("iterations", f"{self.recipe.name} takes a fixed number of steps")
+        left = _only(self.subject, self.robust)
+        if self.outcomes is None:
+            raise NoGradientError
+        outcomes = run_attack(left, longer, self.subject.eps) if left.n else []
+        bad = sum(not o.robust for o in outcomes)
+        return counted("iterations", bad, self.subject.n, "images fall to twice the iterations only", self.standing)
+
+    def silent_success(self) -> Finding:
+        """Each adversarial image once more, on its own: finite, in the ball, and wrong."""
+        subject, failed, claimed = self.subject, 0, 0
+        for x0, label, outcome in zip(subject.x, subject.labels, self.outcomes or [], strict=False):
+            if outcome.robust or outcome.image is None:
+                continue
+            claimed += 1
+            x = outcome.image[None].to(x0.device)
+            logits = subject.evaluator.verify(x)
+            inside = subject.threat.contains(x, x0[None], torch.tensor([subject.eps], device=x0.device))
+            failed += not (inside.all() and torch.isfinite(logits).all() and logits.argmax() != label)
+        if not claimed:
+            return not_checked("silent-success", "the attack claims no success")
+        return counted("silent-success", failed, claimed, "claimed successes do not verify")

@@ -1,0 +1,172 @@
+"""What a sanity check says: a verdict, its evidence, and what to do. docs/doctor.md explains each one."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from scipy.stats import binomtest
+
+from clipguard.statistics import wilson_interval
+
+Verdict = Literal["ok", "warning", "failure", "not checked"]
+VERDICTS: tuple[Verdict, ...] = ("failure", "warning", "not checked", "ok")  # worst first
+ALPHA = 0.01  # chance that a check with so many bad images as it tolerates still raises its voice
+TOLERATED, GRAVE = 0.01, 0.1  # share of images above which a check warns, and above which it fails
+
+
+@dataclass(frozen=True)
+class Check:
+    """What is asked, what to do if the answer is bad, and who asked first."""
+
+    title: str
+    advice: str
+    source: str
+
+
+CARLINI = "Carlini et al. 2019, On Evaluating Adversarial Robustness"
+ATHALYE = "Athalye et al. 2018, Obfuscated Gradients Give a False Sense of Security"
+CROCE = "Croce & Hein 2020, AutoAttack"
+PINTOR = "Pintor et al. 2022, Indicators of Attack Failure"
+TRAMER = "Tramèr et al. 2020, On Adaptive Attacks to Adversarial Example Defenses"
+
+CHECKS: dict[str, Check] = {
+    "train-mode": Check(
+        "Is every part of the model in eval mode?",
+        "Call model.eval(), and keep a wrapper's train() from undoing it.",
+        CARLINI,
+    ),
+    "finite": Check(
+        "Are logits and gradients finite?",
+        "Check the weights and use float32; NaN is neither robust nor broken.",
+        PINTOR,
+    ),
+    "probabilities": Check(
+        "Are the outputs logits, not probabilities?",
+        "Attack what goes into the softmax: after it, cross-entropy flattens every gradient.",
+        CROCE,
+    ),
+    "randomised": Check(
+        "Does the same image get the same logits, again and alone?",
+        'Attack the expectation, as in --attack "autoattack-fast(eot=20)", and say so; or switch the randomness off.',
+        ATHALYE,
+    ),
+    "duplicate-classes": Check(
+        "Does every class have a text of its own?",
+        "Give the classes different names (--classes) and each prompt once: tied classes cannot be told apart.",
+        CARLINI,
+    ),
+    "gradients": Check(
+        "Do gradients reach the pixels, and say where the logits go?",
+        "Replace what has no gradient (rounding, JPEG, lookups) by a differentiable stand-in on the way back (BPDA).",
+        ATHALYE,
+    ),
+    "saturation": Check(
+        "Can cross-entropy see something to climb?",
+        "Use attacks on scale-free losses (apgd-dlr, apgd-t, cw-50), or a smaller --logit-scale.",
+        CROCE,
+    ),
+    "loss-increase": Check(
+        "Does following the gradient raise the loss?",
+        "The gradient does not belong to the function that is evaluated; attack that function itself.",
+        PINTOR,
+    ),
+    "eps-zero": Check(
+        "Does nothing change at eps 0?",
+        "The pipeline changes images or labels without an attack; compare what clean and attacked images go through.",
+        CARLINI,
+    ),
+    "eps-order": Check(
+        "Does a larger eps break what a smaller one breaks?",
+        "The attack loses its way at large eps: more iterations or restarts, and look at gradients.",
+        CARLINI,
+    ),
+    "large-eps": Check(
+        "Is accuracy about 0 where anything is allowed?",
+        "No image classifier survives this; the attack is blind. Look at gradients, and for a defence that knows the "
+        "images.",
+        CARLINI,
+    ),
+    "noise": Check(
+        "Are gradients stronger than random noise?",
+        "The gradient attack is worse than guessing; its numbers say nothing. Look at gradients.",
+        CARLINI,
+    ),
+    "black-box": Check(
+        "Does Square, which sees no gradient, break nothing that gradients miss?",
+        "Gradients are masked: add square to the attack (--attack autoattack), and look at gradients.",
+        CROCE,
+    ),
+    "transfer": Check(
+        "Do images made for another model break nothing that this model's gradients miss?",
+        "Gradients are masked: count the transferred images too, and look at gradients.",
+        CARLINI,
+    ),
+    "iterations": Check(
+        "Do twice as many iterations break little more?",
+        "The attack has not converged: report it with more iterations, or use apgd-ce, apgd-t or autoattack.",
+        PINTOR,
+    ),
+    "silent-success": Check(
+        "Is every claimed success one: wrong, inside the ball, again?",
+        "Do not count what does not verify; look at randomised, and at how the images were stored.",
+        PINTOR,
+    ),
+}
+
+
+@dataclass(frozen=True)
+class Finding:
+    """The answer of one of `CHECKS`: `evidence` in words, `numbers` the same for programs."""
+
+    id: str
+    verdict: Verdict
+    evidence: str
+    numbers: Mapping[str, float] = field(default_factory=dict)
+
+    @property
+    def advice(self) -> str:
+        """What to do; nothing if all is well or nothing was asked."""
+        return CHECKS[self.id].advice if self.verdict in ("warning", "failure") else ""
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON types."""
+        numbers = dict(self.numbers)
+        return {
+            "id": self.id,
+            "verdict": self.verdict,
+            "evidence": self.evidence,
+            "numbers": numbers,
+            "advice": self.advice,
+        }
+
+
+def not_checked(check: str, reason: str) -> Finding:
+    """A check that could not be made, and why."""
+    return Finding(check, "not checked", reason)
+
+
+def judge(bad: int, n: int) -> Verdict:
+    """Bad images of n: warning if beyond chance more than 1 % would be, failure if more than 10 %.
+
+    One-sided exact binomial tests at level 0.01, so that one odd image among many accuses nobody: of 32 images, 3 are
+    a warning and 9 a failure; of 200, 7 and 31.
+    """
+    for verdict, share in (("failure", GRAVE), ("warning", TOLERATED)):
+        if binomtest(bad, n, share, alternative="greater").pvalue < ALPHA:
+            return verdict  # type: ignore[return-value]
+    return "ok"
+
+
+def counted(check: str, bad: int, n: int, what: str, more: str = "", **numbers: float) -> Finding:
+    """A finding by `judge`: `bad` of `n` images are `what`."""
+    low, high = wilson_interval(bad, n)
+    interval = f" (95 % interval {100 * low:.0f}–{100 * high:.0f} %)" if bad else ""
+    evidence = f"{bad} of {n} {what}{interval}{f'; {more}' if more else ''}"
+    return Finding(check, judge(bad, n), evidence, {"bad": bad, "n": n, **numbers})
+
+
+def worst(findings: list[Finding]) -> Verdict:
+    """The worst verdict: failure, warning, not checked, ok."""
+    return next((v for v in VERDICTS if any(f.verdict == v for f in findings)), "ok")

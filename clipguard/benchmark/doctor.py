@@ -1,0 +1,96 @@
+"""Examines one model on a few images of one data set."""
+
+from __future__ import annotations
+
+import json
+import logging
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from clipguard.attacks.doctor import examine
+from clipguard.attacks.evaluator import CPU_BATCH, Evaluator
+from clipguard.attacks.findings import CHECKS, Finding, Verdict, worst
+from clipguard.attacks.probes import Subject
+from clipguard.attacks.recipe_files import open_recipe
+from clipguard.benchmark.findings import pick_images, with_prompts
+from clipguard.benchmark.plan import BenchPlan
+from clipguard.benchmark.preprocess import prepare
+from clipguard.benchmark.run import Progress, Silent, choose_device, describe_model, open_task, provenance
+from clipguard.errors import AttackError
+from clipguard.models import parse_source
+from clipguard.models.loading import load_model
+
+SCHEMA = 1
+log = logging.getLogger("clipguard")
+
+
+@dataclass
+class Diagnosis:
+    """The findings of `clipguard doctor`, and where they came from."""
+
+    run: dict[str, Any]
+    findings: list[Finding]
+
+    @property
+    def verdict(self) -> Verdict:
+        """The worst of all."""
+        return worst(self.findings)
+
+    def to_json(self) -> str:
+        """Strict JSON: schema, run, verdict, findings."""
+        findings = [finding.to_dict() for finding in self.findings]
+        content = {"schema": SCHEMA, "run": self.run, "verdict": self.verdict, "findings": findings}
+        return json.dumps(content, indent=2, allow_nan=False)
+
+
+def diagnose(plan: BenchPlan, transfer_from: str | None = None, progress: Progress | None = None) -> Diagnosis:
+    """Examine the model of a plan on its data set, with its attack and radius: one of each.
+
+    `transfer_from` names another model. Raises ClipguardError for anything wrong with the plan, models or data.
+    """
+    progress = progress or Silent()
+    plan.check()
+    recipe = open_recipe(plan.attacks[0])
+    if not recipe.stages or plan.eps[0].pixels == 0:
+        raise AttackError("The doctor examines an attack: name one that perturbs, and --eps above 0.")
+    names = [plan.models[0], *([transfer_from] if transfer_from else [])]
+    for name in names:
+        parse_source(name)
+    device = choose_device(plan.device)
+    task = open_task(plan, plan.datasets[0], progress)
+    models = [load_model(name, device=device, text=plan.text) for name in names]
+    for model in models:
+        for line in describe_model(model):
+            log.info(line)
+    dataset = task.dataset
+    classifier, preprocess = prepare(plan, models[0], dataset)
+    index, x = pick_images(dataset, preprocess, task.indices, len(task.indices))
+    if len(index) < len(task.indices):
+        log.warning("Examined on %d of %d images: those of the commonest size.", len(index), len(task.indices))
+    subject = Subject(
+        Evaluator(classifier, plan.batch_size or CPU_BATCH),
+        x.to(device),
+        torch.from_numpy(dataset.labels[index]).long().to(device),
+        index.tolist(),
+        plan.norm,
+        plan.eps[0].pixels,
+        plan.seed,
+        dataset.class_names,
+    )
+    # It resizes inside, so that it takes the images of the other's size.
+    other = models[1].classifier(dataset.class_names, dataset.templates, "native") if transfer_from else None
+    run = provenance(plan, {model.info.name: model.info for model in models}, [task], [recipe], device)
+    run |= {"examined": index.tolist(), "transfer_from": transfer_from}
+    progress.start(f"{plan.models[0]} · {task.name} · {recipe.name}", len(CHECKS))
+    findings = []
+    for finding in examine(subject, recipe, other):
+        if finding.id == "duplicate-classes":
+            finding = with_prompts(finding, dataset.templates)
+        findings.append(finding)
+        progress.advance(finding.id)
+    for unused in ("costs", "wall_seconds"):
+        del run[unused]
+    run["complete"] = True
+    return Diagnosis(run, findings)

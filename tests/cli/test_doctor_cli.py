@@ -1,0 +1,54 @@
+"""`clipguard doctor`, as a user runs it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from clipguard.attacks.findings import CHECKS
+from clipguard.cli import run
+
+FAST = ["-q", "doctor", "-d", "emoji-food", "-n", "6", "--eps", "8", "--attack"]
+DOCS = Path(__file__).parents[2] / "docs" / "doctor.md"
+
+
+def test_a_quiet_diagnosis_as_json(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run([*FAST, "pgd-5", "--transfer-from", "tiny", "--format", "json"]) == 0
+    content = json.loads(capsys.readouterr().out)
+    assert [f["id"] for f in content["findings"]] == list(CHECKS)
+    assert content["verdict"] == "ok", content["findings"]
+    assert content["run"]["transfer_from"] == "tiny"
+    assert len(content["run"]["examined"]) == 6
+
+
+def test_a_failure_as_a_table(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run([*FAST, "pgd-2", "--logit-scale", "1e6"]) == 1
+    out = " ".join(capsys.readouterr().out.split())
+    assert "saturation failure" in out
+    assert "→ Use attacks on scale-free losses" in out
+    assert out.endswith("2 failure. docs/doctor.md explains every check.")
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["none"], "examines an attack"),
+        (["pgd-2", "--eps", "4,8"], "one --eps"),
+        (["pgd-2", "-d", "emoji-travel"], "takes one"),
+        (["pgd-2", "--transfer-from", "no-such:thing"], "no-such"),
+        (["pgd-two"], "pgd-two"),
+    ],
+)
+def test_bad_input_is_one_line(options: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run([*FAST, *options]) == 2
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert captured.err.count("\n") == 1
+    assert message in captured.err
+
+
+def test_the_docs_explain_every_check() -> None:
+    headings = [line.removeprefix("### ") for line in DOCS.read_text().splitlines() if line.startswith("### ")]
+    assert headings == list(CHECKS)
