@@ -22,7 +22,7 @@ FOUND := $(shell cat "$(MADE)" 2>/dev/null)
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help bench test lint format build clean FORCE
+.PHONY: help bench test lint format build docs clean FORCE
 
 help: ## show this list
 	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1|\2/p' $(MAKEFILE_LIST) | awk -F'|' '{ printf "%-14s %s\n", $$1, $$2 }'
@@ -49,8 +49,11 @@ build: $(INSTALLED_DEV) ## sdist and wheel in dist/
 	rm -rf dist
 	$(BIN)/python -m build
 
+docs: $(INSTALLED_DEV) ## the docs site in site/; ARGS=serve shows it at localhost
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs $(or $(ARGS),build)
+
 clean: ## remove builds, caches and the virtual environment (results in runs/ stay)
-	rm -rf build dist .pytest_cache .mypy_cache .ruff_cache *.egg-info
+	rm -rf build dist site .pytest_cache .mypy_cache .ruff_cache *.egg-info
 	find clipguard tests benchmarks -type d -name __pycache__ -prune -exec rm -rf {} +
 	if test -e "$(VENV)/pyvenv.cfg"; then rm -rf "$(VENV)"; fi
 
