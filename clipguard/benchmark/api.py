@@ -10,7 +10,8 @@ from clipguard.benchmark.compare import METRICS, Comparison, Rules, compare_resu
 from clipguard.benchmark.protocols import make_plan
 from clipguard.benchmark.results import BenchResult
 from clipguard.benchmark.run import bench as run_plan
-from clipguard.benchmark.sides import open_sides
+from clipguard.benchmark.sequential import FIRST, compare_in_batches
+from clipguard.benchmark.sides import find_sides
 
 
 def bench(
@@ -42,15 +43,20 @@ def compare(
     max_drop: float = 1.0,
     alpha: float = 0.05,
     metrics: Sequence[str] = METRICS,
+    sequential: bool = False,
+    first: int = FIRST,
     force: bool = False,
     **options: Any,
 ) -> Comparison:
     """What changed from `base` to `candidate`, image by image: result folders, `results.json` files or models.
 
     A model is benched as the other side was; for two models, `options` are the fields of `BenchPlan` by name, eps as on
-    the command line. `max_drop` is in points of accuracy. docs/compare.md says what a regression is.
+    the command line. `max_drop` is in points of accuracy. `sequential`, for models: in batches, of `first` images a
+    data set to begin with, until the verdict is settled. docs/compare.md says what a regression is.
     Raises ClipguardError for what cannot be read or run, and for results that are not like for like unless `force`.
     """
     rules = Rules(max_drop, alpha, tuple(metrics))
-    sides = open_sides(str(base), str(candidate), options, run_plan)
-    return compare_results(*sides, rules, force=force)
+    sides = find_sides(str(base), str(candidate), options)
+    if sequential:
+        return compare_in_batches(sides, rules, run_plan, first=first, force=force)[0]
+    return compare_results(*sides.fill(run_plan(sides.plan) if sides.plan else None), rules, force=force)

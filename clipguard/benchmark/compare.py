@@ -6,20 +6,20 @@ docs/compare.md says what a regression is, and why.
 from __future__ import annotations
 
 import json
-import math
-from bisect import bisect_left
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal, get_args
 
+import numpy as np
 import pandas as pd
-from scipy.stats import norm
 
+from clipguard.anytime import Outcomes
 from clipguard.benchmark.comparable import differences, model_name
+from clipguard.benchmark.decide import AnytimeTests, FixedTests, Seen, Tests, detectable_drop, n_to_decide
 from clipguard.benchmark.results import BenchResult
 from clipguard.benchmark.tables import AVERAGE
 from clipguard.errors import ClipguardError, ResultError
-from clipguard.statistics import Pairs, harmless_p_value, holm, mcnemar_p_value, paired_interval, regression_p_value
+from clipguard.statistics import Pairs, mcnemar_p_value
 
 SCHEMA = 1
 Metric = Literal["clean", "robust", "average"]
@@ -31,7 +31,6 @@ FAIL_ON: tuple[FailOn, ...] = get_args(FailOn)
 CELL = ["dataset", "norm", "attack", "eps"]
 IMAGE = [*CELL, "index", "label"]
 ROUNDING = 1e-9  # points
-MOST_IMAGES = 10**7  # beyond this, no number of images is named
 
 
 @dataclass(frozen=True)
@@ -91,7 +90,7 @@ class Comparison:
     """What `clipguard compare` found: a `CellChange` for each cell, and what was compared under which rules.
 
     `base` and `candidate` are model names, `models` their provenance, `differences` why the results are not like for
-    like (empty unless comparing was forced).
+    like (empty unless comparing was forced), `sequential` when it stopped, if in batches (`Batches.to_dict`).
     """
 
     base: str
@@ -100,11 +99,17 @@ class Comparison:
     rules: Rules
     differences: tuple[str, ...]
     cells: tuple[CellChange, ...]
+    sequential: Mapping[str, Any] | None = None
 
     @property
     def verdict(self) -> Verdict:
         """The worst of all cells."""
         return min((cell.verdict for cell in self.cells), key=VERDICTS.index)
+
+    @property
+    def settled(self) -> bool:
+        """Whether more images could not change the verdict: a regression somewhere, or none anywhere."""
+        return self.verdict != "inconclusive"
 
     def failed(self, fail_on: str = "regression") -> list[CellChange]:
         """The cells that fail under `fail_on`, one of `FAIL_ON`; regressions always do."""
@@ -125,20 +130,27 @@ class Comparison:
 
 
 @dataclass(frozen=True)
-class _Seen:
-    """What both models did on the same images: `pairs` of each data set, accuracies averaged over them."""
+class Batches:
+    """How images are taken for `--sequential`.
 
-    dataset: str
-    norm: str
-    attack: str
-    eps: float
-    pairs: tuple[Pairs, ...]
-    base: float
-    candidate: float
+    order: of each data set, the indices of all images that may be taken, in random order. looks: numbers of images a
+    data set after which was looked, ascending; the last is where it stopped.
+    """
+
+    order: Mapping[str, Sequence[int]]
+    looks: tuple[int, ...]
+
+    def to_dict(self) -> dict[str, Any]:
+        """`sequential` in the JSON: images used and at hand by data set, and the share that was saved."""
+        of = {name: len(indices) for name, indices in self.order.items()}
+        n = {name: min(count, self.looks[-1]) for name, count in of.items()}
+        return {"looks": list(self.looks), "n": n, "of": of, "saved": 1 - sum(n.values()) / sum(of.values())}
 
 
-def compare_results(base: BenchResult, candidate: BenchResult, rules: Rules, *, force: bool = False) -> Comparison:
-    """Compare two results of one model each.
+def compare_results(
+    base: BenchResult, candidate: BenchResult, rules: Rules, *, force: bool = False, batches: Batches | None = None
+) -> Comparison:
+    """Compare two results of one model each; with `batches` by tests that hold however often it is called.
 
     Raises ResultError where they are not like for like and `force` is not set, or have nothing in common.
     """
@@ -147,17 +159,18 @@ def compare_results(base: BenchResult, candidate: BenchResult, rules: Rules, *, 
     if reasons and not force:
         why = "; ".join(reasons)
         raise ResultError(f"Not comparable: {why}. Bench both alike, or --force compares the images they share.")
-    seen = _chosen(_cells(base.samples, candidate.samples), rules.metrics)
+    seen = _chosen(_cells(base.samples, candidate.samples, batches), rules.metrics)
     if not seen:
         wanted = ", ".join(rules.metrics)
         raise ResultError(f"BASE and CANDIDATE share no image of any cell to compare (--metric {wanted}); bench more.")
-    adjusted = holm([regression_p_value(s.pairs, rules.max_drop / 100) for s in seen])
-    cells = tuple(_change(s, p, rules, len(seen)) for s, p in zip(seen, adjusted, strict=True))
+    tests = AnytimeTests() if batches else FixedTests()
+    adjusted = tests.regressions(seen, rules.max_drop / 100)
+    cells = tuple(_change(tests, s, p, rules, len(seen)) for s, p in zip(seen, adjusted, strict=True))
     models = {"base": base.run["models"][names[0]], "candidate": candidate.run["models"][names[1]]}
-    return Comparison(*names, models, rules, tuple(reasons), cells)
+    return Comparison(*names, models, rules, tuple(reasons), cells, batches.to_dict() if batches else None)
 
 
-def _cells(base: pd.DataFrame, candidate: pd.DataFrame) -> list[_Seen]:
+def _cells(base: pd.DataFrame, candidate: pd.DataFrame, batches: Batches | None) -> list[Seen]:
     """Every cell that both have, over the images that both have."""
     columns = [*IMAGE, "robust"]
     both = base[columns].merge(candidate[columns], on=IMAGE, suffixes=("_base", "_candidate"), validate="one_to_one")
@@ -167,52 +180,65 @@ def _cells(base: pd.DataFrame, candidate: pd.DataFrame) -> list[_Seen]:
         before, after = rows["robust_base"], rows["robust_candidate"]
         pairs = Pairs(len(rows), int((before & ~after).sum()), int((after & ~before).sum()))
         key = str(cell["dataset"]), str(cell["norm"]), str(cell["attack"]), float(cell["eps"])
-        found.append(_Seen(*key, (pairs,), float(before.mean()), float(after.mean())))
+        changes: Outcomes = after.to_numpy(np.float64) - before.to_numpy(np.float64)
+        if batches:
+            rank = {index: place for place, index in enumerate(batches.order[key[0]])}
+            changes = changes[np.argsort([rank[index] for index in rows["index"]])]
+        found.append(Seen(*key, (pairs,), float(before.mean()), float(after.mean()), changes))
     return found
 
 
-def _chosen(cells: list[_Seen], metrics: Sequence[str]) -> list[_Seen]:
+def _chosen(cells: list[Seen], metrics: Sequence[str]) -> list[Seen]:
     """The cells of the metrics asked for; averages are of every attack and eps, where there are several data sets."""
     chosen = [cell for cell in cells if ("clean" if cell.attack == "none" else "robust") in metrics]
     return chosen + _averages(cells) if "average" in metrics else chosen
 
 
-def _averages(cells: list[_Seen]) -> list[_Seen]:
+def _averages(cells: list[Seen]) -> list[Seen]:
     """Averages over data sets with equal weights, of what all data sets have."""
     datasets = {cell.dataset for cell in cells}
-    groups: dict[tuple[str, str, float], list[_Seen]] = {}
+    groups: dict[tuple[str, str, float], list[Seen]] = {}
     for cell in cells:
         groups.setdefault((cell.norm, cell.attack, cell.eps), []).append(cell)
     return [
-        _Seen(
+        Seen(
             AVERAGE,
             *key,
             pairs=tuple(cell.pairs[0] for cell in group),
             base=sum(cell.base for cell in group) / len(group),
             candidate=sum(cell.candidate for cell in group) / len(group),
+            changes=_mean_changes(group),
         )
         for key, group in groups.items()
         if len(group) == len(datasets) > 1
     ]
 
 
-def _change(seen: _Seen, p_regression: float, rules: Rules, cells: int) -> CellChange:
+def _mean_changes(group: Sequence[Seen]) -> Outcomes:
+    """The first images of all data sets, the second of all, and so on, as far as the smallest goes: mean changes."""
+    n = min(len(cell.changes) for cell in group)
+    changes: Outcomes = np.mean([cell.changes[:n] for cell in group], axis=0)
+    return changes
+
+
+def _change(tests: Tests, seen: Seen, p_regression: float, rules: Rules, cells: int) -> CellChange:
     """The statistics of one cell out of `cells`; `p_regression` is adjusted for them."""
     allowed = rules.max_drop / 100
-    low, high = paired_interval(seen.pairs)
-    p_harmless = harmless_p_value(seen.pairs, allowed)
+    low, high = tests.interval(seen)
+    p_harmless = tests.harmless(seen, allowed)
     verdict: Verdict = "inconclusive"
     if p_regression <= rules.alpha:
         verdict = "regression"
     elif p_harmless <= rules.alpha:
         verdict = "no regression"
     lost, gained = sum(p.lost for p in seen.pairs), sum(p.gained for p in seen.pairs)
+    needed = n_to_decide(tests, seen, allowed, rules.alpha, cells) if verdict == "inconclusive" else None
     return CellChange(
         dataset=seen.dataset,
         norm=seen.norm,
         attack=seen.attack,
         eps=seen.eps,
-        n=sum(p.n for p in seen.pairs),
+        n=seen.n,
         base=seen.base,
         candidate=seen.candidate,
         change=seen.candidate - seen.base,
@@ -224,35 +250,6 @@ def _change(seen: _Seen, p_regression: float, rules: Rules, cells: int) -> CellC
         p_regression=p_regression,
         p_harmless=p_harmless,
         verdict=verdict,
-        n_to_decide=_n_to_decide(seen.pairs, rules, cells) if verdict == "inconclusive" else None,
-        detectable_drop=_detectable_drop(seen, rules, cells),
+        n_to_decide=needed,
+        detectable_drop=detectable_drop(tests, seen, allowed, rules.alpha, cells),
     )
-
-
-def _n_to_decide(pairs: tuple[Pairs, ...], rules: Rules, cells: int) -> int | None:
-    """Images, in all, at which the rates seen here would decide: a score grows with the square root of their number.
-
-    None if they would not with 10 million: then the drop is close to `max_drop`.
-    """
-    p, level = harmless_p_value(pairs, rules.max_drop / 100), rules.alpha
-    if p > 0.5:  # it fell by more than is allowed
-        p, level = regression_p_value(pairs, rules.max_drop / 100), rules.alpha / cells
-    seen, wanted = norm.isf(p), norm.isf(level)
-    n = sum(p.n for p in pairs)
-    return math.ceil(n * (wanted / seen) ** 2) if seen > wanted * math.sqrt(n / MOST_IMAGES) else None
-
-
-def _detectable_drop(seen: _Seen, rules: Rules, cells: int) -> float | None:
-    """The smallest drop that would be a regression with these images, and as many gained: the first step of Holm.
-
-    None for averages, and where losing every image that the base had right would not be enough.
-    """
-    if len(seen.pairs) > 1:
-        return None
-    n, gained, right = seen.pairs[0].n, seen.pairs[0].gained, round(seen.base * seen.pairs[0].n)
-
-    def shows(lost: int) -> bool:
-        return regression_p_value([Pairs(n, lost, gained)], rules.max_drop / 100) <= rules.alpha / cells
-
-    lost = bisect_left(range(right + 1), True, key=shows)
-    return (lost - gained) / n if lost <= right else None

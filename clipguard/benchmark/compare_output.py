@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import math
 import xml.etree.ElementTree as ET
+from collections.abc import Mapping
 from datetime import datetime, timezone
+from typing import Any
 
 from clipguard.benchmark.compare import CellChange, Comparison
 from clipguard.benchmark.tables import heading
@@ -42,9 +44,7 @@ def comparison_notes(comparison: Comparison) -> list[str]:
     notes = [
         f"{comparison.verdict.capitalize()}: {comparison.candidate} against {comparison.base}, on the same images, "
         f"max drop {allowed}.",
-        "Change in points of accuracy, with 95 % paired intervals. p: chance of losing this much if the true drop were "
-        f"{allowed}, or none (the larger; Holm over {len(comparison.cells)} cells); a regression at "
-        f"{rules.alpha:g} or less.",
+        *_how_it_was_decided(comparison, allowed),
     ]
     undecided = [cell for cell in comparison.cells if cell.verdict == "inconclusive"]
     if undecided:
@@ -56,6 +56,31 @@ def comparison_notes(comparison: Comparison) -> list[str]:
     if comparison.differences:
         notes.append(f"FORCED, not like for like: {'; '.join(comparison.differences)}.")
     return notes
+
+
+def _how_it_was_decided(comparison: Comparison, allowed: str) -> list[str]:
+    rules, cells, sequential = comparison.rules, len(comparison.cells), comparison.sequential
+    if sequential is None:
+        return [
+            "Change in points of accuracy, with 95 % paired intervals. p: chance of losing this much if the true drop "
+            f"were {allowed}, or none (the larger; Holm over {cells} cells); a regression at {rules.alpha:g} or less."
+        ]
+    return [
+        f"Sequential: {stopping_point(sequential)}.",
+        "Change in points of accuracy, with 95 % confidence sequences. p: chance of ever losing this much if the true "
+        f"drop were {allowed} (1 / e-value, adjusted for {cells} cells); a regression at {rules.alpha:g} or less.",
+    ]
+
+
+def stopping_point(sequential: Mapping[str, Any]) -> str:
+    """`stopped at 75 of 200 images (62 % saved), looked at 50, 75 a data set`: images of all data sets."""
+    n, of = sum(sequential["n"].values()), sum(sequential["of"].values())
+    taken = (
+        f"stopped at {n:,} of {of:,} images ({100 * sequential['saved']:.0f} % saved)"
+        if n < of
+        else f"all {n:,} images"
+    )
+    return f"{taken}, looked at {', '.join(f'{look:,}' for look in sequential['looks'])} a data set"
 
 
 def comparison_markdown(comparison: Comparison) -> str:
@@ -132,7 +157,7 @@ def _properties(comparison: Comparison, fail_on: str) -> dict[str, str]:
         "alpha": f"{rules.alpha:g}",
         "fail-on": fail_on,
         "verdict": comparison.verdict,
-    }
+    } | ({"sequential": stopping_point(comparison.sequential)} if comparison.sequential else {})
 
 
 def _annotation(level: str, title: str, message: str) -> str:

@@ -68,6 +68,7 @@ class BenchPlan:
     norm: Literal["linf", "l2"] = "linf"
     n_samples: int | None = 200
     seed: int = 0
+    part: tuple[int, int] | None = None  # of these images in a seeded random order: the first of them, and the end
     batch_size: int | None = None  # None: what fits
     resolution: ThreatResolution = "model"  # mixed: native for the data sets that papers attack so
     resize: Resize = "model"
@@ -95,6 +96,7 @@ class BenchPlan:
         values = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "models"}
         values |= {name: str(value) for name, value in values.items() if isinstance(value, Path)}
         lists = {"datasets": list(self.datasets), "attacks": list(self.attacks), "eps": [r.typed for r in self.eps]}
+        lists |= {"part": list(self.part)} if self.part else {}
         return values | lists | {"overrides": dict(self.overrides)}
 
     @classmethod
@@ -103,6 +105,7 @@ class BenchPlan:
         paths = {name: Path(values[name]) for name in ("classes", "data_root") if values[name] is not None}
         eps = tuple(parse_eps([str(value) for value in values["eps"]], values["norm"]))
         tuples = {"datasets": tuple(values["datasets"]), "attacks": tuple(values["attacks"]), "eps": eps}
+        tuples |= {"part": tuple(values["part"])} if values.get("part") else {}
         return cls(tuple(models), **{**values, **tuples, **paths})
 
     def check(self) -> None:
@@ -123,6 +126,8 @@ class BenchPlan:
                 raise ClipguardError(f"{option} {value!r} is unknown; use {' or '.join(allowed)}.")
         if self.n_samples is not None and self.n_samples < 1:
             raise ClipguardError(f"--n-samples must be at least 1, not {self.n_samples}.")
+        if self.part is not None and not 0 <= self.part[0] < self.part[1]:
+            raise ClipguardError(f"part must be two numbers of at least 0, the first below the second: {self.part}.")
         if self.resize != "model" and self.resolution == "native":
             raise ClipguardError("--resize is for images that are attacked after it; leave out --resolution native.")
         if self.logit_scale is not None and not (math.isfinite(self.logit_scale) and self.logit_scale > 0):

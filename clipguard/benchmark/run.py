@@ -26,6 +26,7 @@ from clipguard.benchmark.preprocess import prepare
 from clipguard.benchmark.provenance import fingerprint, image_hash, machine, versions
 from clipguard.benchmark.results import BenchResult
 from clipguard.data import ZeroShotDataset, load_dataset
+from clipguard.data.dataset import in_random_order
 from clipguard.errors import AttackError
 from clipguard.models import parse_source
 from clipguard.models.loading import LoadedModel, ModelInfo, check_device, load_model
@@ -198,7 +199,12 @@ def open_task(plan: BenchPlan, name: str, progress: Progress) -> Task:
         duplicate_names=plan.duplicate_names,
         data_root=plan.data_root,
     )
-    return read_task(name, dataset, dataset.subset(plan.n_samples, plan.seed), progress)
+    return read_task(name, dataset, np.sort(choose_images(plan, dataset)), progress)
+
+
+def choose_images(plan: BenchPlan, dataset: ZeroShotDataset) -> npt.NDArray[np.int64]:
+    """Indices of the images to evaluate, in random order."""
+    return in_random_order(dataset.subset(plan.n_samples, plan.seed), plan.seed)[slice(*(plan.part or (None,)))]
 
 
 def read_task(name: str, dataset: ZeroShotDataset, indices: npt.NDArray[np.int64], progress: Progress) -> Task:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import replace
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,13 +19,27 @@ HOW_FIELDS = ("device", "batch_size")  # of a plan: where it runs, which changes
 TYPED = {"datasets": "dataset", "attacks": "attack"}  # options whose fields have other names
 
 
-def open_sides(
-    base: str, candidate: str, options: Mapping[str, Any], measure: Callable[[BenchPlan], BenchResult]
-) -> tuple[BenchResult, BenchResult]:
-    """The results of both sides: read, or measured by one call of `measure` with a plan for the models.
+@dataclass(frozen=True)
+class Sides:
+    """What was named: `names` by side, results that were `read`, and a `plan` for the models, if there are any."""
 
-    A model is benched as the other side was. `options` (fields of `BenchPlan`, eps as typed) are for two models; next
-    to a result only `device` and `batch_size` may be given. Raises ClipguardError before anything is measured.
+    names: Mapping[str, str]
+    read: Mapping[str, BenchResult]
+    plan: BenchPlan | None
+
+    def fill(self, measured: BenchResult | None) -> tuple[BenchResult, BenchResult]:
+        """The results of BASE and CANDIDATE: those of models from what was `measured`, None if there are none."""
+        sides = dict(self.read)
+        if measured is not None:
+            sides |= {side: measured.only(name) for side, name in self.names.items() if side not in sides}
+        return sides["BASE"], sides["CANDIDATE"]
+
+
+def find_sides(base: str, candidate: str, options: Mapping[str, Any]) -> Sides:
+    """Read results, and plan a run for models: as the other side was.
+
+    `options` (fields of `BenchPlan`, eps as typed) are for two models; next to a result only `device` and `batch_size`
+    may be given. Raises ClipguardError before anything is measured.
     """
     names = {"BASE": base, "CANDIDATE": candidate}
     results = {side: _read(name) for side, name in names.items()}
@@ -38,10 +52,7 @@ def open_sides(
         raise ResultError(f"{given} is for models to bench; {measured}. Leave it out.")
     for side, result in read.items():
         model_name(result, side)
-    if missing:
-        result = measure(_plan(missing, read, options))
-        read |= {side: result.only(name) for side, name in names.items() if side not in read}
-    return read["BASE"], read["CANDIDATE"]
+    return Sides(names, read, _plan(missing, read, options) if missing else None)
 
 
 def _read(name: str) -> BenchResult | None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 from enum import Enum
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -12,11 +13,13 @@ import typer
 
 from clipguard.cli import options
 from clipguard.cli.options import default_folder, parse_batch_size, parse_n_samples, split_attacks
+from clipguard.errors import ClipguardError
 
 if TYPE_CHECKING:
-    from clipguard.benchmark.compare import Comparison
+    from clipguard.benchmark.compare import Comparison, Rules
     from clipguard.benchmark.plan import BenchPlan
-    from clipguard.benchmark.results import BenchResult
+    from clipguard.benchmark.results import BenchResult, OutputFolder
+    from clipguard.benchmark.sides import Sides
 
 EXAMPLES = """
 **Examples**
@@ -26,6 +29,8 @@ EXAMPLES = """
 `clipguard compare runs/before local-dir:runs/tuned --fail-on inconclusive` — benched as runs/before was
 
 `clipguard compare tiny local-dir:runs/tuned -d emoji-food --attack pgd-10 --eps 4 --n-samples all`
+
+`clipguard compare runs/before local-dir:runs/tuned --sequential --max-drop 5` — no more images than it takes
 
 `clipguard compare base/results.json tuned/results.json --junit compare.xml --format md > comment.md`
 
@@ -68,6 +73,17 @@ def compare(
             "(exit 1); inconclusive: a regression (exit 1), or too few images to rule one out (exit 3).",
         ),
     ] = FailOn.regression,
+    sequential: Annotated[
+        bool,
+        typer.Option(
+            "--sequential",
+            help="For models: take images in growing batches, and stop when the verdict is settled. False alarms stay "
+            "within --alpha for all looks together.",
+        ),
+    ] = False,
+    first: Annotated[
+        int | None, typer.Option(help="With --sequential: images a data set in the first batch. Default: 50.")
+    ] = None,
     force: Annotated[bool, typer.Option("--force", help="Compare what both have, even if not like for like.")] = False,
     dataset: Annotated[
         list[str] | None, typer.Option("--dataset", "-d", help="For two models: as for `clipguard bench`.")
@@ -95,8 +111,10 @@ def compare(
     """Tell whether a model got worse than another, image by image and beyond chance; for CI."""
     from clipguard.benchmark.compare import Rules, compare_results
     from clipguard.benchmark.results import OutputFolder
-    from clipguard.benchmark.sides import open_sides
+    from clipguard.benchmark.sides import find_sides
 
+    if first is not None and not sequential:
+        raise ClipguardError("--first is for --sequential.")
     rules = Rules(max_drop, alpha, tuple(name.strip() for name in metric.split(",")))
     asked = options.given(
         datasets=tuple(dataset) if dataset else None,
@@ -112,7 +130,11 @@ def compare(
     if n_samples is not None:
         asked["n_samples"] = parse_n_samples(n_samples)
     report = OutputFolder(junit.parent, new=False) if junit else None
-    comparison = compare_results(*open_sides(base, candidate, asked, _measure), rules, force=force)
+    sides = find_sides(base, candidate, asked)
+    if sequential:
+        comparison = _compare_in_batches(sides, rules, first, force)
+    else:
+        comparison = compare_results(*sides.fill(_measure(sides.plan) if sides.plan else None), rules, force=force)
     if report and junit:
         from clipguard.benchmark.compare_output import to_junit
 
@@ -130,15 +152,36 @@ def _measure(plan: BenchPlan) -> BenchResult:
     """Bench models into a new folder below runs/."""
     from clipguard.benchmark.results import OutputFolder
     from clipguard.benchmark.run import bench
-    from clipguard.benchmark.tables import to_markdown
     from clipguard.cli.progress import RichProgress
 
     folder = OutputFolder(default_folder(plan.models[-1]))
     with RichProgress() as progress:
         result = bench(plan, progress=progress)
+    _write(result, folder)
+    return result
+
+
+def _compare_in_batches(sides: Sides, rules: Rules, first: int | None, force: bool) -> Comparison:
+    """The same for `--sequential`: one folder, of the images that were needed."""
+    from clipguard.benchmark.results import OutputFolder
+    from clipguard.benchmark.run import bench
+    from clipguard.benchmark.sequential import FIRST, compare_in_batches
+    from clipguard.cli.progress import RichProgress
+
+    folder = OutputFolder(default_folder(sides.plan.models[-1] if sides.plan else ""))
+    with RichProgress() as progress:
+        measure = partial(bench, progress=progress)
+        first = FIRST if first is None else first
+        comparison, result = compare_in_batches(sides, rules, measure, first=first, force=force, progress=progress)
+    _write(result, folder)
+    return comparison
+
+
+def _write(result: BenchResult, folder: OutputFolder) -> None:
+    from clipguard.benchmark.tables import to_markdown
+
     folder.write(result, to_markdown(result))
     log.info("Written to %s in %.0f s", folder.path, result.run["wall_seconds"])
-    return result
 
 
 def _print(comparison: Comparison, output_format: Format) -> None:

@@ -79,6 +79,11 @@ class ZeroShotDataset(ImageDataset):
         return stratified_subset(self.labels, len(self.class_names), n, seed)
 
 
+def in_random_order(indices: npt.NDArray[np.int64], seed: int) -> npt.NDArray[np.int64]:
+    """The indices (N,) shuffled: every order is equally likely, over seeds >= 0."""
+    return np.random.default_rng([seed, len(indices), 1]).permutation(indices)
+
+
 def stratified_subset(labels: npt.NDArray[np.int64], n_classes: int, n: int | None, seed: int) -> npt.NDArray[np.int64]:
     """Sorted positions of a seeded draw from `labels` (N,), each class by its share: (min(n, N),) int64.
 

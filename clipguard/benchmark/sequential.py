@@ -1,0 +1,103 @@
+"""`clipguard compare --sequential`: images in growing batches, until the verdict is settled."""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from clipguard.benchmark.compare import Batches, Comparison, Rules, compare_results
+from clipguard.benchmark.plan import BenchPlan
+from clipguard.benchmark.results import BenchResult
+from clipguard.benchmark.run import Progress, Silent, Task, choose_images, open_task, read_task
+from clipguard.benchmark.sides import Sides
+from clipguard.errors import ClipguardError, ResultError
+
+FIRST = 50
+GROWTH = 1.5  # from look to look. Smaller stops a little sooner, and loads the models more often
+
+log = logging.getLogger("clipguard")
+
+
+def compare_in_batches(
+    sides: Sides,
+    rules: Rules,
+    measure: Callable[[BenchPlan], BenchResult],
+    *,
+    first: int = FIRST,
+    force: bool = False,
+    progress: Progress | None = None,
+) -> tuple[Comparison, BenchResult]:
+    """Compare after `first` images a data set, then after half as many again, until the verdict is settled.
+
+    Returns the comparison, and what was measured: the result that benching these images at once would have given.
+    `measure` benches a plan, of no image twice. The chance of a false regression is that of `rules` for all looks
+    together (clipguard.anytime). Raises ClipguardError as `compare_results` does, and if there is nothing to measure.
+    """
+    if sides.plan is None:
+        raise ResultError("--sequential is for models to bench; BASE and CANDIDATE are measured already. Leave it out.")
+    if first < 1:
+        raise ClipguardError(f"--first must be at least 1, not {first}.")
+    plan, progress = sides.plan, progress or Silent()
+    tasks = [open_task(plan, name, progress) for name in plan.datasets]  # all images: bad data and mix-ups show now
+    order = {task.name: choose_images(plan, task.dataset).tolist() for task in tasks}
+    most = max(map(len, order.values()))
+    parts: list[BenchResult] = []
+    looks: tuple[int, ...] = ()
+    for stop in batch_ends(first, most):
+        start = looks[-1] if looks else 0
+        parts.append(measure(_batch(plan, order, start, stop)))
+        looks = (*looks, stop)
+        measured = _join(parts, {task.name: task.describe() for task in tasks})
+        comparison = compare_results(*sides.fill(measured), rules, force=force, batches=Batches(order, looks))
+        log.info("%d of %d images a data set: %s", stop, most, comparison.verdict)
+        if comparison.settled:
+            break
+    used = [read_task(t.name, t.dataset, np.sort(order[t.name][:stop]), progress) for t in tasks]
+    _label(measured, plan, used, stop if stop < most else None)
+    return comparison, measured
+
+
+def batch_ends(first: int, most: int) -> Iterator[int]:
+    """Numbers of images after which to look."""
+    while first < most:
+        yield first
+        first = math.ceil(first * GROWTH)
+    yield most
+
+
+def _batch(plan: BenchPlan, order: Mapping[str, Sequence[int]], start: int, stop: int) -> BenchPlan:
+    """The plan for images `start` to `stop` of the order, of the data sets that have as many."""
+    names = tuple(name for name in plan.datasets if len(order[name]) > start)
+    skipped = plan.part[0] if plan.part else 0
+    return replace(plan, datasets=names, part=(skipped + start, skipped + stop))
+
+
+def _join(parts: Sequence[BenchResult], datasets: dict[str, Any]) -> BenchResult:
+    """One result of several of the same plan but for their images, its rows in the order of a run."""
+    run = parts[0].run | {
+        "wall_seconds": round(sum(part.run["wall_seconds"] for part in parts), 3),
+        "datasets": datasets,
+        "costs": [cost for part in parts for cost in part.run["costs"]],
+    }
+    if "findings" in run:
+        run["findings"] = [finding for part in parts for finding in part.run.get("findings", [])]
+    rows = pd.concat([part.samples for part in parts], ignore_index=True)
+    keys = [pd.factorize(rows[name])[0] for name in ("attack", "dataset", "model")]
+    result = BenchResult(run)
+    result.add(rows.iloc[np.lexsort([rows["index"].to_numpy(), *keys])].reset_index(drop=True))
+    return result
+
+
+def _label(result: BenchResult, plan: BenchPlan, tasks: Sequence[Task], stop: int | None) -> None:
+    """Say in the result which images it is of; `stop` is None if that is all."""
+    if stop is not None:
+        skipped = plan.part[0] if plan.part else 0
+        plan = replace(plan, part=(skipped, skipped + stop))
+    result.run["plan"] = plan.to_dict()
+    result.run["datasets"] = {task.name: task.describe() for task in tasks}
