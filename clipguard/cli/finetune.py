@@ -71,10 +71,11 @@ def finetune(
         typer.Option(
             "--dataset",
             "-d",
-            help="An embedded name, a .parquet or .tar file, a folder, or hf:ORG/NAME[@SPLIT]; methods without labels "
-            "take any folder of images. Default: emoji-animals.",
+            help="A name of `list datasets`, a .parquet or .tar file, a folder, or hf:ORG/NAME[@SPLIT]; methods "
+            "without labels take any folder of images. Default: emoji-animals.",
         ),
     ] = None,
+    data_root: options.DataRoot = None,
     preset: Annotated[
         Text, typer.Option(help="Settings by name, as `list methods` shows, or none. Default for tiny: embedded.")
     ] = None,
@@ -197,8 +198,7 @@ def _resolve(given: dict[str, Any], config: Path | None) -> FinetuneConfig:
         if len(radii) != 1:
             raise ClipguardError(f"--eps takes one budget to train with, not {len(radii)}.")
         given["eps"] = radii[0].typed
-    if "out" in given:
-        given["out"] = str(given["out"])
+    given |= {name: str(given[name]) for name in ("out", "data_root") if name in given}
     return resolve(given, config)
 
 

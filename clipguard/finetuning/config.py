@@ -33,6 +33,7 @@ class FinetuneConfig:
     classes: str | None = None  # file of class names
     image_column: str | None = None
     label_column: str | None = None
+    data_root: str | None = None  # folder with copies of named data sets
     templates: str = "single"
     n_samples: int | None = None  # images used, stratified; None: all
     val_fraction: float = 0.1  # of the training images, held out to choose the best checkpoint

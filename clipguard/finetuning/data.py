@@ -70,7 +70,10 @@ def open_data(config: FinetuneConfig, *, needs_labels: bool) -> TrainingData:
         if needs_labels:
             raise
         images = _training_split(
-            config, lambda split: load_images(config.dataset, split=split, image_column=config.image_column)
+            config,
+            lambda split: load_images(
+                config.dataset, split=split, image_column=config.image_column, data_root=_data_root(config)
+            ),
         )
         log.info("%s needs no labels, and is trained without: %s", config.method, error)
         train, validation = divide(config, np.zeros(len(images), dtype=np.int64), 1)
@@ -90,7 +93,12 @@ def _load(config: FinetuneConfig, split: str | None) -> ZeroShotDataset:
         label_column=config.label_column,
         classes=Path(config.classes) if config.classes else None,
         templates=config.templates,
+        data_root=_data_root(config),
     )
+
+
+def _data_root(config: FinetuneConfig) -> Path | None:
+    return Path(config.data_root).expanduser() if config.data_root else None
 
 
 def _training_split(config: FinetuneConfig, load: Callable[[str | None], AnyDataset]) -> AnyDataset:

@@ -49,6 +49,18 @@ def test_test_data_is_never_trained_on_unless_named(tmp_path: Path) -> None:
     assert named.held_out is None  # it is the only split, and trained on
 
 
+@pytest.mark.parametrize("needs_labels", [True, False])
+def test_named_sets_are_found_in_the_folder_of_copies(tmp_path: Path, needs_labels: bool) -> None:
+    for split in ("train", "test"):
+        write_images(tmp_path / "caltech256" / split)
+    config = replace(make_config("tiny", "caltech256"), data_root=str(tmp_path))
+    data = open_data(config, needs_labels=needs_labels)
+    assert data.images.split == "train"
+    assert data.held_out is not None
+    with pytest.raises(DatasetError, match="caltech256"):
+        open_data(replace(config, data_root=str(tmp_path / "elsewhere")), needs_labels=needs_labels)
+
+
 def test_any_folder_of_images_serves_methods_without_labels(tmp_path: Path) -> None:
     folder = write_images(tmp_path / "images")
     for number, path in enumerate(sorted(Path(folder).rglob("*.png"))):
