@@ -20,9 +20,14 @@ VERSION_OF = "$(1)" -c 'import sys; print("%d.%d" % sys.version_info[:2])' 2>/de
 STATE := $(shell $(call VERSION_OF,$(INTERPRETER))) $(CURDIR)
 FOUND := $(shell cat "$(MADE)" 2>/dev/null)
 
+# What the project's own regression job measures, and what it may move: see CONTRIBUTING.md.
+BASELINE := benchmarks/results/baseline
+BASELINE_RUN := --model tiny --dataset embedded --attack "pgd-10,apgd-ce(iterations=10)" --eps 1,4 --n-samples 50
+COMPARE = $(BIN)/clipguard --quiet compare --max-drop 4 --fail-on any-drop
+
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help bench test lint format build docs clean FORCE
+.PHONY: help bench test lint format build docs regression baseline clean FORCE
 
 help: ## show this list
 	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1|\2/p' $(MAKEFILE_LIST) | awk -F'|' '{ printf "%-14s %s\n", $$1, $$2 }'
@@ -51,6 +56,20 @@ build: $(INSTALLED_DEV) ## sdist and wheel in dist/
 
 docs: $(INSTALLED_DEV) ## the docs site in site/; ARGS=serve shows it at localhost
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs $(or $(ARGS),build)
+
+regression: $(INSTALLED) ## fail if the embedded model got less accurate than the committed baseline, or its attacks weaker
+	rm -rf build/regression
+	$(BIN)/clipguard --quiet bench $(BASELINE_RUN) --format md --out build/regression > /dev/null
+	$(COMPARE) $(BASELINE) build/regression
+	@echo 'The other way round: accuracy that rises under attack is an attack that got weaker.'
+	$(COMPARE) build/regression $(BASELINE)
+
+baseline: $(INSTALLED) ## measure that baseline anew (read what changed before you commit it)
+	rm -rf build/baseline
+	$(BIN)/clipguard bench $(BASELINE_RUN) --out build/baseline
+	mkdir -p $(BASELINE)
+	cp build/baseline/samples.parquet $(BASELINE)
+	sed 's|$(CURDIR)/||' build/baseline/results.json > $(BASELINE)/results.json  # no paths of this machine
 
 clean: ## remove builds, caches and the virtual environment (results in runs/ stay)
 	rm -rf build dist site .pytest_cache .mypy_cache .ruff_cache *.egg-info
