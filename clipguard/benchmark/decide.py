@@ -114,8 +114,10 @@ class AnytimeTests:
             lost = log_e_value(-seen.changes, allowed, times) - math.log(cells / alpha)
             return max(lost, log_e_value(seen.changes, -allowed, times) + math.log(alpha))
 
-        most = MOST_IMAGES / seen.n
-        return seen.n * float(brentq(above, 1.0, most)) if above(most) > 0 else math.inf
+        most = max(1.0, MOST_IMAGES / seen.n)
+        if above(most) <= 0:
+            return math.inf
+        return seen.n * (float(brentq(above, 1.0, most)) if above(1.0) < 0 else 1.0)  # 1: rounding, at the threshold
 
 
 def n_to_decide(tests: Tests, seen: Seen, allowed: float, alpha: float, cells: int) -> int | None:
