@@ -188,7 +188,7 @@ class Examination:
         """A ball that holds the all-grey image, the same for every image."""
         grey = torch.full_like(self.subject.x, 0.5)
         eps = ANYTHING if self.subject.norm == "linf" else ANYTHING * self.subject.x[0].numel() ** 0.5
-        outcomes = run_attack(self.subject, parse_recipe(SHORT), eps + 1e-3)
+        outcomes = run_attack(self.subject, parse_recipe(SHORT), eps)
         hold = torch.tensor([o.robust for o in outcomes], device=grey.device)
         by_grey = int((hold & (self.subject.evaluator.verify(grey).argmax(dim=1) != self.subject.labels)).sum())
         more = f"plain grey, which this allows, would break {by_grey} of them" if by_grey else ""
@@ -221,13 +221,13 @@ class Examination:
     def transfer(self) -> Finding:
         """Images made for the other model, on what is left standing."""
         if self.transfer_from is None:
-            return not_checked("transfer", "name another model of the same classes with --transfer-from")
+            return not_checked("transfer", "no other model was named (--transfer-from)")
         subject, robust = self.subject, self.robust
         other = replace(subject, evaluator=Evaluator(self.transfer_from, subject.evaluator.batch_size))
         with frozen(self.transfer_from):
             clean = other.evaluator.verify(subject.x)
             x_adv, _ = ascend(other, subject.eps, TRANSFER_STEPS, losses.cross_entropy)
-            require_finite(x_adv, lambda i: subject.indices[i], "of the model to transfer from")
+            require_finite(x_adv, lambda i: subject.indices[i], "in images made for the other model")
             fooled = int((other.evaluator.verify(x_adv).argmax(dim=1) != subject.labels).sum())
         logits = subject.evaluator.verify(x_adv)
         require_finite(logits, lambda i: subject.indices[i], "on transferred images")

@@ -21,8 +21,9 @@ from clipguard.attacks.threat import TOLERANCE
 from clipguard.benchmark.plan import PIXEL, BenchPlan
 from clipguard.data import ZeroShotDataset
 
-PROBED = 16  # images a model and data set
+PROBED = 8  # images a model and data set
 BLACK_BOX = "square"
+INTEREST = ("failure", "warning", "ok", "not checked")
 HUGE = 127.5  # of 255: a ball that holds the all-grey image
 
 
@@ -54,15 +55,14 @@ def find(
         dataset.class_names,
     )
     stages = tuple(stage for recipe in attacked for stage in recipe.stages)
-    probed = list(probe(subject, Recipe(" and ".join(recipe.name for recipe in attacked), stages)))
-    found = {finding.id: finding for finding in probed} | {f.id: f for f in row_findings(samples, attacked, plan.norm)}
-    found["eps-zero"] = min((f for f in (*probed, found["eps-zero"]) if f.id == "eps-zero"), key=_badness)
+    recipe = Recipe(" and ".join(recipe.name for recipe in attacked), stages)
+    found: dict[str, Finding] = {}
+    for finding in (*probe(subject, recipe), *row_findings(samples, attacked, plan.norm)):
+        known = found.setdefault(finding.id, finding)
+        if INTEREST.index(finding.verdict) < INTEREST.index(known.verdict):  # of rows and probes, the worse counts
+            found[finding.id] = finding
     found["duplicate-classes"] = with_prompts(found["duplicate-classes"], dataset.templates)
     return [found[check] for check in CHECKS if check in found]
-
-
-def _badness(finding: Finding) -> int:
-    return ("failure", "warning", "ok", "not checked").index(finding.verdict)
 
 
 def pick_images(
