@@ -237,15 +237,18 @@ def direction(gradients: Gradients) -> Finding:
 
 
 def saturation(logits: Tensor, labels: Tensor, gradients: Gradients, recipe: Recipe) -> Finding:
-    """Images where cross-entropy as the attacks compute it has no gradient though the margin has one.
+    """Images right when clean where cross-entropy as the attacks compute it has no gradient though the margin has one.
 
     A warning if the recipe also has a loss that does not saturate. How many lead by more than a usual float32
     softmax can tell, is evidence and no verdict: clipguard's own cross-entropy keeps their gradient.
     """
-    dead = (largest(gradients.cross_entropy) == 0) & (largest(gradients.here) > 0)
-    beyond = int((losses.margin(logits, labels) > BLIND).sum())
+    margins = losses.margin(logits, labels)
+    right, beyond = int((margins > 0).sum()), int((margins > BLIND).sum())
+    if not right:
+        return not_checked("saturation", "no image is right when clean")
+    dead = (margins > 0) & (largest(gradients.cross_entropy) == 0) & (largest(gradients.here) > 0)
     more = f"{beyond} lead by more than {BLIND}, where a plain float32 softmax has none"
-    found = counted("saturation", int(dead.sum()), len(dead), "images give cross-entropy no gradient", more)
+    found = counted("saturation", int(dead.sum()), right, "images give cross-entropy no gradient", more)
     scale_free = [s.name for s in recipe.stages if s.loss is not losses.cross_entropy and s.name != "square"]
     if found.verdict == "failure" and scale_free:
         evidence = f"{found.evidence}; {recipe.name} has {scale_free[0]}, which does not saturate"

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+import clipguard
 from clipguard.attacks.findings import CHECKS
 from clipguard.cli import run
 
@@ -29,6 +30,15 @@ def test_a_failure_as_a_table(capsys: pytest.CaptureFixture[str]) -> None:
     assert "saturation failure" in out
     assert "→ Use attacks on scale-free losses" in out
     assert out.endswith("2 failure. docs/doctor.md explains every check.")
+
+
+@pytest.mark.slow
+def test_quiet_on_an_adversarially_trained_model(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    clipguard.finetune("tecoa", out=tmp_path / "tuned", steps=60, eps=4)
+    tuned = f"local-dir:{tmp_path / 'tuned'}"
+    assert run(["-q", "doctor", "-m", tuned, "--attack", "apgd-ce", "--transfer-from", "tiny", "--format", "json"]) == 0
+    content = json.loads(capsys.readouterr().out)
+    assert content["verdict"] == "ok", content["findings"]
 
 
 @pytest.mark.parametrize(
