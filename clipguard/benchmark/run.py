@@ -27,7 +27,7 @@ from clipguard.benchmark.provenance import fingerprint, image_hash, machine, ver
 from clipguard.benchmark.results import BenchResult
 from clipguard.data import ZeroShotDataset, load_dataset
 from clipguard.data.dataset import in_random_order
-from clipguard.errors import AttackError
+from clipguard.errors import AttackError, DatasetError
 from clipguard.models import parse_source
 from clipguard.models.loading import LoadedModel, ModelInfo, check_device, load_model
 
@@ -203,8 +203,15 @@ def open_task(plan: BenchPlan, name: str, progress: Progress) -> Task:
 
 
 def choose_images(plan: BenchPlan, dataset: ZeroShotDataset) -> npt.NDArray[np.int64]:
-    """Indices of the images to evaluate, in random order."""
-    return in_random_order(dataset.subset(plan.n_samples, plan.seed), plan.seed)[slice(*(plan.part or (None,)))]
+    """Indices of the images to evaluate, in random order. Raises DatasetError if the plan's part has none."""
+    order = in_random_order(dataset.subset(plan.n_samples, plan.seed), plan.seed)
+    if plan.part is None:
+        return order
+    if plan.part[0] >= len(order):
+        raise DatasetError(
+            f"{dataset.name} has {len(order)} images to evaluate, none from {plan.part[0]} on; leave it out."
+        )
+    return order[slice(*plan.part)]
 
 
 def read_task(name: str, dataset: ZeroShotDataset, indices: npt.NDArray[np.int64], progress: Progress) -> Task:

@@ -22,7 +22,7 @@ from clipguard.benchmark.sequential import batch_ends, compare_in_batches
 from clipguard.benchmark.sides import find_sides
 from clipguard.benchmark.tables import to_markdown
 from clipguard.data.dataset import in_random_order
-from clipguard.errors import ClipguardError, ResultError
+from clipguard.errors import ClipguardError, DatasetError, ResultError
 
 BLIND = "tiny#normalization=9,9,9/0.1,0.1,0.1"  # sees next to nothing
 SETS = ("emoji-food", "emoji-travel")
@@ -150,6 +150,13 @@ def test_batches_are_random_draws() -> None:
     assert order.tolist() != in_random_order(chosen, 1).tolist()
     firsts = [in_random_order(np.arange(10), seed)[0] for seed in range(300)]
     assert np.bincount(firsts, minlength=10).min() >= 12  # of 30 expected
+
+
+def test_a_part_without_images_is_refused() -> None:
+    with pytest.raises(DatasetError, match="emoji-food has 30 images to evaluate, none from 30 on"):
+        clipguard.bench(["tiny"], n_samples=30, part=(30, 40), **CLEAN)
+    with pytest.raises(ClipguardError, match="the first below the second"):
+        clipguard.bench(["tiny"], n_samples=30, part=(3, 3), **CLEAN)
 
 
 @pytest.mark.parametrize(
