@@ -22,6 +22,21 @@ def wilson_interval(successes: int, n: int, confidence: float = 0.95) -> tuple[f
     return float(interval.low), float(interval.high)
 
 
+def average_interval(estimates: Sequence[tuple[float, float, float]]) -> tuple[float, float, float]:
+    """Unweighted average of independent estimates, each (value, low, high), with its interval; the same confidence.
+
+    MOVER (Zou & Donner, Statistics in Medicine 2008, eq. 3): deviations to the limits add up in quadrature.
+    Raises ValueError if there is none.
+    """
+    if not estimates:
+        raise ValueError("There is nothing to average.")
+    k = len(estimates)
+    mean = sum(value for value, _, _ in estimates) / k
+    below = math.hypot(*(value - low for value, low, _ in estimates)) / k
+    above = math.hypot(*(high - value for value, _, high in estimates)) / k
+    return mean, mean - below, mean + above
+
+
 @dataclass(frozen=True)
 class Pairs:
     """The same `n` images before and after: `lost` were right and are wrong now, `gained` the other way round.

@@ -16,6 +16,7 @@ from torch import Tensor
 from clipguard.benchmark.plan import PIXEL
 from clipguard.benchmark.results import SCHEMA, Cell, parquet_bytes, sample_frame
 
+RUN_FILE = "run.json"
 PREDICTED = "predicted"  # `run["labels"]` of image files without labels
 
 
@@ -132,7 +133,7 @@ class AdversarialResult:
         for image in self.images:
             files[f"png/{image.index}-clean.png"] = png_bytes(image.clean)
             files[f"png/{image.index}-adversarial.png"] = png_bytes(image.x_adv)
-        return files | {"grid.png": grid, "run.json": (self.to_json() + "\n").encode()}
+        return files | {"grid.png": grid, RUN_FILE: (self.to_json() + "\n").encode()}
 
 
 def rounded(image: Tensor) -> Tensor:

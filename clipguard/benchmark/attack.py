@@ -68,7 +68,7 @@ def attack_images(
     started = time.monotonic()
     run = provenance(plan, {model.info.name: model.info}, [task], [recipe], device)
     run["labels"] = "data set" if not files else "given" if files.labels else PREDICTED
-    result = _attack(plan, model, task, recipe, run, progress)
+    result = attack_task(plan, model, task, recipe, run, progress)
     run |= {"complete": True, "wall_seconds": round(time.monotonic() - started, 3)}
     return result
 
@@ -94,10 +94,13 @@ def _label_by_prediction(plan: BenchPlan, model: LoadedModel, task: Task) -> Tas
     return read_task(task.name, dataset, task.indices, Silent())
 
 
-def _attack(
+def attack_task(
     plan: BenchPlan, model: LoadedModel, task: Task, recipe: Recipe, run: dict[str, Any], progress: Progress
 ) -> AdversarialResult:
-    """Attack all images, and judge what comes out as a float and as an 8-bit image."""
+    """Attack all images at the plan's first radius, and judge what comes out as a float and as an 8-bit image.
+
+    The costs are added to `run`.
+    """
     classifier, preprocess = prepare(plan, model, task.dataset)
     options = engine_options(plan, str(model.device), keep_images=True)
     engine = Engine(classifier, recipe, ThreatModel(plan.norm, plan.quantize), [plan.eps[0].pixels], options)

@@ -41,23 +41,29 @@ def model_name(result: BenchResult, side: str) -> str:
 
 def differences(base: BenchResult, candidate: BenchResult) -> list[str]:
     """Every reason why the two are not like for like, for people; none if they are."""
-    one, other = base.run, candidate.run
+    return [*unlike(base.run, candidate.run), *_one_sided(base, candidate)]
+
+
+def unlike(
+    one: Mapping[str, Any], other: Mapping[str, Any], sides: tuple[str, str] = ("BASE", "CANDIDATE")
+) -> list[str]:
+    """What two runs (`BenchResult.run`) were set to do differently; none if nothing but models and cells differ."""
     reasons = [
-        f"{name} is {_plain(one.get(name))} in BASE and {_plain(other.get(name))} in CANDIDATE"
+        f"{name} is {_plain(one.get(name))} in {sides[0]} and {_plain(other.get(name))} in {sides[1]}"
         for name in RUN_FIELDS  # an older run may lack some
         if one.get(name) != other.get(name)
     ]
     for name in _shared(one["datasets"], other["datasets"]):
         first, second = one["datasets"][name], other["datasets"][name]
-        unlike = [text for field, text in DATASET_FIELDS.items() if first[field] != second[field]]
+        other_fields = [text for field, text in DATASET_FIELDS.items() if first[field] != second[field]]
         # The fingerprint covers images and names: on its own it tells that pixels or labels changed.
-        reasons += [f"{name} has {unlike[0]}"] if unlike else []
+        reasons += [f"{name} has {other_fields[0]}"] if other_fields else []
     reasons += [
         f"attack {name} has other parameters"
         for name in _shared(one["attacks"], other["attacks"])
         if one["attacks"][name] != other["attacks"][name]
     ]
-    return [*reasons, *_one_sided(base, candidate)]
+    return reasons
 
 
 def _shared(one: Mapping[str, Any], other: Mapping[str, Any]) -> list[str]:

@@ -157,16 +157,20 @@ def parquet_bytes(frame: pd.DataFrame) -> bytes:
 class OutputFolder:
     """Where a run's files go. Made when the first file is written; never one that holds something already, if new."""
 
-    def __init__(self, path: Path, *, new: bool = True) -> None:
-        """Raises OutputError if a new folder exists and is not empty, or could not be written."""
+    def __init__(self, path: Path, *, new: bool = True, option: str = "--out") -> None:
+        """Raises OutputError if a new folder exists and is not empty, or could not be written.
+
+        `option` is what named it on the command line.
+        """
         self.path = path
         if new and path.exists() and (not path.is_dir() or any(path.iterdir())):
-            raise OutputError(f"--out {path} exists already; nothing is overwritten. Name a new folder.")
+            raise OutputError(f"{option} {path} exists already; nothing is overwritten. Name a new folder.")
         parent = next(p for p in (path, *path.absolute().parents) if p.exists())
         try:
             tempfile.TemporaryDirectory(dir=parent).cleanup()
         except OSError as error:
-            raise OutputError(f"--out {path} cannot be written ({error.strerror} in {parent}); name another.") from None
+            why = f"{error.strerror} in {parent}"
+            raise OutputError(f"{option} {path} cannot be written ({why}); name another.") from None
 
     def write(self, result: BenchResult, markdown: str) -> None:
         """Write the four files of a bench run. Raises OutputError if the disk does not take them."""

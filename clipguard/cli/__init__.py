@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 
 from clipguard import __version__
-from clipguard.cli import attack, bench, compare, convert, doctor, finetune, inspect, listing, merge
+from clipguard.cli import attack, bench, compare, convert, doctor, finetune, inspect, listing, merge, report
 from clipguard.errors import ClipguardError
 
 INTERRUPTED = 130
@@ -25,6 +25,7 @@ app = typer.Typer(
 app.command("bench", epilog=bench.EXAMPLES)(bench.bench)
 app.command("compare", epilog=compare.EXAMPLES)(compare.compare)
 app.command("doctor", epilog=doctor.EXAMPLES)(doctor.doctor)
+app.command("report", epilog=report.EXAMPLES)(report.report)
 app.command("attack", epilog=attack.EXAMPLES)(attack.attack)
 app.command("finetune", epilog=finetune.EXAMPLES)(finetune.finetune)
 app.command("merge", epilog=merge.EXAMPLES)(merge.merge)

@@ -1,0 +1,119 @@
+"""How plots look, and the files and inline SVG that they become."""
+
+from __future__ import annotations
+
+import io
+import re
+import warnings
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+
+import matplotlib.style
+from markupsafe import Markup
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+
+from clipguard.report.text import FONT
+
+# Each colour stands for one CSS variable of the page, so that an inline plot follows its light or dark scheme.
+INK, FAINT, LINE, PAPER = "#1b1f24", "#57606a", "#d5dae0", "#fefefe"
+# Okabe & Ito's palette for all kinds of colour vision, without its yellow and black (faint on white, and the ink).
+SERIES = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#a66f00", "#56b4e9", "#7a5195", "#6b7280")
+CSS_NAMES = {INK: "ink", FAINT: "faint", LINE: "line", PAPER: "paper"} | {c: f"s{i}" for i, c in enumerate(SERIES, 1)}
+MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")  # so that colour is never the only difference
+PNG_DPI = 300
+SETTINGS = {
+    "svg.fonttype": "path",  # the same on every machine, whatever fonts it has
+    "svg.hashsalt": "clipguard",  # the same ids in every run
+    "pdf.fonttype": 42,
+    "font.family": [FONT],
+    "font.size": 9.5,
+}
+
+
+def style() -> AbstractContextManager[None]:
+    """Where figures are made and saved: these settings, and nothing of the user's matplotlibrc."""
+    context: AbstractContextManager[None] = matplotlib.style.context(["default", SETTINGS])
+    return context
+
+
+@dataclass(frozen=True)
+class Plot:
+    """A figure, what it shows in words, and its numbers as a table of texts."""
+
+    name: str  # of its files
+    title: str
+    alt: str
+    figure: Figure
+    header: Sequence[str]
+    rows: Sequence[Sequence[str]]
+
+    def files(self) -> dict[str, bytes]:
+        """SVG, PNG and PDF by file name, cut tight."""
+        return {f"{self.name}.{kind}": _save(self.figure, kind) for kind in ("svg", "png", "pdf")}
+
+    def inline(self, prefix: str) -> Markup:
+        """The SVG element for a page: its colours are CSS variables, its ids start with `prefix`."""
+        svg = _save(self.figure, "svg").decode()
+        svg = svg[svg.index("<svg") :]
+        svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
+        svg = re.sub(r'(\bid="|href="#|url\(#)', rf"\g<1>{prefix}-", svg)
+        svg = re.sub(r'^<svg[^>]*?( viewBox="[^"]*")[^>]*>', _opening(self.alt), svg, count=1, flags=re.DOTALL)
+        for colour, name in CSS_NAMES.items():
+            svg = svg.replace(colour, f"var(--{name})")
+        return Markup(svg)  # by matplotlib, which draws class names as shapes; the alt text is escaped
+
+
+def _opening(alt: str) -> str:
+    label = str(Markup.escape(alt)).replace("\\", r"\\")
+    xlink = 'xmlns:xlink="http://www.w3.org/1999/xlink"'
+    return rf'<svg xmlns="http://www.w3.org/2000/svg" {xlink}\g<1> role="img" aria-label="{label}">'
+
+
+def _save(figure: Figure, kind: str) -> bytes:
+    content = io.BytesIO()
+    metadata = {"svg": {"Date": None}, "pdf": {"CreationDate": None}}.get(kind)
+    with style(), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Glyph")  # class names in other scripts: a box is drawn
+        figure.savefig(content, format=kind, dpi=PNG_DPI, bbox_inches="tight", pad_inches=0.04, metadata=metadata)
+    return content.getvalue()
+
+
+def new_figure(width: float = 4.0, height: float = 3.1) -> tuple[Figure, Axes]:
+    """A figure of inches with one pair of axes; never pyplot."""
+    figure = Figure(figsize=(width, height), facecolor=PAPER, layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.subplots()
+    axes.set_facecolor(PAPER)
+    axes.tick_params(colors=FAINT, length=3)
+    axes.set_axisbelow(True)
+    for side, spine in axes.spines.items():
+        spine.set_visible(side in ("left", "bottom"))
+        spine.set_color(LINE)
+    return figure, axes
+
+
+def label(axes: Axes, title: str, x: str, y: str) -> None:
+    """Words on the axes; a `$` in a name is a dollar."""
+    for setter, text, size, colour in (
+        (axes.set_title, title, 10, INK),
+        (axes.set_xlabel, x, 9.5, FAINT),
+        (axes.set_ylabel, y, 9.5, FAINT),
+    ):
+        setter(text, fontsize=size, color=colour, parse_math=False)
+
+
+def legend(figure: Figure, axes: Axes, columns: int) -> None:
+    """Below the plot, in as many columns."""
+    handles, names = axes.get_legend_handles_labels()
+    box = figure.legend(handles, names, loc="outside lower center", ncols=columns, frameon=False, fontsize=9)
+    for text in box.get_texts():
+        text.set_color(INK)
+        text.set_parse_math(False)
+
+
+def series(number: int) -> tuple[str, str]:
+    """Colour and marker of the number-th of several."""
+    return SERIES[number % len(SERIES)], MARKERS[(number + number // len(SERIES)) % len(MARKERS)]

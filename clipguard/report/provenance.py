@@ -1,0 +1,145 @@
+"""Where the numbers of a report come from, how to get them again, and what to cite."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from clipguard.benchmark.again import rerun_command
+from clipguard.benchmark.tables import protocol_line
+from clipguard.models.published import find_published, published_models
+from clipguard.models.source import HUB_PREFIX
+from clipguard.report.board import Run
+
+HUB = "https://huggingface.co"
+PAPERS = {  # attack -> what to cite
+    "pgd": "Madry et al. Towards deep learning models resistant to adversarial attacks. ICLR 2018. arXiv:1706.06083",
+    "fgsm": "Goodfellow et al. Explaining and harnessing adversarial examples. ICLR 2015. arXiv:1412.6572",
+    "cw": "Carlini & Wagner. Towards evaluating the robustness of neural networks. IEEE S&P 2017. arXiv:1608.04644",
+    "apgd": "Croce & Hein. Reliable evaluation of adversarial robustness with an ensemble of diverse parameter-free "
+    "attacks (AutoAttack). ICML 2020. arXiv:2003.01690",
+    "fab": "Croce & Hein. Minimally distorted adversarial examples with a fast adaptive boundary attack. ICML 2020. "
+    "arXiv:1907.02044",
+    "square": "Andriushchenko et al. Square Attack: a query-efficient black-box adversarial attack via random search. "
+    "ECCV 2020. arXiv:1912.00049",
+}
+CLIPGUARD = (
+    "@software{{clipguard, title = {{clipguard: benchmarking and training the adversarial robustness of CLIP models}}, "
+    "version = {{{version}}}}}"
+)
+Facts = list[tuple[str, str]]
+
+
+@dataclass(frozen=True)
+class Source:
+    """All that is known about a run: facts, one group a model and a data set, attack parameters, the command."""
+
+    number: int
+    path: str
+    facts: Facts
+    models: list[tuple[str, Facts]]
+    datasets: list[tuple[str, Facts]]
+    attacks: list[tuple[str, str]]
+    costs: list[tuple[str, ...]]
+    command: str
+    complete: bool
+
+
+@dataclass(frozen=True)
+class Reference:
+    """Something to cite, and its page if it has one."""
+
+    text: str
+    url: str = ""
+
+
+def describe(run: Run) -> Source:
+    """The provenance of a run, as texts."""
+    r = run.result.run
+    return Source(
+        run.number,
+        run.path,
+        _facts(r),
+        [(name, _plain_facts(about)) for name, about in r["models"].items()],
+        [(name, _dataset(about)) for name, about in r["datasets"].items()],
+        [(name, json.dumps(parameters)) for name, parameters in r["attacks"].items()],
+        [_cost(cost) for cost in r["costs"]],
+        rerun_command(r),
+        bool(r["complete"]),
+    )
+
+
+def _facts(r: Mapping[str, Any]) -> Facts:
+    hidden = {
+        "complete",
+        "plan",
+        "models",
+        "datasets",
+        "attacks",
+        "costs",
+        "versions",
+        "machine",
+        "findings",
+        "protocol",
+    }
+    facts = [("versions", ", ".join(f"{name} {version}" for name, version in r["versions"].items()))]
+    facts.append(("machine", ", ".join(f"{name} {value}" for name, value in r["machine"].items())))
+    if r.get("protocol"):
+        facts.append(("protocol", protocol_line(r["protocol"]).removeprefix("protocol ")))
+    return facts + [(key.replace("_", " "), _text(value)) for key, value in r.items() if key not in hidden]
+
+
+def _plain_facts(values: Mapping[str, Any]) -> Facts:
+    return [(key.replace("_", " "), _text(value)) for key, value in values.items() if value not in (None, [], "")]
+
+
+def _dataset(about: Mapping[str, Any]) -> Facts:
+    names, templates = about["class_names"], about["templates"]
+    return [
+        ("source", f"{about['source']}, split {about['split']}"),
+        ("images", f"{about['n']} of {about['of']}"),
+        ("fingerprint", about["fingerprint"]),
+        ("classes", f"{len(names)}: {_some(names)}"),
+        ("prompts", f"{len(templates)}: {_some(templates)}"),
+    ]
+
+
+def _some(values: Sequence[str], most: int = 4) -> str:
+    return ", ".join(values[:most]) + (", …" if len(values) > most else "")
+
+
+def _cost(cost: Mapping[str, Any]) -> tuple[str, ...]:
+    stages = cost["stages"].values()
+    passes = [f"{sum(stage.get(key, 0) for stage in stages):,}" for key in ("forward", "backward")]
+    return (cost["model"], cost["dataset"], cost["attack"], *passes, f"{sum(s.get('seconds', 0) for s in stages):.1f}")
+
+
+def _text(value: Any) -> str:
+    if isinstance(value, (list, tuple)):
+        return ", ".join(map(_text, value))
+    if isinstance(value, Mapping):
+        return ", ".join(f"{key} {_text(item)}" for key, item in value.items())
+    return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def references(runs: Sequence[Run]) -> list[Reference]:
+    """clipguard, the attacks that ran, and the pages of checkpoints that have one."""
+    versions = sorted({run.result.run["versions"]["clipguard"] for run in runs})
+    out = [Reference(CLIPGUARD.format(version=", ".join(versions)))]
+    stages = [s["attack"] for run in runs for a in run.result.run["attacks"].values() for s in a["stages"]]
+    papers = [paper for key, paper in PAPERS.items() if any(stage.split("-")[0] == key for stage in stages)]
+    out += [Reference(paper, f"https://arxiv.org/abs/{paper.rpartition(':')[2]}") for paper in papers]
+    for name in dict.fromkeys(name for run in runs for name in run.result.run["models"]):
+        out += _checkpoint(name)
+    return out
+
+
+def _checkpoint(name: str) -> list[Reference]:
+    bare = name.partition("#")[0]
+    repository = bare.removeprefix(HUB_PREFIX) if bare.startswith(HUB_PREFIX) else ""
+    known = find_published(bare) or next((p for p in published_models() if p.hub and p.hub == repository), None)
+    hub = repository or (known.hub if known else "")
+    text = f"{name}: {known.method}, {known.paper}" if known else name
+    return [Reference(text, f"{HUB}/{hub}" if hub else "")] if known or hub else []
