@@ -10,6 +10,7 @@ from scipy.stats import multinomial, norm
 
 from clipguard.statistics import (
     Pairs,
+    average_interval,
     change_score,
     harmless_p_value,
     holm,
@@ -159,3 +160,10 @@ def test_over_many_cells_false_alarms_stay_below_alpha() -> None:
         p_values = [regression_p_value(cell, 0.0) for cell in (*([s] for s in sets), sets)]
         alarms += min(holm(p_values)) <= 0.05
     assert alarms <= 0.05 * runs
+
+
+def test_the_interval_of_an_average_is_that_of_its_parts_in_quadrature() -> None:
+    assert average_interval([(0.5, 0.4, 0.7)]) == pytest.approx((0.5, 0.4, 0.7))
+    assert average_interval([(0.5, 0.2, 0.8), (0.7, 0.3, 0.9)]) == pytest.approx((0.6, 0.35, 0.6 + math.sqrt(0.13) / 2))
+    with pytest.raises(ValueError, match="nothing"):
+        average_interval([])

@@ -14,6 +14,7 @@ from clipguard.attacks.recipe_files import open_recipe
 from clipguard.benchmark.adversarial import AdversarialImage
 from clipguard.benchmark.attack import attack_task
 from clipguard.benchmark.plan import DEFAULT_EPS, BenchPlan, parse_eps
+from clipguard.benchmark.protocols import find_protocol
 from clipguard.benchmark.run import Progress, Silent, Task, choose_device, open_task
 from clipguard.errors import ClipguardError, ResultError
 from clipguard.models.loading import LoadedModel, load_model
@@ -47,7 +48,8 @@ def rerun_command(run: Mapping[str, Any]) -> str:
     defaults = {f.name: f.default for f in fields(BenchPlan)} | {"eps": DEFAULT_EPS[plan["norm"]]}
     if plan["protocol"] is not None:  # it brings the other values, but for these
         words += ["--protocol", plan["protocol"]]
-        defaults |= {name: plan[name] for name in plan if name not in plan["overrides"] and name != "seed"}
+        brought = find_protocol(plan["protocol"]).settings().keys() - plan["overrides"].keys()
+        defaults |= {name: plan[name] for name in brought}
     for name, value in plan.items():
         if name not in ("datasets", "protocol", "overrides") and value != defaults[name]:
             words += _option(name, value, defaults[name])

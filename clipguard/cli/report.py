@@ -48,8 +48,8 @@ def report(
     runs: Annotated[
         list[Path],
         typer.Argument(
-            help="Folders of `clipguard bench` or their results.json; several make a leaderboard. Folders of `clipguard "
-            "attack` add their images to the gallery.",
+            help="Folders of `clipguard bench` or their results.json; several: a leaderboard. Folders of `clipguard "
+            "attack` add images to the gallery.",
             show_default=False,
         ),
     ],
@@ -61,15 +61,11 @@ def report(
     ] = Format.html,
     figures: Annotated[
         Path | None,
-        typer.Option(
-            help="New folder for every plot as SVG, PNG (300 dpi) and PDF. Default: none; for md NAME-figures."
-        ),
+        typer.Option(help="New folder for every plot as SVG, PNG (300 dpi) and PDF. Default: none; md: NAME-figures."),
     ] = None,
     gallery: Annotated[
         int,
-        typer.Option(
-            help="Broken images to show, at most; bench keeps none, so they are attacked again. 0: none. Markdown has none."
-        ),
+        typer.Option(help="Broken images to show, at most; bench keeps none: they are attacked again. Not in md."),
     ] = 8,
     title: Annotated[str | None, typer.Option(help="Default: named after the models.")] = None,
 ) -> None:
@@ -80,9 +76,7 @@ def report(
     from clipguard.report.page import make_report
 
     if not 0 <= gallery <= MOST_PICTURES:
-        raise ClipguardError(
-            f"--gallery must be from 0 to {MOST_PICTURES}, not {gallery}; `clipguard attack` shows more."
-        )
+        raise ClipguardError(f"--gallery must be from 0 to {MOST_PICTURES}, not {gallery}; clipguard attack has more.")
     out = out or Path(f"report.{output_format.value}")
     if out.exists():
         raise OutputError(f"--out {out} exists already; nothing is overwritten. Name a new file.")

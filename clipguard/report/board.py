@@ -164,7 +164,8 @@ def make_boards(runs: Sequence[Run]) -> list[Board]:
 
 def _board(norm: str, runs: list[Run], labels: dict[tuple[int, str], str]) -> Board:
     cells: list[Cell] = []
-    frames, names = [], {}
+    frames: list[pd.DataFrame] = []
+    names: dict[tuple[str, str], list[str]] = {}
     for run in runs:
         cells += [replace(c, model=labels[run.number, c.model]) for c in run.result.cells if c.norm == norm]
         frame = run.result.samples
@@ -178,7 +179,7 @@ def _board(norm: str, runs: list[Run], labels: dict[tuple[int, str], str]) -> Bo
 
 def _labels(runs: Sequence[Run]) -> dict[tuple[int, str], str]:
     """What each model of each run is called: with the number of its run where one name stands for two results."""
-    labels = {}
+    labels: dict[tuple[int, str], str] = {}
     for name in dict.fromkeys(c.model for run in runs for c in run.result.cells):
         having = [run for run in runs if any(c.model == name for c in run.result.cells)]
         keys = [(c.norm, c.dataset, c.attack, c.eps) for r in having for c in r.result.cells if c.model == name]

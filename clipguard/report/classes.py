@@ -16,7 +16,7 @@ from clipguard.report.plots import percent, slug
 from clipguard.report.text import Ruler
 
 MOST_CLASSES = 24  # of one heat map: half of them the least robust, half the most
-MOST_CONFUSIONS = 8
+MOST_CONFUSIONS = 5  # of a model on a data set
 MOST_MAPS = 24
 NAME_PIXELS = 230
 COLOURS = "cividis"  # the same to all kinds of colour vision, and in grey
@@ -25,7 +25,7 @@ COLOURS = "cividis"  # the same to all kinds of colour vision, and in grey
 def worst_case(samples: pd.DataFrame) -> pd.DataFrame:
     """One row an image and eps (`robust`: no attack of the run broke it; clean at eps 0)."""
     keys = ["model", "dataset", "index", "label", "eps"]
-    return samples.groupby(keys, as_index=False, observed=True)["robust"].all()
+    return samples.groupby(keys, observed=True)["robust"].all().reset_index()
 
 
 def class_table(samples: pd.DataFrame) -> pd.DataFrame:
@@ -35,7 +35,7 @@ def class_table(samples: pd.DataFrame) -> pd.DataFrame:
     """
     rows = worst_case(samples)
     table = rows.pivot_table(index="label", columns="eps", values="robust", aggfunc="mean")
-    attacked = table[[eps for eps in table.columns if eps > 0]].mean(axis=1)
+    attacked = table.drop(columns=0.0).mean(axis=1)
     order = pd.DataFrame({"attacked": attacked, "clean": table[0.0], "number": table.index})
     return table.loc[order.sort_values(["attacked", "clean", "number"]).index]
 
@@ -57,7 +57,7 @@ def _heat_map(board: Board, model: str, dataset: str) -> Plot:
     half = MOST_CLASSES // 2
     shown = table if n <= MOST_CLASSES else pd.concat([table.iloc[:half], table.iloc[-half:]])
     note = "" if n <= MOST_CLASSES else f" ({half} least and {half} most robust of {n} classes)"
-    columns = ["clean" if eps == 0 else board.budget(eps) for eps in shown.columns]
+    columns = ["clean" if eps == 0 else board.budget(eps) for eps in map(float, shown.columns)]
     ruler = Ruler()
     labels = [ruler.fit(names[number], NAME_PIXELS, 15) for number in shown.index]
     figure, axes = new_figure(1.9 + 0.62 * len(columns), 0.75 + 0.235 * len(shown))

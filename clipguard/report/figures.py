@@ -24,6 +24,7 @@ SERIES = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#a66f00", "#56b4e9", "#7a
 CSS_NAMES = {INK: "ink", FAINT: "faint", LINE: "line", PAPER: "paper"} | {c: f"s{i}" for i, c in enumerate(SERIES, 1)}
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")  # so that colour is never the only difference
 PNG_DPI = 300
+PIXELS_PER_POINT = 1.3  # in the page
 SETTINGS = {
     "svg.fonttype": "path",  # the same on every machine, whatever fonts it has
     "svg.hashsalt": "clipguard",  # the same ids in every run
@@ -51,8 +52,14 @@ class Plot:
     rows: Sequence[Sequence[str]]
 
     def files(self) -> dict[str, bytes]:
-        """SVG, PNG and PDF by file name, cut tight."""
+        """SVG, PNG and PDF by file name."""
         return {f"{self.name}.{kind}": _save(self.figure, kind) for kind in ("svg", "png", "pdf")}
+
+    def _opening(self, svg: str) -> str:
+        """The first tag of the inline SVG: as wide as its text is readable."""
+        _, _, width, height = re.search(r'viewBox="([^"]*)"', svg)[1].split()  # type: ignore[index]
+        size = f'viewBox="0 0 {width} {height}" style="width: {PIXELS_PER_POINT * float(width):.0f}px"'
+        return str(Markup('<svg {} role="img" aria-label="{}">').format(Markup(size), self.alt))
 
     def inline(self, prefix: str) -> Markup:
         """The SVG element for a page: its colours are CSS variables, its ids start with `prefix`."""
@@ -60,16 +67,10 @@ class Plot:
         svg = svg[svg.index("<svg") :]
         svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
         svg = re.sub(r'(\bid="|href="#|url\(#)', rf"\g<1>{prefix}-", svg)
-        svg = re.sub(r'^<svg[^>]*?( viewBox="[^"]*")[^>]*>', _opening(self.alt), svg, count=1, flags=re.DOTALL)
+        svg = self._opening(svg) + svg[svg.index(">") + 1 :]
         for colour, name in CSS_NAMES.items():
             svg = svg.replace(colour, f"var(--{name})")
         return Markup(svg)  # by matplotlib, which draws class names as shapes; the alt text is escaped
-
-
-def _opening(alt: str) -> str:
-    label = str(Markup.escape(alt)).replace("\\", r"\\")
-    xlink = 'xmlns:xlink="http://www.w3.org/1999/xlink"'
-    return rf'<svg xmlns="http://www.w3.org/2000/svg" {xlink}\g<1> role="img" aria-label="{label}">'
 
 
 def _save(figure: Figure, kind: str) -> bytes:
@@ -77,7 +78,7 @@ def _save(figure: Figure, kind: str) -> bytes:
     metadata = {"svg": {"Date": None}, "pdf": {"CreationDate": None}}.get(kind)
     with style(), warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Glyph")  # class names in other scripts: a box is drawn
-        figure.savefig(content, format=kind, dpi=PNG_DPI, bbox_inches="tight", pad_inches=0.04, metadata=metadata)
+        figure.savefig(content, format=kind, dpi=PNG_DPI, metadata=metadata)
     return content.getvalue()
 
 

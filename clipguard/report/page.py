@@ -116,7 +116,7 @@ class Report:
 def make_report(runs: Sequence[Run], title: str | None = None) -> Report:
     """The report of some runs, without a gallery."""
     boards = make_boards(runs)
-    models = list(dict.fromkeys(model for board in boards for model in board.models))
+    models = list(dict.fromkeys(cell.model for run in runs for cell in run.result.cells))
     what = models[0] if len(models) == 1 else f"{len(models)} models"
     interrupted = [
         f"Run {r.number} was interrupted: finished cells only." for r in runs if not r.result.run["complete"]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from typing import Any
 
 import pandas as pd
 
@@ -37,7 +38,19 @@ def eps_label(board: Board) -> str:
 
 def accuracy_curves(board: Board) -> list[Plot]:
     """Accuracy against eps, a plot for each attack and data set; a band is the 95 % interval."""
-    return [_curve(board, attack, dataset) for attack in board.attacks for dataset in board.panels()]
+    return [
+        _curve(board, attack, dataset)
+        for attack in board.attacks
+        for dataset in board.panels()
+        if any(_points(board, model, dataset, attack) for model in board.models)
+    ]
+
+
+def _points(board: Board, model: str, dataset: str, attack: str) -> list[tuple[float, tuple[float, float, float]]]:
+    """(eps, (accuracy, low, high)) of a curve, clean first; none where the attack did not run."""
+    found = [(eps, p) for eps in board.eps if (p := board.point(model, dataset, attack, eps))]
+    clean = board.point(model, dataset, CLEAN, 0.0)
+    return [(0.0, clean), *found] if found and clean else found
 
 
 def _curve(board: Board, attack: str, dataset: str) -> Plot:
@@ -45,8 +58,7 @@ def _curve(board: Board, attack: str, dataset: str) -> Plot:
     names = short_names(board.models)
     rows: list[list[str]] = []
     for number, model in enumerate(board.models):
-        keys = [(CLEAN, 0.0), *((attack, eps) for eps in board.eps)]
-        found = [(eps, p) for a, eps in keys if (p := board.point(model, dataset, a, eps))]
+        found = _points(board, model, dataset, attack)
         if not found:
             continue
         colour, marker = series(number)
@@ -65,7 +77,7 @@ def _curve(board: Board, attack: str, dataset: str) -> Plot:
     label(axes, f"{panel_name(board, dataset)} · {attack}", eps_label(board), "accuracy in %")
     legend(figure, axes, LEGEND_COLUMNS)
     title = f"Accuracy against eps, {panel_name(board, dataset)}, {attack}"
-    alt = f"{title}. " + " ".join(_told(rows, model) for model in board.models)
+    alt = f"{title}. " + " ".join(_told(rows, model) for model in dict.fromkeys(row[0] for row in rows))
     return Plot(
         slug("accuracy", board.norm, dataset, attack), title, alt, figure, ("model", "eps", "accuracy", "95 %"), rows
     )
@@ -94,7 +106,7 @@ def _trade_off(board: Board, attack: str, eps: float) -> Plot:
         colour, marker = series(number)
         (x, *x_ends), (y, *y_ends) = ([100 * v for v in values] for values in (clean, robust))
         spread = [[[abs(v - end)] for end in ends] for v, ends in ((x, x_ends), (y, y_ends))]
-        style = {"fmt": marker, "ms": 6, "lw": 1, "capsize": 2}
+        style: dict[str, Any] = {"fmt": marker, "ms": 6, "lw": 1, "capsize": 2}
         axes.errorbar([x], [y], xerr=spread[0], yerr=spread[1], color=colour, label=names[model], **style)
         intervals = [f"{low:.1f}–{high:.1f}" for low, high in (x_ends, y_ends)]
         rows.append([model, f"{x:.1f}", intervals[0], f"{y:.1f}", intervals[1]])

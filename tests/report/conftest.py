@@ -1,0 +1,24 @@
+"""Small real runs to report on."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from clipguard.cli import run
+
+FAST = ["--attack", "pgd-10,fgsm", "--eps", "1,4,8", "-n", "12"]
+BLIND = "tiny#normalization=0,0,0/0.5,0.5,0.5"
+
+
+@pytest.fixture(scope="session")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folders `both` (two models, two data sets), `other` (tiny on a third), `images` (of `clipguard attack`)."""
+    folder = tmp_path_factory.mktemp("runs")
+    sets = ["-d", "emoji-food", "-d", "emoji-animals"]
+    assert run(["-q", "bench", "-m", "tiny", "-m", BLIND, *sets, *FAST, "--out", str(folder / "both")]) == 0
+    assert run(["-q", "bench", "-d", "emoji-travel", *FAST, "--out", str(folder / "other")]) == 0
+    attack = ["attack", "-d", "emoji-food", "--attack", "pgd-10", "--eps", "8", "-n", "4"]
+    assert run(["-q", *attack, "--out", str(folder / "images")]) == 0
+    return folder
