@@ -31,7 +31,7 @@ EXAMPLES = """
 
 `clipguard report runs/base --figures figures` — every plot as SVG, PNG and PDF, for a paper
 
-`clipguard report runs/base --format md --out report.md --gallery 0` — Markdown, and figures beside it
+`clipguard report runs/base --format md` — report.md, and figures beside it
 """
 MOST_BYTES = 10_000_000
 log = logging.getLogger("clipguard")
@@ -48,6 +48,7 @@ def report(
     runs: Annotated[
         list[Path],
         typer.Argument(
+            metavar="RUN...",
             help="Folders of `clipguard bench` or their results.json; several: a leaderboard. Folders of `clipguard "
             "attack` add images to the gallery.",
             show_default=False,

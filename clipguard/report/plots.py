@@ -65,7 +65,7 @@ def _curve(board: Board, attack: str, dataset: str) -> Plot:
         x = [eps for eps, _ in found]
         middle, low, high = ([100 * value for value in values] for values in zip(*(p for _, p in found), strict=True))
         axes.fill_between(x, low, high, color=colour, alpha=0.14, lw=0)
-        axes.plot(x, middle, color=colour, marker=marker, ms=4, lw=1.5, label=names[model])
+        axes.plot(x, middle, color=colour, marker=marker, ms=4, lw=1.5, clip_on=False, label=names[model])
         rows += [
             [model, f"{eps:g}", f"{m:.1f}", f"{lo:.1f}–{hi:.1f}"]
             for eps, m, lo, hi in zip(x, middle, low, high, strict=True)

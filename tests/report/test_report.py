@@ -320,3 +320,16 @@ def test_intervals_of_one_data_set_are_wilsons(board: Board) -> None:
     correct = int(pd.Series(s[keys]["robust"]).sum())
     assert found is not None
     assert found[1:] == pytest.approx(wilson_interval(correct, 12))
+
+
+def test_runs_without_an_attack_and_in_l2_have_a_page(tmp_path: Path) -> None:
+    clean, l2 = tmp_path / "clean", tmp_path / "l2"
+    small = ["-q", "bench", "-d", "emoji-food", "-n", "4"]
+    assert run([*small, "--attack", "none", "--out", str(clean)]) == 0
+    assert run([*small, "--attack", "pgd-2", "--norm", "l2", "--eps", "0.5", "--out", str(l2)]) == 0
+    text = page_of(tmp_path / "one", clean, "--gallery", "2")
+    assert "<svg" not in text
+    assert '<th scope="col" class="num">clean</th>' in text
+    text = page_of(tmp_path / "two", clean, l2, "--gallery", "2")
+    assert "pgd-2 l2 0.5" in text
+    assert "<h3>linf</h3>" in text
