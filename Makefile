@@ -59,14 +59,14 @@ docs: $(INSTALLED_DEV) ## the docs site in site/; ARGS=serve shows it at localho
 
 regression: $(INSTALLED) ## fail if the embedded model got less accurate than the committed baseline, or its attacks weaker
 	rm -rf build/regression
-	$(BIN)/clipguard --quiet bench $(BASELINE_RUN) --format md --out build/regression > /dev/null
+	$(BIN)/clipguard --quiet bench $(BASELINE_RUN) --no-store --format md --out build/regression > /dev/null
 	$(COMPARE) $(BASELINE) build/regression
 	@echo 'The other way round: accuracy that rises under attack is an attack that got weaker.'
 	$(COMPARE) build/regression $(BASELINE)
 
 baseline: $(INSTALLED) ## measure that baseline anew (read what changed before you commit it)
 	rm -rf build/baseline
-	$(BIN)/clipguard bench $(BASELINE_RUN) --out build/baseline
+	$(BIN)/clipguard bench $(BASELINE_RUN) --no-store --out build/baseline
 	mkdir -p $(BASELINE)
 	cp build/baseline/samples.parquet $(BASELINE)
 	sed 's|$(CURDIR)/||' build/baseline/results.json > $(BASELINE)/results.json  # no paths of this machine

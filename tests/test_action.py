@@ -36,7 +36,7 @@ def compare_step(inputs: dict[str, str], folder: Path) -> subprocess.CompletedPr
 
 @pytest.fixture
 def base(tmp_path: Path) -> Path:
-    arguments = ["-d", "emoji-food", "--attack", "none", "-n", "12", "--out", str(tmp_path / "base")]
+    arguments = ["-d", "emoji-food", "--attack", "none", "-n", "12", "--no-store", "--out", str(tmp_path / "base")]
     assert run(["-q", "bench", *arguments]) == 0
     return tmp_path / "base"
 

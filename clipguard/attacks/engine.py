@@ -25,6 +25,7 @@ from clipguard.attacks.outcomes import (
     Example,
     ImageOutcome,
     LevelOutcome,
+    Note,
     schedule,
 )
 from clipguard.attacks.recipes import Recipe, stage_name
@@ -49,11 +50,21 @@ Place = tuple[int, int, int]  # image, level, unit
 
 
 class Engine:
-    """One recipe, one threat, several radii (pixel units); `run` yields outcomes as images finish."""
+    """One recipe, one threat, several radii (pixel units); `run` yields outcomes as images finish.
+
+    `note` is told of what is found at each radius as soon as it is.
+    """
 
     def __init__(
-        self, model: nn.Module, recipe: Recipe, threat: ThreatModel, radii: Iterable[float], options: EngineOptions
+        self,
+        model: nn.Module,
+        recipe: Recipe,
+        threat: ThreatModel,
+        radii: Iterable[float],
+        options: EngineOptions,
+        note: Note | None = None,
     ) -> None:
+        self.note: Note = note or (lambda _example, _prediction, _outcome: None)
         self.model, self.recipe, self.threat, self.options = model, recipe, threat, options
         self.radii = sorted(radii)
         self.stages: tuple[Attack, ...] = (*recipe.stages, CONFIRMATION)
@@ -109,12 +120,20 @@ class Engine:
         while images and len(places) < room:
             number = images.popleft()
             work = self._work[number]
-            radii = range(work.level, work.level + 1 if self.options.eps_mode == "nested" else len(self.radii))
-            level = next(work.open_levels(radii), None)
+            level = next(work.open_levels(self._levels_ahead(work)), None)
             if level is not None:
                 places.append(self._begin(number, level))
                 images.append(number)
         return places
+
+    def _levels_ahead(self, work: Work) -> Iterator[int]:
+        """The radii that an image may have to face, as far as that can be told."""
+        for level in range(work.level, work.level + 1 if self.options.eps_mode == "nested" else len(self.radii)):
+            known = work.example.known.get(self.radii[level])
+            if known is None:
+                yield level
+            elif self.options.eps_mode == "ascending" and not known.robust:
+                return
 
     def _clean_pass(self, stream: Iterator[Example]) -> bool:
         """Predict the next images; those that are right and have a radius to face wait for the pool."""
@@ -135,7 +154,8 @@ class Engine:
             plan = schedule(self.options.eps_mode, len(self.radii))
             # Copies: a view would keep the whole batch in memory for as long as its last image is attacked.
             x0, others = x[i].clone(), ranking[i].clone()
-            self._work[number] = Work(example, predictions[i], margins[i], plan, x0=x0, ranking=others)
+            self._work[number] = work = Work(example, predictions[i], margins[i], plan, x0=x0, ranking=others)
+            self.note(example, predictions[i], work.unharmed(0.0, None))
             if predictions[i] != example.label or not self.recipe.stages:
                 self._finish(number)
             elif self._next_level(number, None):
@@ -189,9 +209,11 @@ class Engine:
         """Send an image to the next radius of its plan, and tell whether there was one; if not, it is finished."""
         work = self._work[number]
         while work.advance(broken):
-            if self.radii[work.level] > 0:
+            eps = self.radii[work.level]
+            own = work.unharmed(0.0, self._clean_image(work)) if eps == 0 else work.example.known.get(eps)
+            if own is None:
                 return True
-            work.found[work.level], broken = work.unharmed(0.0, self._clean_image(work)), False
+            work.found[work.level], broken = own, not own.robust
         self._finish(number)
         return False
 
@@ -201,7 +223,8 @@ class Engine:
         while work.level in work.levels and (broken := work.levels[work.level].verdict) is not None:
             state, eps = work.levels[work.level], self.radii[work.level]
             survived = LevelOutcome(eps, True, work.clean_prediction, None, 0.0, state.margin, state.image)
-            work.found[work.level] = state.outcome or survived
+            work.found[work.level] = own = state.outcome or survived
+            self.note(work.example, work.clean_prediction, own)
             if not self._next_level(number, broken):
                 return []
         waits = work.level not in work.levels or not work.levels[work.level].running

@@ -178,8 +178,8 @@ class Evaluator:
                 self.searched = self.model
         return self._forward(self.model, x, self.precision)
 
-    @staticmethod
-    def _forward(model: nn.Module, x: Tensor, precision: str) -> Tensor:
+    def _forward(self, model: nn.Module, x: Tensor, precision: str) -> Tensor:
+        n, x = len(x), self._padded(x)
         autocast = torch.autocast(x.device.type, torch.bfloat16, enabled=precision == "bfloat16")
         with tf32(x.device, precision != "float32"), autocast:
             logits: Tensor = model(x)
@@ -188,7 +188,17 @@ class Evaluator:
             raise AttackError(
                 f"The model must map {tuple(x.shape)} pixels to (batch, classes >= 2) logits, not {what}."
             )
-        return logits.float()
+        return logits[:n].float()
+
+    def _padded(self, x: Tensor) -> Tensor:
+        """With black images below, if there are few: so an image's last digits do not depend on how many are left.
+
+        A model says with `least_rows` from which number on its rounding is the same. The images added are not counted.
+        """
+        missing = min(getattr(self.model, "least_rows", 1), self.batch_size) - len(x)
+        if missing <= 0 or x.device.type != "cpu" or self.searched is not self.model:
+            return x
+        return torch.cat([x, x.new_zeros(missing, *x.shape[1:])])
 
     def _in_chunks(self, x: Tensor, one: Callable[[Tensor, int, int], tuple[Tensor, ...]]) -> tuple[Tensor, ...]:
         """Apply to at most `batch_size` rows at a time, `eot` times; halve it for good when memory does not suffice."""

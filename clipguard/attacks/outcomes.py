@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator
+from collections.abc import Callable, Generator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
@@ -17,11 +17,15 @@ PRECISIONS = ("float32", "tf32", "bfloat16")
 
 @dataclass(frozen=True)
 class Example:
-    """One image (C, H, W) in [0,1], its label, and its index in the data set (which seeds its attacks)."""
+    """One image (C, H, W) in [0,1], its label, and its index in the data set (which seeds its attacks).
+
+    `known` are outcomes of the attack by radius, from an earlier run: those radii are not attacked again.
+    """
 
     index: int
     image: Tensor
     label: int
+    known: Mapping[float, LevelOutcome] = field(default_factory=dict)
 
 
 @dataclass
@@ -50,6 +54,11 @@ class ImageOutcome:
     clean_prediction: int
     clean_margin: float
     levels: list[LevelOutcome]
+
+
+# Told of each outcome as it is found: the image, its clean prediction, and how it fared at one radius on its own,
+# whatever was found at smaller ones. Radius 0 is the clean image.
+Note = Callable[[Example, int, LevelOutcome], None]
 
 
 @dataclass(frozen=True)
@@ -125,3 +134,17 @@ class Case:
                 carried = own
             levels.append(replace(carried, eps=eps))
         return ImageOutcome(self.example.index, self.example.label, self.clean_prediction, self.clean_margin, levels)
+
+
+def recall(example: Example, radii: list[float], mode: EpsMode) -> ImageOutcome | None:
+    """The outcome of an image at these radii from what is known of it, 0 included; None if that is too little."""
+    clean = example.known.get(0.0)
+    if clean is None:
+        return None
+    case, broken = Case(example, clean.prediction, clean.margin, schedule(mode, len(radii))), None
+    while clean.robust and case.advance(broken):
+        own = example.known.get(radii[case.level])
+        if own is None:
+            return None
+        case.found[case.level], broken = own, not own.robust
+    return case.outcome(radii, None)

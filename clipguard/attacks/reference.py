@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from clipguard.attacks import losses
 from clipguard.attacks.evaluator import Cost, Evaluator, frozen
-from clipguard.attacks.outcomes import Case, EngineOptions, Example, ImageOutcome, LevelOutcome, schedule
+from clipguard.attacks.outcomes import Case, EngineOptions, Example, ImageOutcome, LevelOutcome, Note, schedule
 from clipguard.attacks.recipes import Recipe
 from clipguard.attacks.recipes import options as stage_options
 from clipguard.attacks.rows import Attack
@@ -63,11 +63,18 @@ def _count(cost: Cost, n: int, gradient: Tensor) -> Tensor:
 
 
 class ReferenceEngine:
-    """As `Engine`, with every radius attacked on its own and whole batches at a time."""
+    """As `Engine`, with every radius attacked on its own and whole batches at a time; what is known is not used."""
 
     def __init__(
-        self, model: nn.Module, recipe: Recipe, threat: ThreatModel, radii: Iterable[float], options: EngineOptions
+        self,
+        model: nn.Module,
+        recipe: Recipe,
+        threat: ThreatModel,
+        radii: Iterable[float],
+        options: EngineOptions,
+        note: Note | None = None,
     ) -> None:
+        self.note: Note = note or (lambda _example, _prediction, _outcome: None)
         unsupported = [s.name for s in recipe.stages if s.name not in SUPPORTED]
         if unsupported:
             raise AttackError(f"The reference engine has no {unsupported[0]!r}; it has {', '.join(SUPPORTED)}.")
@@ -108,6 +115,9 @@ class ReferenceEngine:
             if eps > 0:
                 self._attack(wrapped, x, y, logits.shape[1], level, cases)
         for case in cases:
+            self.note(case.example, case.clean_prediction, case.unharmed(0.0, None))
+            for level, eps in enumerate(self.radii if case.clean_prediction == case.example.label else []):
+                self.note(case.example, case.clean_prediction, case.found.get(level) or case.unharmed(eps, None))
             yield case.outcome(self.radii, case.example.image.cpu() if self.options.keep_images else None)
 
     def _attack(self, wrapped: _Padded, x: Tensor, y: Tensor, n_classes: int, level: int, cases: list[Case]) -> None:

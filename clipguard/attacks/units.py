@@ -7,7 +7,7 @@ there is room, and the outcome is that of one after the other.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 
 from torch import Tensor
@@ -80,9 +80,9 @@ class Work(Case):
         for other in [number for number in self.levels if number > level]:
             del self.levels[other]
 
-    def open_levels(self, known: range) -> Iterator[int]:
-        """The radii at which units can be started now, nearest first: `known` are those it may have to face."""
-        for number in known:
+    def open_levels(self, faced: Iterable[int]) -> Iterator[int]:
+        """The radii at which units can be started now, nearest first, of those it may have to face."""
+        for number in faced:
             state = self.levels.get(number)
             if state is None or state.more:
                 yield number

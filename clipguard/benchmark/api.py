@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from clipguard.benchmark.results import BenchResult
 from clipguard.benchmark.run import bench as run_plan
 from clipguard.benchmark.sequential import FIRST, compare_in_batches
 from clipguard.benchmark.sides import find_sides
+from clipguard.benchmark.store import Store
 
 
 def bench(
@@ -21,19 +23,21 @@ def bench(
     attacks: Sequence[str] = (),
     *,
     protocol: str | None = None,
+    store: str | Path | None = None,
     **options: Any,
 ) -> BenchResult:
     """Clean and robust accuracy of every model on every data set, under every attack at every eps.
 
     Without data sets: the protocol's, else the embedded ones. `eps` as on the command line (`["1,4,8"]`, units of
     1/255 for linf). `options` are the other fields of `BenchPlan`, by name; whatever is given wins over the protocol.
+    What the folder `store` holds is not computed again, and what is computed goes there (docs/store.md).
     Raises ClipguardError for anything that cannot be run.
     """
     if attacks:
         options["attacks"] = tuple(attacks)
     if eps:
         options["eps"] = tuple(eps)
-    return run_plan(make_plan(models, datasets, protocol=protocol, **options))
+    return run_plan(make_plan(models, datasets, protocol=protocol, **options), store=_open(store))
 
 
 def compare(
@@ -46,17 +50,24 @@ def compare(
     sequential: bool = False,
     first: int = FIRST,
     force: bool = False,
+    store: str | Path | None = None,
     **options: Any,
 ) -> Comparison:
     """What changed from `base` to `candidate`, image by image: result folders, `results.json` files or models.
 
     A model is benched as the other side was; for two models, `options` are the fields of `BenchPlan` by name, eps as on
-    the command line. `max_drop` is in points of accuracy. `sequential`, for models: in batches, of `first` images a
-    data set to begin with, until the verdict is settled. docs/compare.md says what a regression is.
+    the command line, and `store` that of `bench`. `max_drop` is in points of accuracy. `sequential`, for models: in
+    batches, of `first` images a data set to begin with, until the verdict is settled. docs/compare.md says what a
+    regression is.
     Raises ClipguardError for what cannot be read or run, and for results that are not like for like unless `force`.
     """
     rules = Rules(max_drop, alpha, tuple(metrics))
+    measure = partial(run_plan, store=_open(store))
     sides = find_sides(str(base), str(candidate), options)
     if sequential:
-        return compare_in_batches(sides, rules, run_plan, first=first, force=force)[0]
-    return compare_results(*sides.fill(run_plan(sides.plan) if sides.plan else None), rules, force=force)
+        return compare_in_batches(sides, rules, measure, first=first, force=force)[0]
+    return compare_results(*sides.fill(measure(sides.plan) if sides.plan else None), rules, force=force)
+
+
+def _open(store: str | Path | None) -> Store | None:
+    return None if store is None else Store(Path(store))

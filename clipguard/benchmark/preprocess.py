@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Literal
 
 from PIL.Image import Image
 from torch import Tensor
@@ -12,6 +13,7 @@ from clipguard.benchmark.plan import BenchPlan
 from clipguard.data import ZeroShotDataset
 from clipguard.data.registry import find_entry
 from clipguard.models import ZeroShotClassifier
+from clipguard.models.classifier import Resolution
 from clipguard.models.loading import LoadedModel, to_native_pixels
 
 
@@ -19,16 +21,23 @@ def prepare(
     plan: BenchPlan, model: LoadedModel, dataset: ZeroShotDataset
 ) -> tuple[ZeroShotClassifier, Callable[[Image], Tensor]]:
     """The classifier of a data set, and what turns its images into the pixels that are attacked."""
-    entry = find_entry(dataset.name) if plan.resolution == "mixed" or plan.resize == "crop256-squash" else None
-    small = entry is not None and entry.native
-    resolution = plan.resolution if plan.resolution != "mixed" else "native" if small else "model"
+    resolution, resize = choose_resize(plan, dataset.name)
     classifier = model.classifier(dataset.class_names, dataset.templates, resolution)
     if plan.logit_scale is not None:
         classifier.logit_scale.fill_(plan.logit_scale)
-    if plan.resize == "model" or resolution == "native":
+    if resize == "model":
         return classifier, model.preprocess(resolution)
-    squash = small and plan.resize == "crop256-squash"
-    return classifier, bilinear_resize(model.preprocessing.image_size, squash=squash)
+    return classifier, bilinear_resize(model.preprocessing.image_size, squash=resize == "squash")
+
+
+def choose_resize(plan: BenchPlan, dataset: str) -> tuple[Resolution, Literal["model", "crop256", "squash"]]:
+    """Where a data set's images are attacked, and how they are resized before: what `mixed` and the like come to."""
+    entry = find_entry(dataset) if plan.resolution == "mixed" or plan.resize == "crop256-squash" else None
+    small = entry is not None and entry.native
+    resolution: Resolution = plan.resolution if plan.resolution != "mixed" else "native" if small else "model"
+    if plan.resize == "model" or resolution == "native":
+        return resolution, "model"
+    return resolution, "squash" if small and plan.resize == "crop256-squash" else "crop256"
 
 
 def bilinear_resize(size: tuple[int, int], *, squash: bool = False) -> Callable[[Image], Tensor]:

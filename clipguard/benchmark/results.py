@@ -12,6 +12,7 @@ from typing import Any
 
 import pandas as pd
 
+from clipguard.benchmark.plan import BenchPlan
 from clipguard.errors import OutputError, ResultError, first_line
 from clipguard.statistics import wilson_interval
 
@@ -154,16 +155,31 @@ def parquet_bytes(frame: pd.DataFrame) -> bytes:
     return content.getvalue()
 
 
+def _is_free(path: Path) -> bool:
+    """An empty folder, or one in which a killed run had only begun to write its first file."""
+    return path.is_dir() and {entry.name for entry in path.iterdir()} <= {f".{RESULTS}.part"}
+
+
+def _is_unfinished(path: Path, plan: BenchPlan) -> bool:
+    """Whether a folder holds an interrupted run of this plan, and so nothing that running it again would lose."""
+    try:
+        run = json.loads((path / RESULTS).read_text())["run"]
+        before = run["complete"], list(run["models"]), run["plan"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
+    return before == (False, list(plan.models), json.loads(json.dumps(plan.to_dict())))
+
+
 class OutputFolder:
     """Where a run's files go. Made when the first file is written; never one that holds something already, if new."""
 
-    def __init__(self, path: Path, *, new: bool = True, option: str = "--out") -> None:
+    def __init__(self, path: Path, *, new: bool = True, option: str = "--out", plan: BenchPlan | None = None) -> None:
         """Raises OutputError if a new folder exists and is not empty, or could not be written.
 
-        `option` is what named it on the command line.
+        `option` is what named it on the command line. A folder whose run of this very `plan` was interrupted is new.
         """
         self.path = path
-        if new and path.exists() and (not path.is_dir() or any(path.iterdir())):
+        if new and path.exists() and not _is_free(path) and not (plan and _is_unfinished(path, plan)):
             raise OutputError(f"{option} {path} exists already; nothing is overwritten. Name a new folder.")
         parent = next(p for p in (path, *path.absolute().parents) if p.exists())
         try:
@@ -173,7 +189,12 @@ class OutputFolder:
             raise OutputError(f"{option} {path} cannot be written ({why}); name another.") from None
 
     def write(self, result: BenchResult, markdown: str) -> None:
-        """Write the four files of a bench run. Raises OutputError if the disk does not take them."""
+        """Write the four files of a bench run. Raises OutputError if the disk does not take them.
+
+        Until the last is there, the folder is that of an interrupted run.
+        """
+        begun = BenchResult({**result.run, "complete": False})
+        self.write_files({RESULTS: (begun.to_json() + "\n").encode()})
         self.write_files(
             {
                 SAMPLES: parquet_bytes(result.samples),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Container, Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
 from datetime import datetime, timezone
 from typing import Any, Protocol
@@ -21,10 +21,12 @@ from clipguard.attacks.recipes import Recipe
 from clipguard.attacks.reference import ReferenceEngine
 from clipguard.attacks.threat import ThreatModel
 from clipguard.benchmark.findings import find
+from clipguard.benchmark.ledger import Known, Ledger, cell_key
 from clipguard.benchmark.plan import PIXEL, BenchPlan
 from clipguard.benchmark.preprocess import prepare
 from clipguard.benchmark.provenance import fingerprint, image_hash, machine, versions
 from clipguard.benchmark.results import BenchResult
+from clipguard.benchmark.store import Store
 from clipguard.data import ZeroShotDataset, load_dataset
 from clipguard.data.dataset import in_random_order
 from clipguard.errors import AttackError, DatasetError
@@ -62,6 +64,7 @@ class Task:
     dataset: ZeroShotDataset
     indices: npt.NDArray[np.int64]
     fingerprint: str
+    hashes: dict[int, str]  # of the images, by index
 
     def describe(self) -> dict[str, Any]:
         """Its part of the provenance."""
@@ -77,17 +80,34 @@ class Task:
             "indices": self.indices.tolist(),
         }
 
-    def examples(self, preprocess: Callable[[Image], Tensor], device: str) -> Iterator[Example]:
-        """The images as the engine wants them, one after the other."""
+    def labels(self) -> dict[int, int]:
+        """Class numbers by index."""
+        return {index: int(self.dataset.labels[index]) for index in self.indices.tolist()}
+
+    def examples(
+        self,
+        preprocess: Callable[[Image], Tensor],
+        device: str,
+        done: Container[int] = (),
+        known: Mapping[int, Known] | None = None,
+    ) -> Iterator[Example]:
+        """The images as the engine wants them, one after the other, but for those that are done."""
         for index in self.indices.tolist():
-            image = preprocess(self.dataset.image(index)).to(device)
-            yield Example(index, image, int(self.dataset.labels[index]))
+            if index not in done:
+                image = preprocess(self.dataset.image(index)).to(device)
+                yield Example(index, image, int(self.dataset.labels[index]), (known or {}).get(index, {}))
 
 
-def bench(plan: BenchPlan, result: BenchResult | None = None, progress: Progress | None = None) -> BenchResult:
+def bench(
+    plan: BenchPlan,
+    result: BenchResult | None = None,
+    progress: Progress | None = None,
+    store: Store | None = None,
+) -> BenchResult:
     """Run a plan and return its result.
 
-    A `result` given is filled cell by cell, so that its finished cells survive an interruption.
+    A `result` given is filled cell by cell, so that its finished cells survive an interruption. What a `store` holds is
+    not computed again, and what is computed goes there.
     Raises ClipguardError for anything wrong with the plan, the models or the data, before the first attack.
     """
     progress = progress or Silent()
@@ -112,7 +132,7 @@ def bench(plan: BenchPlan, result: BenchResult | None = None, progress: Progress
         for line in describe_model(model):
             log.info(line)
         for task in tasks:
-            _run_task(plan, model, task, recipes, device, result, progress)
+            _run_task(plan, model, task, recipes, device, result, progress, store)
             result.run["wall_seconds"] = round(time.monotonic() - started, 3)
     result.run["complete"] = True
     return result
@@ -221,7 +241,7 @@ def read_task(name: str, dataset: ZeroShotDataset, indices: npt.NDArray[np.int64
     for index in indices.tolist():
         rows.append((index, int(dataset.labels[index]), image_hash(dataset.image(index))))
         progress.advance()
-    return Task(name, dataset, indices, fingerprint(dataset.class_names, rows))
+    return Task(name, dataset, indices, fingerprint(dataset.class_names, rows), {row[0]: row[2] for row in rows})
 
 
 def _run_task(
@@ -232,21 +252,36 @@ def _run_task(
     device: str,
     result: BenchResult,
     progress: Progress,
+    store: Store | None,
 ) -> None:
     """All cells of one model on one data set."""
     classifier, preprocess = prepare(plan, model, task.dataset)
     options = engine_options(plan, device)
     threat = ThreatModel(plan.norm, plan.quantize)
     for number, recipe in enumerate(recipes):
-        engine_class = ReferenceEngine if plan.engine == "reference" else Engine
-        engine = engine_class(classifier, recipe, threat, [r.pixels for r in plan.eps], options)
-        progress.start(f"{model.info.name} · {task.name} · {recipe.name}", len(task.indices))
-        outcomes = []
-        for outcome in engine.run(task.examples(preprocess, device)):
-            outcomes.append(outcome)
-            progress.advance(f"{sum(c.forward for c in engine.costs.values()):,} passes")
-        outcomes.sort(key=lambda o: o.index)
         base = {"model": model.info.name, "dataset": task.name, "norm": plan.norm}
+        radii = [r.pixels for r in plan.eps]
+        cell = None
+        if store:
+            key = cell_key(plan, model, classifier, task.dataset.name, recipe, options, task.indices.tolist())
+            cell = store.cell(key)
+        ledger = Ledger(cell, plan, base | {"attack": recipe.name}, task.hashes)
+        outcomes, known = ledger.recall(task.labels(), radii if recipe.stages else [])
+        stored_costs = ledger.stored_costs()
+        if store:
+            what = f"{recipe.name} on {task.name}: {ledger.reused:,} of {ledger.of:,}"
+            log.info("%s image results from %s", what, store.path)
+        engine_class = ReferenceEngine if plan.engine == "reference" else Engine
+        engine = engine_class(classifier, recipe, threat, radii, options, ledger.note)
+        ledger.costs = engine.evaluator.costs
+        if len(outcomes) < len(task.indices):
+            progress.start(f"{model.info.name} · {task.name} · {recipe.name}", len(task.indices) - len(outcomes))
+        with ledger:
+            done = {outcome.index for outcome in outcomes}
+            for outcome in engine.run(task.examples(preprocess, device, done, known)):
+                outcomes.append(outcome)
+                progress.advance(f"{sum(c.forward for c in engine.costs.values()):,} passes")
+        outcomes.sort(key=lambda o: o.index)
         if number == 0:
             result.add([base | clean_row(o) for o in outcomes])
         if recipe.stages:
@@ -255,8 +290,11 @@ def _run_task(
             {
                 **base,
                 "attack": recipe.name,
-                "batch_size": engine.evaluator.batch_size,
+                "batch_size": engine.evaluator.batch_size if engine.costs else None,
                 "stages": cost_table(engine.costs),
+                "reused": ledger.reused,
+                "computed": ledger.of - ledger.reused,
+                "stored": stored_costs,
             }
         )
         log.info("%s on %s: %d images done", recipe.name, task.name, len(outcomes))

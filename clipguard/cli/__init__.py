@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 
 from clipguard import __version__
-from clipguard.cli import attack, bench, compare, convert, doctor, finetune, inspect, listing, merge, report
+from clipguard.cli import attack, bench, compare, convert, doctor, finetune, inspect, listing, merge, report, store
 from clipguard.errors import ClipguardError
 
 INTERRUPTED = 130
@@ -31,6 +31,7 @@ app.command("finetune", epilog=finetune.EXAMPLES)(finetune.finetune)
 app.command("merge", epilog=merge.EXAMPLES)(merge.merge)
 app.command("convert", epilog=convert.EXAMPLES)(convert.convert)
 app.command("inspect", epilog=inspect.EXAMPLES)(inspect.inspect)
+app.add_typer(store.app, name="store")
 app.command("list", epilog=listing.EXAMPLES)(listing.show)
 
 
@@ -63,7 +64,8 @@ def _global_options(
 def run(arguments: Sequence[str] | None = None) -> int:
     """Run a command line and return its exit code: 0, 2 for bad input (one line on stderr), 130 for Ctrl-C.
 
-    `compare` also has 1 for a regression and 3 for an inconclusive comparison, `doctor` 1 for a failure.
+    `compare` also has 1 for a regression and 3 for an inconclusive comparison, `doctor` 1 for a failure, `store verify`
+    1 for damage.
     """
     command = typer.main.get_command(app)
     try:

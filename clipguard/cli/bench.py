@@ -129,6 +129,8 @@ def bench(
     out: Annotated[
         Path | None, typer.Option("--out", "-o", help="New folder for the files. Default: runs/TIME-NAME.")
     ] = None,
+    store: options.Store = options.DEFAULT_STORE,
+    no_store: options.NoStore = False,
     name: Annotated[str | None, typer.Option(help="Name in the default folder. Default: the first model's.")] = None,
     output_format: Annotated[Format, typer.Option("--format", "-f", help="What stdout gets.")] = Format.table,
 ) -> None:
@@ -172,13 +174,20 @@ def bench(
         data_root=data_root,
     )
     plan.check()
-    folder = OutputFolder(out or default_folder(name or plan.models[0]))
+    # Without a store, a run that is started again would lose the finished cells of the interrupted one.
+    folder = OutputFolder(out or default_folder(name or plan.models[0]), plan=None if no_store else plan)
     from clipguard.benchmark.run import bench as run_bench
+    from clipguard.benchmark.store import Store
 
     result = BenchResult({})
+    kept = None if no_store else Store(store)
     try:
         with RichProgress() as progress:
-            run_bench(plan, result, progress)
+            run_bench(plan, result, progress, kept)
+    except KeyboardInterrupt:
+        if kept and result.run:
+            log.info("What is done is kept in %s: the same command goes on from there.", store)
+        raise
     finally:
         # Also after Ctrl-C, or an error in a later cell: what is finished is kept.
         if result.cells:

@@ -101,6 +101,8 @@ def compare(
     seed: Annotated[int | None, typer.Option(help="For two models: of the subset and of every attack.")] = None,
     batch_size: Annotated[str | None, typer.Option("--batch-size", help="As for `clipguard bench`.")] = None,
     device: Annotated[str | None, typer.Option(help="auto, cpu, cuda, cuda:1, mps.")] = None,
+    store: options.Store = options.DEFAULT_STORE,
+    no_store: options.NoStore = False,
     output_format: Annotated[Format, typer.Option("--format", "-f", help="What stdout gets.")] = Format.table,
     junit: Annotated[Path | None, typer.Option(help="Also write a JUnit XML file, a test a cell.")] = None,
     github: Annotated[
@@ -130,11 +132,13 @@ def compare(
     if n_samples is not None:
         asked["n_samples"] = parse_n_samples(n_samples)
     report = OutputFolder(junit.parent, new=False) if junit else None
+    place = None if no_store else store
     sides = find_sides(base, candidate, asked)
     if sequential:
-        comparison = _compare_in_batches(sides, rules, first, force)
+        comparison = _compare_in_batches(sides, rules, first, force, place)
     else:
-        comparison = compare_results(*sides.fill(_measure(sides.plan) if sides.plan else None), rules, force=force)
+        found = sides.fill(_measure(sides.plan, place) if sides.plan else None)
+        comparison = compare_results(*found, rules, force=force)
     if report and junit:
         from clipguard.benchmark.compare_output import to_junit
 
@@ -148,29 +152,31 @@ def compare(
         raise typer.Exit(INCONCLUSIVE)
 
 
-def _measure(plan: BenchPlan) -> BenchResult:
+def _measure(plan: BenchPlan, store: Path | None) -> BenchResult:
     """Bench models into a new folder below runs/."""
     from clipguard.benchmark.results import OutputFolder
     from clipguard.benchmark.run import bench
+    from clipguard.benchmark.store import Store
     from clipguard.cli.progress import RichProgress
 
     folder = OutputFolder(default_folder(plan.models[-1]))
     with RichProgress() as progress:
-        result = bench(plan, progress=progress)
+        result = bench(plan, progress=progress, store=Store(store) if store else None)
     _write(result, folder)
     return result
 
 
-def _compare_in_batches(sides: Sides, rules: Rules, first: int | None, force: bool) -> Comparison:
+def _compare_in_batches(sides: Sides, rules: Rules, first: int | None, force: bool, store: Path | None) -> Comparison:
     """The same for `--sequential`: one folder, of the images that were needed."""
     from clipguard.benchmark.results import OutputFolder
     from clipguard.benchmark.run import bench
     from clipguard.benchmark.sequential import FIRST, compare_in_batches
+    from clipguard.benchmark.store import Store
     from clipguard.cli.progress import RichProgress
 
     folder = OutputFolder(default_folder(sides.plan.models[-1] if sides.plan else ""))
     with RichProgress() as progress:
-        measure = partial(bench, progress=progress)
+        measure = partial(bench, progress=progress, store=Store(store) if store else None)
         first = FIRST if first is None else first
         comparison, result = compare_in_batches(sides, rules, measure, first=first, force=force, progress=progress)
     _write(result, folder)

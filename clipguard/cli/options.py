@@ -98,6 +98,13 @@ Normalization = Annotated[
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, mps.")]
 
 
+Store = Annotated[
+    Path, typer.Option("--store", help="Folder of stored results: what is there is not computed again (docs/store.md).")
+]
+NoStore = Annotated[bool, typer.Option("--no-store", help="Compute everything, and keep only the result.")]
+DEFAULT_STORE = Path("runs/store")
+
+
 def given(**values: Any) -> dict[str, Any]:
     """The options that were given: those left out are None, and a protocol or a default decides."""
     return {name: value for name, value in values.items() if value is not None}

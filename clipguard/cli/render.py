@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
@@ -95,6 +95,14 @@ def print_diagnosis(diagnosis: Diagnosis) -> None:
     counts = Counter(finding.verdict for finding in diagnosis.findings)
     said = ", ".join(f"{counts[v]} {v}" for v in reversed(VERDICTS) if counts[v])
     console.print(Text(f"{said}. docs/doctor.md explains every check.", style=VERDICT_STYLES[diagnosis.verdict]))
+
+
+def print_rows(headings: Sequence[str], lines: Iterable[Sequence[str]]) -> None:
+    """A plain table on stdout."""
+    table = Table(*headings, box=SIMPLE_HEAD, padding=(0, 1), pad_edge=False)
+    for line in lines:
+        table.add_row(*map(Text, line))
+    Console().print(table)
 
 
 def print_images(result: AdversarialResult) -> None:

@@ -38,6 +38,8 @@ class ZeroShotClassifier(nn.Module):
         resolution: "model" expects pixels of the model's size; "native" resizes inside, as open_clip would.
     """
 
+    # Of a pass on a CPU: the matrix products and convolutions of fewer take other paths, which round differently.
+    least_rows = 16
     mean: Tensor
     std: Tensor
     text: Tensor

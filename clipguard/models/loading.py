@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
 import logging
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, replace
+from functools import cached_property
 from typing import Any, get_args
 
 import torch
@@ -90,6 +92,16 @@ class LoadedModel:
         self.text_map = text_map
         self.device = torch.device("cpu")
         self._text: dict[tuple[tuple[str, ...], tuple[str, ...]], Tensor] = {}
+
+    @cached_property
+    def tower_sha256(self) -> str:
+        """SHA-256 of the image tower as loaded: names, shapes, types and values of its tensors, from whatever file."""
+        digest = hashlib.sha256()
+        tensors: dict[str, Tensor] = self.model.visual.state_dict()  # type: ignore[union-attr]
+        for name, tensor in sorted(tensors.items()):
+            digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}\n".encode())
+            digest.update(tensor.cpu().contiguous().numpy().tobytes())
+        return digest.hexdigest()
 
     def preprocess(self, resolution: Resolution = "model") -> Callable[[Image.Image], Tensor]:
         """A picklable function from a PIL image to pixels (3, H, W), float32 in [0,1].

@@ -19,8 +19,8 @@ CLEAN = ["--metric", "clean"]
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("runs")
-    assert run(["-q", "bench", *FAST, "--out", str(folder / "good")]) == 0
-    assert run(["-q", "bench", *FAST, "-m", BLIND, "--out", str(folder / "blind")]) == 0
+    assert run(["-q", "bench", *FAST, "--no-store", "--out", str(folder / "good")]) == 0
+    assert run(["-q", "bench", *FAST, "-m", BLIND, "--no-store", "--out", str(folder / "blind")]) == 0
     return folder
 
 

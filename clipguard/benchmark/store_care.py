@@ -1,0 +1,152 @@
+"""Looking after a store: what is in it, whether it is whole, tidying up, and all of it as one table."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
+from datetime import datetime, timezone
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import Any, ClassVar
+
+import pandas as pd
+
+from clipguard.benchmark.store import CELLS, COLUMNS, KEY, MARKER, PARTS, Store, StoredCell, canonical, distinct
+from clipguard.errors import OutputError, ResultError
+
+OLD = 3600.0  # seconds after which a part of a file is of a killed writer: a living one needs far less
+
+
+@dataclass(frozen=True)
+class Summary:
+    """A cell in a line. Names are as they were typed when its rows were computed."""
+
+    cell: str
+    models: list[str]
+    datasets: list[str]
+    attacks: list[str]
+    norm: str
+    eps: list[float]
+    images: int
+    results: int
+    segments: int
+    bytes: int
+    written: str  # UTC, when its last row was computed
+
+    HEADINGS: ClassVar[tuple[str, ...]] = ("cell", "model", "data sets", "attack", "images", "size", "written")
+
+    @classmethod
+    def of(cls, cell: StoredCell) -> Summary | None:
+        """None for a cell without rows."""
+        segments = cell.segments()
+        rows = distinct(segments)
+        if not len(rows):
+            return None
+        names = {name: sorted(rows[name].unique().tolist()) for name in ("model", "dataset", "attack", "eps")}
+        sizes = [path.stat().st_size for segment in segments if (path := segment.path).exists()]
+        return cls(
+            cell.name,
+            names["model"],
+            names["dataset"],
+            names["attack"],
+            str(rows["norm"].iloc[0]),
+            [eps for eps in names["eps"] if eps],
+            int(rows[["index", "image"]].drop_duplicates().shape[0]),
+            len(rows),
+            len(segments),
+            sum(sizes),
+            max(entry["to"] for segment in segments for entry in segment.wrote),
+        )
+
+    def cells(self) -> list[str]:
+        """The values below `HEADINGS`."""
+        unit = "/255" if self.norm == "linf" else f" {self.norm}"
+        eps = f" at {', '.join(f'{e:g}' for e in self.eps)}{unit}" if self.eps else ""
+        names = [", ".join(values) for values in (self.models, self.datasets)]
+        attacks = ", ".join(self.attacks) + eps
+        return [self.cell[:8], *names, attacks, str(self.images), f"{self.bytes / 1e3:.0f} kB", self.written[:10]]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON types."""
+        return asdict(self)
+
+
+def open_store(path: Path) -> Store:
+    """A store that exists. Raises ResultError if there is none."""
+    if not (path / MARKER).is_file():
+        raise ResultError(f"There is no store at {path}; name one with --store.")
+    return Store(path)
+
+
+def summaries(store: Store) -> list[Summary]:
+    """Every cell that has rows, the last written first."""
+    found = [summary for cell in store.cells() if (summary := Summary.of(cell))]
+    return sorted(found, key=lambda s: (s.written, s.cell), reverse=True)
+
+
+def check(store: Store) -> dict[str, Any]:
+    """Read everything: how many cells and segments are whole, and what was damaged and is set aside now."""
+    damaged, cells, number = [], store.cells(), 0
+    for cell in cells:
+        before = {path.name for path in cell.folder.glob("*.parquet")}
+        whole = {segment.path.name for segment in cell.segments()}
+        gone = before - whole
+        damaged += sorted(f"{cell.name}/{name}" for name in gone if _set_aside(store, cell, name))
+        number += len(whole)
+        if not cell.key and before:  # written again by the next run that uses the cell
+            damaged.append(f"{cell.name}/{KEY}")
+    return {"cells": len(cells), "segments": number, "damaged": damaged}
+
+
+def tidy(store: Store) -> tuple[int, int]:
+    """Merge the segments of each cell, and remove parts of files that a killed writer left: how many of either."""
+    merged = sum(cell.merge() for cell in store.cells())
+    old = [p for p in (store.path / PARTS).glob("*") if time.time() - p.stat().st_mtime > OLD]
+    for path in old:
+        path.unlink(missing_ok=True)
+    return merged, len(old)
+
+
+def select(store: Store, age: float, model: str | None, dataset: str | None) -> list[Summary]:
+    """Cells last written more than `age` seconds ago, all of whose models and data sets match these patterns."""
+    latest = datetime.fromtimestamp(time.time() - age, timezone.utc).isoformat(timespec="seconds")
+    return [
+        summary
+        for summary in summaries(store)
+        if summary.written <= latest
+        and all(fnmatchcase(name, model or "*") for name in summary.models)
+        and all(fnmatchcase(name, dataset or "*") for name in summary.datasets)
+    ]
+
+
+def remove(store: Store, cells: Iterable[str], files: Iterable[Path]) -> None:
+    """Remove cells and files for good. A writer that is at work in a cell makes it again. Raises OutputError."""
+    try:
+        for name in cells:
+            folder = store.path / CELLS / name
+            for path in [*folder.glob("*.parquet"), folder / KEY]:
+                path.unlink(missing_ok=True)
+            if folder.is_dir() and not any(folder.iterdir()):
+                folder.rmdir()
+        for path in files:
+            path.unlink(missing_ok=True)
+    except OSError as error:
+        raise OutputError(f"Cannot remove from {store.path}: {error.strerror or error}.") from error
+
+
+def table(store: Store) -> pd.DataFrame:
+    """All rows (`COLUMNS`), and the key of each one's cell: its plain values as columns, the rest as JSON."""
+    frames = [pd.DataFrame(columns=list(COLUMNS)).astype(COLUMNS)]
+    for cell in store.cells():
+        plain = {
+            name: value if isinstance(value, (str, int, float)) else canonical(value)
+            for name, value in cell.key.items()
+        }
+        own = {f"key_{name}": value for name, value in plain.items()}
+        frames.append(distinct(cell.segments()).assign(**own))
+    return pd.concat([frame for frame in frames if len(frame)] or frames[:1], ignore_index=True)
+
+
+def _set_aside(store: Store, cell: StoredCell, name: str) -> bool:
+    return (store.path / "damaged" / f"{cell.name}-{name}").exists()

@@ -1,0 +1,428 @@
+"""The store: nothing is computed twice, nothing is reused that should not be, and nothing is lost."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+import torch
+
+import clipguard
+from clipguard.attacks.evaluator import Evaluator
+from clipguard.benchmark import ledger
+from clipguard.benchmark.plan import BenchPlan, parse_eps
+from clipguard.benchmark.results import BenchResult, OutputFolder
+from clipguard.benchmark.run import bench as run_plan
+from clipguard.benchmark.store import COLUMNS, Store, distinct
+from clipguard.benchmark.tables import to_markdown
+from clipguard.cli import run
+from clipguard.data import load_dataset
+from clipguard.errors import OutputError, ResultError
+from clipguard.models import load_model
+
+FAST = {"datasets": ["emoji-food"], "attacks": ["apgd-ce(iterations=8)"], "eps": ["1,4"], "n_samples": 12}
+ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(clipguard.__file__).parents[1])}
+HARNESS = Path(__file__).with_name("killed_runs.py")
+
+
+@pytest.fixture(autouse=True)
+def segments_of_every_result(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ledger, "FLUSH_SECONDS", 0.0)
+    monkeypatch.setattr(ledger, "MANY", 1000)
+
+
+@pytest.fixture(scope="module")
+def fresh() -> BenchResult:
+    return clipguard.bench(**FAST)  # type: ignore[arg-type]
+
+
+@pytest.fixture(scope="module")
+def filled(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    store = tmp_path_factory.mktemp("filled") / "store"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(ledger, "FLUSH_SECONDS", 0.0)
+        patch.setattr(ledger, "MANY", 1000)  # not merged
+        measure(store)
+    return store
+
+
+def measure(store: Path | None, **options: Any) -> BenchResult:
+    return clipguard.bench(store=store, **(FAST | options))
+
+
+def counts(result: BenchResult) -> tuple[int, int]:
+    costs = result.run["costs"]
+    return sum(c["reused"] for c in costs), sum(c["computed"] for c in costs)
+
+
+def passes(result: BenchResult) -> int:
+    return sum(s["forward"] for c in result.run["costs"] for s in c["stages"].values())
+
+
+def files(result: BenchResult, folder: Path) -> dict[str, bytes]:
+    """The bytes of all tables, and the cells of results.json."""
+    OutputFolder(folder).write(result, to_markdown(result))
+    return tables(folder)
+
+
+def tables(folder: Path) -> dict[str, bytes]:
+    found = {name: (folder / name).read_bytes() for name in ("samples.parquet", "results.csv", "results.md")}
+    cells = json.loads((folder / "results.json").read_text())["cells"]
+    return found | {"cells": json.dumps(cells).encode()}
+
+
+def segments(store: Path) -> list[Path]:
+    return sorted(store.glob("cells/*/*.parquet"))
+
+
+# Reuse ----------------------------------------------------------------------------------------------------------
+
+
+def test_a_rerun_computes_nothing_and_gives_the_same_bytes(fresh: BenchResult, filled: Path, tmp_path: Path) -> None:
+    again = measure(filled)
+    assert counts(again) == (12 * 3, 0)
+    assert passes(again) == 0
+    assert passes(measure(filled, batch_size=5)) == 0
+    assert again.run["costs"][0]["stored"]["clean"]["forward"] == 12
+    assert files(again, tmp_path / "again") == files(fresh, tmp_path / "fresh")
+
+
+@pytest.mark.parametrize(
+    ("change", "new"),
+    [
+        ({"eps": ["1,2,4"]}, None),
+        ({"n_samples": 16}, 4 * 3),
+        ({"datasets": ["emoji-food", "emoji-travel"]}, 12 * 3),
+        ({"eps": ["1"]}, 0),
+    ],
+    ids=["a radius", "images", "a data set", "a radius less"],
+)
+def test_only_what_is_new_is_computed(change: dict[str, Any], new: int | None, filled: Path, tmp_path: Path) -> None:
+    store = shutil.copytree(filled, tmp_path / "store")
+    grown, whole = measure(store, **change), measure(None, **change)
+    computed = counts(grown)[1]
+    if new is None:  # a radius in the middle: images that are broken at 1 or not at 4 do not always need it
+        assert 0 < computed <= 12
+        assert passes(grown) < passes(whole) / 2
+    else:
+        assert computed == new
+    assert files(grown, tmp_path / "grown") == files(whole, tmp_path / "whole")
+    assert passes(measure(store, **change)) == 0
+
+
+@pytest.mark.parametrize("mode", ["ascending", "independent", "nested"])
+def test_radii_one_after_the_other_are_as_all_at_once(mode: str, tmp_path: Path) -> None:
+    few = {"attacks": ["pgd-2"], "n_samples": 5, "eps_mode": mode}
+    lists = ("4", "0,8", "1,2,3,4")
+    for eps in lists:
+        found = measure(tmp_path / "store", **few, eps=[eps])
+        whole = measure(None, **few, eps=[eps])
+        pd.testing.assert_frame_equal(found.samples, whole.samples)
+    if mode == "nested":  # what is found at a radius depends on the others there
+        assert len(list((tmp_path / "store" / "cells").iterdir())) == len(lists)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"seed": 1},
+        {"attacks": ["apgd-ce(iterations=9)"]},
+        {"quantize": True},
+        {"norm": "l2", "eps": ["0.1,0.4"]},
+        {"templates": "a drawing of a {}."},
+        {"resolution": "native"},
+        {"logit_scale": 10.0},
+        {"precision": "bfloat16"},
+        {"models": ["tiny#normalization=0,0,0/0.5,0.5,0.5"]},
+        {"resize": "crop256"},
+    ],
+    ids=lambda change: next(iter(change)),
+)
+def test_nothing_is_reused_for_another_run(change: dict[str, Any], filled: Path, tmp_path: Path) -> None:
+    store = shutil.copytree(filled, tmp_path / "store")
+    assert counts(measure(store, **({"n_samples": 2} | change)))[0] == 0
+    assert len(list((store / "cells").iterdir())) == 2
+
+
+def test_names_do_not_matter_but_parameters_do(filled: Path, tmp_path: Path) -> None:
+    (tmp_path / "mine.toml").write_text('stages = ["apgd-ce(iterations=8)"]')
+    renamed = measure(filled, attacks=[str(tmp_path / "mine.toml")])
+    assert passes(renamed) == 0
+    assert set(renamed.samples["attack"]) == {"none", "mine"}
+
+
+def test_other_weights_of_the_same_name_are_never_reused(tmp_path: Path) -> None:
+    folder, store = tmp_path / "model", tmp_path / "store"
+    assert run(["-q", "convert", "tiny", "--out", str(folder)]) == 0
+    name = {"models": [f"local-dir:{folder}"]}
+    first = measure(store, **name)
+    assert passes(measure(store, **name)) == 0
+    weights = folder / "open_clip_model.safetensors"
+    from safetensors.torch import load_file, save_file
+
+    tensors = load_file(weights)
+    largest = max((n for n in tensors if n.startswith("visual.")), key=lambda n: tensors[n].numel())
+    tensors[largest] = tensors[largest] * 1.2
+    save_file(tensors, weights, {"format": "pt"})
+    second = measure(store, **name)
+    assert counts(second) == (0, 12 * 3)
+    assert not first.samples["margin"].equals(second.samples["margin"])
+
+
+def test_the_same_weights_in_another_file_are_reused(filled: Path, tmp_path: Path) -> None:
+    assert run(["-q", "convert", "tiny", "--out", str(tmp_path / "copy")]) == 0
+    assert passes(measure(filled, models=[f"local-dir:{tmp_path / 'copy'}"])) == 0
+
+
+def test_the_reference_is_reused_whole_or_not_at_all(tmp_path: Path) -> None:
+    options = {"engine": "reference", "attacks": ["apgd-ce(iterations=4)"], "n_samples": 4}
+    first = measure(tmp_path / "store", **options)
+    again = measure(tmp_path / "store", **options)
+    assert passes(again) == 0
+    assert files(again, tmp_path / "again") == files(first, tmp_path / "first")
+    segment = segments(tmp_path / "store")[0]
+    segment.unlink()
+    assert counts(measure(tmp_path / "store", **options))[0] == 0
+    assert counts(measure(tmp_path / "store", **options, batch_size=2))[0] == 0
+
+
+def test_many_segments_are_merged_when_a_run_is_done(filled: Path, tmp_path: Path, monkeypatch: Any) -> None:
+    store = shutil.copytree(filled, tmp_path / "store")
+    assert len(segments(store)) > 16
+    monkeypatch.setattr(ledger, "MANY", 16)
+    before = measure(store)
+    assert len(segments(store)) == 1
+    after = measure(store)
+    assert passes(after) == 0
+    pd.testing.assert_frame_equal(before.samples, after.samples)
+    stages = [result.run["costs"][0]["stored"] for result in (before, after)]
+    assert stages[0]["clean"]["forward"] == stages[1]["clean"]["forward"] == 12
+
+
+# Rounding -------------------------------------------------------------------------------------------------------
+
+
+def test_an_image_has_the_same_logits_and_gradient_in_any_batch_to_the_last_bit() -> None:
+    """What makes a resumed run's bytes those of an uninterrupted one."""
+    model, data = load_model("tiny"), load_dataset("emoji-food")
+    classifier, preprocess = model.classifier(data.class_names, data.templates), model.preprocess()
+    x = torch.stack([preprocess(data.image(i)) for i in range(40)])
+    evaluator = Evaluator(classifier, 64)
+
+    def look(rows: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        return evaluator.gradient(rows, lambda logits, _start, _stop: logits[:, 0] - logits[:, 1])
+
+    whole = look(x)
+    for n in (1, 2, 5, 15, 16, 17, 33):
+        for part, all_of_them in zip(look(x[-n:]), whole, strict=True):
+            assert torch.equal(part, all_of_them[-n:]), n
+
+
+# The disk -------------------------------------------------------------------------------------------------------
+
+
+def damages(content: bytes) -> Iterator[bytes]:
+    """Bits flipped, and the end cut off, all over a file."""
+    for at in {
+        *range(0, len(content), len(content) // 40),
+        1,
+        3,
+        5,
+        len(content) - 9,
+        len(content) - 5,
+        len(content) - 1,
+    }:
+        yield content[:at] + bytes([content[at] ^ 0x10]) + content[at + 1 :]
+        yield content[:at]
+
+
+def test_damage_anywhere_is_noticed_and_set_aside(filled: Path, tmp_path: Path) -> None:
+    store = shutil.copytree(filled, tmp_path / "store")
+    whole = segments(store)[0]
+    content = whole.read_bytes()
+    (cell,) = Store(store).cells()
+    number = len(cell.segments())
+    place = store / "damaged" / f"{cell.name}-{whole.name}"
+    for damaged in damages(content):
+        whole.write_bytes(damaged)
+        assert len(cell.segments()) == number - 1
+        assert not whole.exists()
+        assert place.read_bytes() == damaged
+    whole.write_bytes(content)
+    assert len(cell.segments()) == number
+
+
+def test_what_was_damaged_or_deleted_is_computed_again(
+    fresh: BenchResult, filled: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    store = shutil.copytree(filled, tmp_path / "store")
+    flipped, cut, emptied, gone = segments(store)[:4]
+    flipped.write_bytes(flipped.read_bytes()[:-1] + b"x")
+    cut.write_bytes(cut.read_bytes()[:100])
+    emptied.write_bytes(b"")
+    gone.unlink()
+    mended = measure(store)
+    pd.testing.assert_frame_equal(mended.samples, fresh.samples)
+    assert counts(mended)[1] > 0
+    assert len(list((store / "damaged").iterdir())) == 3
+    assert all(path.name in caplog.text for path in (flipped, cut, emptied))
+    assert passes(measure(store)) == 0
+
+
+def test_a_damaged_key_is_written_again(filled: Path, tmp_path: Path) -> None:
+    store = shutil.copytree(filled, tmp_path / "store")
+    (key,) = store.glob("cells/*/_key.json")
+    whole = key.read_text()
+    key.write_text(whole[:40])
+    segments(store)[0].unlink()
+    measure(store)
+    assert key.read_text() == whole
+
+
+def test_a_segment_of_another_cell_is_no_result_of_this_one(filled: Path, tmp_path: Path) -> None:
+    store = shutil.copytree(filled, tmp_path / "store")
+    measure(store, seed=1)
+    cells = list((store / "cells").iterdir())
+    moved = next(cells[0].glob("*.parquet"))
+    moved.rename(cells[1] / moved.name)
+    Store(store).cell(json.loads((cells[1] / "_key.json").read_text())).segments()
+    assert [p.name for p in (store / "damaged").iterdir()] == [f"{cells[1].name}-{moved.name}"]
+
+
+def test_a_full_disk_loses_nothing_that_was_stored(
+    fresh: BenchResult, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    store, synced, sync = tmp_path / "store", [0], os.fsync
+
+    def full_after_ten(number: int) -> None:
+        synced[0] += 1
+        if synced[0] > 10:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        sync(number)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", full_after_ten)
+        command = ["-q", "bench", "-d", "emoji-food", "-a", FAST["attacks"][0], "--eps", "1,4", "-n", "12"]
+        assert run([*command, "--store", str(store), "--out", str(tmp_path / "out")]) == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1
+    assert "No space left on device" in error
+    assert "run the same command again" in error
+    assert not list((store / "parts").iterdir())
+    stored = len(distinct([s for c in Store(store).cells() for s in c.segments()]))
+    assert stored > 0
+    resumed = measure(store)
+    assert counts(resumed)[0] >= stored - 12
+    pd.testing.assert_frame_equal(resumed.samples, fresh.samples)
+
+
+def test_a_folder_of_something_else_is_no_store(tmp_path: Path) -> None:
+    (tmp_path / "thesis.tex").write_text("")
+    with pytest.raises(ResultError, match="no store of clipguard"):
+        measure(tmp_path)
+    assert [p.name for p in tmp_path.iterdir()] == ["thesis.tex"]
+
+
+def test_pandas_alone_reads_it(filled: Path, fresh: BenchResult) -> None:
+    rows = pd.read_parquet(filled / "cells")
+    assert list(rows.columns) == list(COLUMNS)
+    own = rows[rows["attack"] == FAST["attacks"][0]].drop_duplicates(["index", "eps"]).set_index(["index", "eps"])
+    attacked = fresh.samples[fresh.samples["attack"] != "none"]
+    for row in attacked.itertuples():
+        if row.clean_pred == row.label and (row.index, row.eps) in own.index:
+            assert own.loc[(row.index, row.eps), "robust"] == row.robust
+
+
+# Interruptions --------------------------------------------------------------------------------------------------
+
+
+class StopError(Exception):
+    """Ctrl-C, at a chosen image."""
+
+
+class StopsAfter:
+    def __init__(self, images: int) -> None:
+        self.left = images
+
+    def start(self, what: str, total: int) -> None:  # noqa: ARG002
+        self.attacking = "·" in what
+
+    def advance(self, note: str = "") -> None:  # noqa: ARG002
+        self.left -= self.attacking
+        if self.attacking and self.left == 0:
+            raise StopError
+
+
+@pytest.mark.parametrize("images", [1, 3, 7, 11])
+def test_an_interrupted_run_goes_on(images: int, fresh: BenchResult, tmp_path: Path, monkeypatch: Any) -> None:
+    monkeypatch.setattr(ledger, "FLUSH_SECONDS", 1e9)  # only what is written on the way out
+    eps = tuple(parse_eps(["1,4"], "linf"))
+    plan = BenchPlan(("tiny",), ("emoji-food",), eps, attacks=tuple(FAST["attacks"]), n_samples=12)
+    with pytest.raises(StopError):
+        run_plan(plan, progress=StopsAfter(images), store=Store(tmp_path / "store"))
+    monkeypatch.setattr(ledger, "FLUSH_SECONDS", 0.0)
+    resumed = measure(tmp_path / "store")
+    assert counts(resumed)[0] >= images
+    assert files(resumed, tmp_path / "resumed") == files(fresh, tmp_path / "fresh")
+
+
+def runs(mode: str, folder: Path, n: int) -> list[str]:
+    """Start runs of one command in their own processes (see killed_runs.py); their exit codes, negative for signals."""
+    command = ["-q", "bench", "-d", "emoji-food", "-a", "apgd-ce(iterations=12)", "--eps", "1,4", "-n", str(n)]
+    where = ["--device", "cpu", "--store", str(folder / "store"), "--out", str(folder / "out")]
+    arguments = [sys.executable, str(HARNESS), mode, *command, *where]
+    done = subprocess.run(arguments, env=ENVIRONMENT, capture_output=True, text=True, timeout=900)
+    assert done.returncode == 0, done.stderr
+    return [line.removeprefix("exit ") for line in done.stdout.splitlines() if line.startswith("exit ")]
+
+
+@pytest.mark.parametrize(("kills", "n"), [(3, 12), pytest.param(20, 60, marks=pytest.mark.slow)])
+def test_killed_at_random_moments_the_bytes_are_the_same(kills: int, n: int, tmp_path: Path) -> None:
+    assert runs("0", tmp_path / "whole", n) == ["0"]
+    found = runs(str(kills), tmp_path / "killed", n)
+    assert found == ["-9"] * kills + ["0"]
+    assert tables(tmp_path / "killed" / "out") == tables(tmp_path / "whole" / "out")
+    assert json.loads((tmp_path / "killed" / "out" / "results.json").read_text())["run"]["complete"]
+
+
+def test_two_processes_share_a_store(tmp_path: Path) -> None:
+    assert runs("both", tmp_path, 12) == ["0", "0"]
+    assert tables(tmp_path / "out") == tables(tmp_path / "out2")
+    assert passes(measure(tmp_path / "store", attacks=["apgd-ce(iterations=12)"])) == 0
+    assert not (tmp_path / "store" / "damaged").exists()
+
+
+# Folders --------------------------------------------------------------------------------------------------------
+
+
+def test_an_interrupted_folder_is_continued_and_nothing_else_is_replaced(fresh: BenchResult, tmp_path: Path) -> None:
+    plan = BenchPlan.from_dict(fresh.run["plan"], ["tiny"])
+    folder = tmp_path / "run"
+    OutputFolder(folder, plan=plan).write(BenchResult({**fresh.run, "complete": False}, fresh.cells), "part\n")
+    with pytest.raises(OutputError, match="exists already"):
+        OutputFolder(folder)
+    with pytest.raises(OutputError, match="exists already"):
+        OutputFolder(folder, plan=BenchPlan.from_dict({**fresh.run["plan"], "seed": 1}, ["tiny"]))
+    OutputFolder(folder, plan=plan).write(fresh, to_markdown(fresh))
+    with pytest.raises(OutputError, match="exists already"):  # it is complete now
+        OutputFolder(folder, plan=plan)
+
+
+def test_the_command_says_what_it_reuses(tmp_path: Path, monkeypatch: Any, capsys: Any) -> None:
+    monkeypatch.chdir(tmp_path)
+    command = ["bench", "-d", "emoji-food", "-a", "pgd-2", "--eps", "8", "-n", "4"]
+    assert run(command) == 0
+    assert "0 of 8 image results from runs/store" in " ".join(capsys.readouterr().err.split())
+    assert run(command) == 0
+    assert "8 of 8 image results from runs/store" in " ".join(capsys.readouterr().err.split())
+    assert run([*command, "--no-store"]) == 0
+    assert "image results" not in capsys.readouterr().err
