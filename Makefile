@@ -39,7 +39,7 @@ bench: $(INSTALLED) ## set up, then benchmark the embedded model: robust accurac
 	$(BIN)/clipguard bench --n-samples 20 $(ARGS)
 
 test: $(INSTALLED_DEV) ## set up, then run the tests
-	$(BIN)/python -m pytest $(ARGS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile $(ARGS)
 
 lint: $(INSTALLED_DEV) ## ruff check, ruff format --check and mypy
 	$(BIN)/ruff check .

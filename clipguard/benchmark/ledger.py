@@ -121,7 +121,8 @@ class Ledger:
         """What the rows of these images took when they were computed: of each segment, their share of its rows."""
         total: dict[str, dict[str, float]] = {}
         for segment in self._segments:
-            share = float((segment.rows["index"].map(self.hashes) == segment.rows["image"]).mean())
+            rows = zip(segment.rows["index"], segment.rows["image"], strict=True)
+            share = sum(self.hashes.get(index) == image for index, image in rows) / len(segment.rows)
             for entry in sum_costs(segment.wrote):
                 for stage, cost in entry["stages"].items():
                     sums = total.setdefault(stage, dict.fromkeys(cost, 0.0))

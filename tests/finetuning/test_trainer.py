@@ -60,7 +60,7 @@ def test_two_passes_of_two_are_one_of_four(method: str, vit: str, images: str, t
     halves = trained(vit, images, tmp_path / "b", batch_size=2, accumulate=2, **settings)
     start = trained(vit, images, tmp_path / "c", **{**settings, "lr": 1e-30})
     assert largest_difference(whole, start) > 1e-4  # it did train
-    assert largest_difference(whole, halves) < 2e-6
+    assert largest_difference(whole, halves) < 5e-6  # rounding; what is trained moves by more than 1e-4
 
 
 def test_the_attack_leaves_no_gradient_and_trains_nothing(vit: str, images: str, tmp_path: Path) -> None:
