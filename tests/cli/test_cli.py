@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import pandas as pd
@@ -199,7 +200,10 @@ def test_ctrl_c_keeps_what_is_finished(tmp_path: Path) -> None:
     slow = ["--attack", "pgd-2,apgd-t(iterations=4000)"]
     command = [sys.executable, "-m", "clipguard", "bench", *arguments, *slow]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    process = subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE, env=environment, text=True)
+    heed = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)  # whoever runs the tests may ignore Ctrl-C
+    process = subprocess.Popen(
+        command, cwd=tmp_path, stderr=subprocess.PIPE, env=environment, text=True, preexec_fn=heed
+    )
     assert process.stderr is not None
     assert any("pgd-2 on emoji-food: 8 images done" in line for line in process.stderr)  # reads on until that is done
     process.send_signal(signal.SIGINT)
