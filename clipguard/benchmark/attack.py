@@ -23,14 +23,12 @@ from clipguard.benchmark.image_files import ImageFiles
 from clipguard.benchmark.plan import BenchPlan
 from clipguard.benchmark.preprocess import prepare
 from clipguard.benchmark.results import Cell, sample_frame
+from clipguard.benchmark.rows import attack_rows, clean_row, cost_table
 from clipguard.benchmark.run import (
     Progress,
     Silent,
     Task,
-    attack_rows,
     choose_device,
-    clean_row,
-    cost_table,
     describe_model,
     engine_options,
     open_task,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Container, Iterator, Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from datetime import datetime, timezone
 from typing import Any, Protocol
 
@@ -14,18 +14,18 @@ import numpy.typing as npt
 from PIL.Image import Image
 from torch import Tensor
 
-from clipguard.attacks.engine import Engine, EngineOptions, Example, ImageOutcome
-from clipguard.attacks.evaluator import Cost
+from clipguard.attacks.engine import Engine, EngineOptions, Example
 from clipguard.attacks.recipe_files import open_recipe
 from clipguard.attacks.recipes import Recipe
 from clipguard.attacks.reference import ReferenceEngine
 from clipguard.attacks.threat import ThreatModel
 from clipguard.benchmark.findings import find
 from clipguard.benchmark.ledger import Known, Ledger, cell_key
-from clipguard.benchmark.plan import PIXEL, BenchPlan
+from clipguard.benchmark.plan import BenchPlan
 from clipguard.benchmark.preprocess import prepare
 from clipguard.benchmark.provenance import fingerprint, image_hash, machine, versions
 from clipguard.benchmark.results import BenchResult
+from clipguard.benchmark.rows import attack_rows, clean_row, cost_table
 from clipguard.benchmark.store import Store
 from clipguard.data import ZeroShotDataset, load_dataset
 from clipguard.data.dataset import in_random_order
@@ -303,43 +303,3 @@ def _run_task(
     if findings:
         entry = {"model": model.info.name, "dataset": task.name, "findings": [f.to_dict() for f in findings]}
         result.run.setdefault("findings", []).append(entry)
-
-
-def cost_table(costs: dict[str, Cost]) -> dict[str, Any]:
-    """Passes and seconds of each stage, as plain JSON types."""
-    return {name: asdict(cost) | {"seconds": round(cost.seconds, 3)} for name, cost in costs.items()}
-
-
-def clean_row(outcome: ImageOutcome) -> dict[str, Any]:
-    """An image's row in the cell of the clean accuracy, without model, data set and norm."""
-    right = outcome.clean_prediction == outcome.label
-    return {
-        "index": outcome.index,
-        "label": outcome.label,
-        "eps": 0.0,
-        "attack": "none",
-        "clean_pred": outcome.clean_prediction,
-        "adv_pred": outcome.clean_prediction,
-        "robust": right,
-        "broken_by": None if right else "clean",
-        "distance": 0.0,
-        "margin": outcome.clean_margin,
-    }
-
-
-def attack_rows(outcome: ImageOutcome, recipe: Recipe, plan: BenchPlan) -> Iterator[dict[str, Any]]:
-    """An image's rows in the cells of an attack, one for each radius, without model, data set and norm."""
-    unit = PIXEL if plan.norm == "linf" else 1
-    for radius, level in zip(plan.eps, outcome.levels, strict=True):
-        yield {
-            "index": outcome.index,
-            "label": outcome.label,
-            "eps": radius.typed,
-            "attack": recipe.name,
-            "clean_pred": outcome.clean_prediction,
-            "adv_pred": level.prediction,
-            "robust": level.robust,
-            "broken_by": level.broken_by,
-            "distance": level.distance * unit,
-            "margin": level.margin,
-        }
