@@ -3,8 +3,8 @@
 `python attack_parity.py --robust local-dir:/tmp/robust-tiny` compares every attack and the suite with `pyautoattack` on
 the embedded model and on an adversarially trained copy of it (see robust_tiny.py), linf and l2, and writes
 `results/attack_parity.json` after every comparison; one that is there already is not run again. `--only` names the
-attacks of this process, so that several can share the work. Its seconds are those of a machine that may do other things, too: attack_speed.py
-measures speed.
+attacks of this process, so that several can share the work. Its seconds are those of a machine that may do other
+things, too: attack_speed.py measures speed.
 """
 
 from __future__ import annotations
