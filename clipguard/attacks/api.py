@@ -54,12 +54,9 @@ def attack(
     `eps` is in pixel units (8 / 255, not 8). The image's position is its identity: it seeds its random numbers.
     Raises AttackError for an unknown attack or norm, images outside [0,1], bad labels, NaN, or a model in train mode.
     """
-    if norm not in NORMS:
-        raise AttackError(f"Unknown norm {norm!r}; use one of {', '.join(NORMS)}.")
+    check_input(images, labels, norm)
     if not 0 <= eps < float("inf"):
         raise AttackError(f"eps must be a number of at least 0, not {eps}.")
-    if len(images) == 0 or len(images) != len(labels):
-        raise AttackError(f"{len(images)} images and {len(labels)} labels; give as many of both, at least one.")
     options = EngineOptions(batch_size=batch_size, seed=seed, eps_mode=eps_mode, keep_images=True)
     engine = Engine(model, open_recipe(attack), ThreatModel(norm, quantize), [eps], options)
     examples = (Example(i, images[i], int(labels[i])) for i in range(len(images)))
@@ -74,3 +71,11 @@ def attack(
         outcomes=outcomes,
         costs=engine.costs,
     )
+
+
+def check_input(images: Tensor, labels: Tensor, norm: str) -> None:
+    """Raises AttackError for an unknown norm, or images and labels that are no pairs."""
+    if norm not in NORMS:
+        raise AttackError(f"Unknown norm {norm!r}; use one of {', '.join(NORMS)}.")
+    if len(images) == 0 or len(images) != len(labels):
+        raise AttackError(f"{len(images)} images and {len(labels)} labels; give as many of both, at least one.")

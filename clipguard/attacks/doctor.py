@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from clipguard.attacks import losses
+from clipguard.attacks.api import check_input
 from clipguard.attacks.engine import Engine
 from clipguard.attacks.evaluator import Evaluator, frozen, require_finite
 from clipguard.attacks.findings import CHECKS, Finding, counted, not_checked
@@ -16,7 +17,7 @@ from clipguard.attacks.outcomes import EngineOptions, Example, LevelOutcome
 from clipguard.attacks.probes import Subject, ascend, probe
 from clipguard.attacks.recipe_files import open_recipe
 from clipguard.attacks.recipes import Recipe, options, parse_recipe
-from clipguard.attacks.threat import NORMS, Norm
+from clipguard.attacks.threat import Norm
 from clipguard.errors import AttackError, NoGradientError, NonFiniteError
 
 ANYTHING = 0.5  # a pixel; a ball so large holds the same grey image for every x
@@ -45,12 +46,9 @@ def doctor(
     module with the same classes. A model in train mode is not run at all. A few dozen images are enough.
     Raises AttackError for an unknown attack or norm, images outside [0,1], bad labels, or outputs that are no logits.
     """
-    if norm not in NORMS:
-        raise AttackError(f"Unknown norm {norm!r}; use one of {', '.join(NORMS)}.")
+    check_input(images, labels, norm)
     if not 0 < eps < float("inf"):
         raise AttackError(f"eps must be a number above 0, not {eps}.")
-    if len(images) == 0 or len(images) != len(labels):
-        raise AttackError(f"{len(images)} images and {len(labels)} labels; give as many of both, at least one.")
     if not ((images >= 0) & (images <= 1)).all():
         raise AttackError("Images must lie in [0,1]; normalisation belongs inside the model.")
     with torch.inference_mode(False):
