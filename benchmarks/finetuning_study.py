@@ -45,7 +45,7 @@ from clipguard.finetuning.pgd import TrainingAttack
 
 TRAINED_ON = "emoji-objects"
 METHODS = ("clean", "tecoa", "fare", "pmg-aft", "tima")
-LEARNING_RATES = (2e-4, 5e-4, 1e-3)
+LEARNING_RATES = (1e-4, 2e-4, 5e-4, 1e-3)
 STEPS, BATCH, ATTACK_STEPS = 200, 64, 3
 EPS, SEEDS = 4, (0, 1, 2)
 EVALUATED = ("1", "4", "8")  # units of 1/255
