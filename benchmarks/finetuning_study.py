@@ -8,7 +8,7 @@ an interrupted study goes on. Two processes may share the work: `--part 0/2` and
 - tune: for every method the learning rates of `LEARNING_RATES`, one seed, eps 4; the best by the mean of clean and
   PGD-10 accuracy on validation images (of the training split). The same effort for each.
 - train: the chosen rates, three seeds at eps 4, and at eps 1 and 8 for TIMA and the best baseline.
-- ablate: TIMA without each term, other margins and other texts, at eps 8, one seed.
+- ablate: TIMA without each term, other margins and other texts, at eps 8, the first seed.
 - confirm: the first seed's TIMA and best baseline, and the model as it came, under the complete autoattack-fast; with
   the diagnostics of TIMA's papers (margins at small and large eps, margins and the similarity of texts).
 
@@ -52,7 +52,6 @@ EVALUATED = ("1", "4", "8")  # units of 1/255
 N, N_CONFIRM = 100, 50  # test images of each set
 ATTACK = {"name": "apgd-30", "stages": ["apgd-ce(iterations=30)", "apgd-t(iterations=30,targets=3)"]}
 ABLATIONS = {
-    "all": "tima",
     "no mhe": "tima(lam_mhe=0)",
     "no iakd": "tima(lam_iakd=0)",
     "no takd": "tima(lam_takd=0)",

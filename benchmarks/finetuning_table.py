@@ -144,10 +144,11 @@ def main() -> None:
         for eps, t in tests.items():
             row = (trained, eps, f"{t['points']:+.1f}", f"{t['low']:+.1f} to {t['high']:+.1f}", f"{t['p']:.4f}")
             lines.append(f"| {' | '.join(row)} |")
-    named = {method: name for name, method in ABLATIONS.items()}
+    named = {"tima": "tima", **{method: name for name, method in ABLATIONS.items()}}
     for stage, title in (("ablate", "Ablations, trained at eps 8, one seed"), ("confirm", "autoattack-fast, one seed")):
         chosen = [r for r in records if r["stage"] == stage]
         if stage == "ablate":
+            chosen += [r for r in groups.get(("tima", 8), []) if r["seed"] == 0]  # what the others leave something out of
             chosen.sort(key=lambda r: list(named).index(r["method"]))
             rows = {named[r["method"]]: summary([r]) for r in chosen}
         else:
