@@ -148,7 +148,7 @@ def main() -> None:
     for stage, title in (("ablate", "Ablations, trained at eps 8, one seed"), ("confirm", "autoattack-fast, one seed")):
         chosen = [r for r in records if r["stage"] == stage]
         if stage == "ablate":
-            chosen += [r for r in groups.get(("tima", 8), []) if r["seed"] == 0]  # what the others leave something out of
+            chosen += [r for r in groups.get(("tima", 8), []) if r["seed"] == 0]
             chosen.sort(key=lambda r: list(named).index(r["method"]))
             rows = {named[r["method"]]: summary([r]) for r in chosen}
         else:
