@@ -33,6 +33,11 @@ COLOURS = {
 SCOPES = ("all sets", "seen classes", "unseen classes")
 
 
+def label(method: str, eps: int) -> str:
+    """A method and the eps that it was trained at, if at any."""
+    return method if method in ("none", "clean") else f"{method}, eps {eps}"
+
+
 def figures(record: Record, scope: str = SCOPES[0]) -> dict[str, float]:
     """Accuracies in % of one run: clean, at each eps, and the summaries."""
     sets = [
@@ -107,9 +112,8 @@ def plot(groups: dict[tuple[str, int], list[Record]]) -> None:
             left.fill_between(radii, low, high, color=colour, alpha=0.15, linewidth=0)
         right.scatter([run["clean"] for run in runs], [run["robust"] for run in runs], s=12, color=colour, alpha=0.4)
         right.scatter(means["clean"][0], means["robust"][0], s=50, color=colour, edgecolor="white")
-        label = f"{method}, eps {eps}" if eps else method
         place = (means["clean"][0], means["robust"][0])
-        right.annotate(label, place, xytext=(6, 4), textcoords="offset points", color=colour, fontsize=8)
+        right.annotate(label(method, eps), place, xytext=(6, 4), textcoords="offset points", color=colour, fontsize=8)
     left.set(xlabel="eps of the attack (1/255)", ylabel="accuracy (%)", ylim=(0, None), xticks=radii)
     left.set_title(f"Trained at eps {EPS}/255 (bands: seeds)", fontsize=10)
     left.legend(frameon=False)
@@ -130,7 +134,7 @@ def main() -> None:
     content: dict[str, Any] = {"best baseline": best[0]}
     lines = []
     for scope in SCOPES:
-        rows = {f"{m}" if e == 0 else f"{m}, eps {e}": summary(group, scope) for (m, e), group in groups.items()}
+        rows = {label(*key): summary(group, scope) for key, group in groups.items()}
         content[scope] = rows
         lines += [f"### {scope[0].upper()}{scope[1:]}", "", *table(rows, "method")]
     content["paired"] = {
@@ -152,8 +156,8 @@ def main() -> None:
             chosen.sort(key=lambda r: list(named).index(r["method"]))
             rows = {named[r["method"]]: summary([r]) for r in chosen}
         else:
-            rows = {f"{r['method']}, eps {r['eps']}": summary([r]) for r in chosen}
-            content["margins"] = {f"{r['method']}, eps {r['eps']}": r["margins"] for r in chosen}
+            rows = {label(r["method"], r["eps"]): summary([r]) for r in chosen}
+            content["margins"] = {label(r["method"], r["eps"]): r["margins"] for r in chosen}
         if rows:
             content[stage] = rows
             lines += ["", f"### {title}", "", *table(rows, "TIMA" if stage == "ablate" else "method")]
