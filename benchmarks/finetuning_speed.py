@@ -4,7 +4,7 @@
 (TeCoA: three attack steps, then one update of the image tower) on 200 classes of random images:
 
 - ours: `clipguard.finetune`, all that a step does (data, attack, loss, optimiser, numbers);
-- floor: the same forward and backward passes of the same image tower, bare, in the memory format that clipguard chooses:
+- floor: the same forward and backward passes of the same image tower, bare, in the memory format that clipguard uses:
   three for the pixels' gradient with frozen weights, one for the weights';
 - published: as in the scripts of TeCoA's lineage, the text of all classes is encoded in every pass, with gradients, and
   the attack's backward passes reach all weights; in PyTorch's default memory format, as they run.
