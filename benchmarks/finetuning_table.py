@@ -30,6 +30,7 @@ COLOURS = {
     "pmg-aft": "#6f42c1",
     "tima": "#b3261e",
 }
+MARKERS = {1: "^", 4: "o", 8: "s"}  # by eps of training
 SCOPES = ("all sets", "seen classes", "unseen classes")
 
 
@@ -110,15 +111,17 @@ def plot(groups: dict[tuple[str, int], list[Record]]) -> None:
             left.plot(radii, [means[name][0] for name in names], "o-", color=colour, label=method, markersize=4)
             low, high = ([pick(run[name] for run in runs) for name in names] for pick in (min, max))
             left.fill_between(radii, low, high, color=colour, alpha=0.15, linewidth=0)
-        right.scatter([run["clean"] for run in runs], [run["robust"] for run in runs], s=12, color=colour, alpha=0.4)
-        right.scatter(means["clean"][0], means["robust"][0], s=50, color=colour, edgecolor="white")
-        place = (means["clean"][0], means["robust"][0])
-        right.annotate(label(method, eps), place, xytext=(6, 4), textcoords="offset points", color=colour, fontsize=8)
+        marker = "o" if method in ("none", "clean") else MARKERS[eps]
+        right.scatter([r["clean"] for r in runs], [r["robust"] for r in runs], 12, colour, marker=marker, alpha=0.4)
+        right.scatter(means["clean"][0], means["robust"][0], 50, colour, marker=marker, edgecolor="white")
+    for eps, marker in MARKERS.items():
+        right.scatter([], [], 40, "#59636e", marker=marker, label=f"trained at eps {eps}")
+    right.legend(frameon=False, loc="lower left")
     left.set(xlabel="eps of the attack (1/255)", ylabel="accuracy (%)", ylim=(0, None), xticks=radii)
     left.set_title(f"Trained at eps {EPS}/255 (bands: seeds)", fontsize=10)
     left.legend(frameon=False)
     right.set(xlabel="clean accuracy (%)", ylabel=f"mean robust accuracy at eps {', '.join(EVALUATED)} (%)")
-    right.set_title("Clean against robust, by method and eps of training", fontsize=10)
+    right.set_title("Clean against robust; colours as left, small: single seeds", fontsize=10)
     figure.savefig(RESULTS / "finetuning_study.png")
 
 
