@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.utils import parametrize
 
 from clipguard.errors import FinetuneError
@@ -15,7 +16,9 @@ from clipguard.models.classifier import Preprocessing, fast_memory_format
 class ImageTower(nn.Module):
     """Normalisation and the image tower of an open_clip model: pixels (B, 3, H, W) in [0,1] -> embeddings (B, D).
 
-    Embeddings are float32 and not normalised. The tower is shared with the model it was taken from.
+    Embeddings are float32 and not normalised. The tower is shared with the model it was taken from. Batch norms keep
+    its statistics, in training too: with those of the batch, the tower that learns is another than the one that the
+    training attack and every evaluation see, and gets less robust as it trains.
     """
 
     mean: Tensor
@@ -27,6 +30,13 @@ class ImageTower(nn.Module):
         self.visual = visual.to(memory_format=self.memory_format)
         self.register_buffer("mean", torch.tensor(preprocessing.mean).view(1, 3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(preprocessing.std).view(1, 3, 1, 1), persistent=False)
+
+    def train(self, mode: bool = True) -> ImageTower:
+        super().train(mode)
+        for module in self.modules():
+            if isinstance(module, _BatchNorm):
+                module.eval()
+        return self
 
     def forward(self, pixels: Tensor) -> Tensor:
         out = self.visual(((pixels - self.mean) / self.std).contiguous(memory_format=self.memory_format))
