@@ -22,8 +22,8 @@ from common import RESULTS, provenance, save
 import clipguard
 
 METHODS = ("none", "tecoa", "fare", "pmg-aft", "tima")
-SETTINGS: dict[str, Any] = {"eps": 1.0, "attack_steps": 2, "batch_size": 32, "lr": 1e-4, "eval_samples": 100}
-EVALUATED, N = "0.5,1,2", 200
+SETTINGS: dict[str, Any] = {"eps": 1.0, "attack_steps": 2, "batch_size": 32, "lr": 2e-4, "eval_samples": 100}
+EVALUATED, N = "0.25,0.5,1", 200
 ATTACK = "apgd-ce(iterations=30)+apgd-t(iterations=30,targets=3)"
 
 
