@@ -1,6 +1,6 @@
 """Fine-tuning methods compared: the literature's protocol in miniature, on the embedded model.
 
-`python finetuning_study.py --work DIR --stage tune`, then `--stage train`, then `--stage ablate`. Fine-tunes on one
+`python finetuning_study.py --work DIR --stage tune`, then the other stages in the order below. Fine-tunes on one
 set's train split, evaluates zero-shot on every set's test split (art styles never trained on, and for all sets but one,
 classes never trained on). Every run is kept under DIR and in `results/finetuning_study/`, and none is made twice, so
 an interrupted study goes on. Two processes may share the work: `--part 0/2` and `--part 1/2`.
@@ -9,6 +9,7 @@ an interrupted study goes on. Two processes may share the work: `--part 0/2` and
   robust accuracy (PGD-10, mean over eps 1, 4 and 8) on validation images, which are of the training split; the lowest
   among equals. The same effort for each.
 - train: the chosen rates, three seeds at eps 4, and at eps 1 and 8 for TIMA and the best baseline.
+- rate: the methods that chose another learning rate than TIMA, at TIMA's, at eps 4, the first seed: is it the rate?
 - ablate: TIMA without each term, other margins and other texts, at eps 8, the first seed.
 - confirm: the first seed's TIMA and best baseline, and the model as it came, under the complete autoattack-fast; with
   the diagnostics of TIMA's papers (margins at small and large eps, margins and the similarity of texts).
@@ -109,6 +110,11 @@ def units(stage: str, records: list[dict[str, Any]]) -> Iterator[Unit]:
             for eps in (1, 8):
                 for seed in SEEDS:
                     yield Unit("train", method, rates[method], eps, seed)
+        return
+    if stage == "rate":
+        for method in METHODS:
+            if rates[method] != rates["tima"]:
+                yield Unit("rate", method, rates["tima"], EPS, SEEDS[0])
         return
     if stage == "ablate":
         for method in ABLATIONS.values():
@@ -224,7 +230,7 @@ def text_side(spec: str, name: str) -> dict[str, float]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--work", type=Path, required=True, help="where the runs are kept")
-    parser.add_argument("--stage", choices=["tune", "train", "ablate", "confirm"], required=True)
+    parser.add_argument("--stage", choices=["tune", "train", "rate", "ablate", "confirm"], required=True)
     parser.add_argument("--part", default="0/1", help="K/N: this process does every N-th run, from the K-th")
     args = parser.parse_args()
     part, parts = map(int, args.part.split("/"))

@@ -152,18 +152,29 @@ def main() -> None:
             row = (trained, eps, f"{t['points']:+.1f}", f"{t['low']:+.1f} to {t['high']:+.1f}", f"{t['p']:.4f}")
             lines.append(f"| {' | '.join(row)} |")
     named = {"tima": "tima", **{method: name for name, method in ABLATIONS.items()}}
-    for stage, title in (("ablate", "Ablations, trained at eps 8, one seed"), ("confirm", "autoattack-fast, one seed")):
+    first = {m: r for (m, e), group in groups.items() if e in (0, EPS) for r in group if r["seed"] == 0}
+    sections = {
+        "rate": "All at TIMA's learning rate, eps 4, one seed",
+        "ablate": "Ablations, trained at eps 8, one seed",
+        "confirm": "autoattack-fast, one seed",
+    }
+    for stage, title in sections.items():
         chosen = [r for r in records if r["stage"] == stage]
-        if stage == "ablate":
+        if not chosen:
+            continue
+        if stage == "rate":
+            chosen += [r for m, r in first.items() if r["lr"] == chosen[0]["lr"]]
+            rows = {r["method"]: summary([r]) for r in sorted(chosen, key=lambda r: order.index(r["method"]))}
+        elif stage == "ablate":
             chosen += [r for r in groups.get(("tima", 8), []) if r["seed"] == 0]
-            chosen.sort(key=lambda r: list(named).index(r["method"]))
-            rows = {named[r["method"]]: summary([r]) for r in chosen}
+            rows = {
+                named[r["method"]]: summary([r]) for r in sorted(chosen, key=lambda r: list(named).index(r["method"]))
+            }
         else:
             rows = {label(r["method"], r["eps"]): summary([r]) for r in chosen}
             content["margins"] = {label(r["method"], r["eps"]): r["margins"] for r in chosen}
-        if rows:
-            content[stage] = rows
-            lines += ["", f"### {title}", "", *table(rows, "TIMA" if stage == "ablate" else "method")]
+        content[stage] = rows
+        lines += ["", f"### {title}", "", *table(rows, "TIMA" if stage == "ablate" else "method")]
     content["texts"] = {
         f"{r['stage']}: {named.get(r['method'], r['method'])}, eps {r['eps']}, seed {r['seed']}": r["texts"]
         for r in records
