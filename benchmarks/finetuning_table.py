@@ -151,6 +151,7 @@ def main() -> None:
         for eps, t in tests.items():
             row = (trained, eps, f"{t['points']:+.1f}", f"{t['low']:+.1f} to {t['high']:+.1f}", f"{t['p']:.4f}")
             lines.append(f"| {' | '.join(row)} |")
+    lines.append("")
     named = {"tima": "tima", **{method: name for name, method in ABLATIONS.items()}}
     first = {m: r for (m, e), group in groups.items() if e in (0, EPS) for r in group if r["seed"] == 0}
     sections = {
@@ -174,7 +175,7 @@ def main() -> None:
             rows = {label(r["method"], r["eps"]): summary([r]) for r in chosen}
             content["margins"] = {label(r["method"], r["eps"]): r["margins"] for r in chosen}
         content[stage] = rows
-        lines += ["", f"### {title}", "", *table(rows, "TIMA" if stage == "ablate" else "method")]
+        lines += [f"### {title}", "", *table(rows, "TIMA" if stage == "ablate" else "method")]
     content["texts"] = {
         f"{r['stage']}: {named.get(r['method'], r['method'])}, eps {r['eps']}, seed {r['seed']}": r["texts"]
         for r in records
