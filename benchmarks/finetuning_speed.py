@@ -9,7 +9,7 @@
 - published: as in the scripts of TeCoA's lineage, the text of all classes is encoded in every pass, with gradients, and
   the attack's backward passes reach all weights; in PyTorch's default memory format, as they run.
 
-Writes `results/finetuning_speed.json`. `--model ARCH` times an untrained open_clip model of that architecture.
+Writes `results/finetuning_speed_MODEL.json`. `--model ARCH` times an untrained open_clip model of that architecture.
 """
 
 from __future__ import annotations

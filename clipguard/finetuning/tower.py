@@ -17,8 +17,8 @@ class ImageTower(nn.Module):
     """Normalisation and the image tower of an open_clip model: pixels (B, 3, H, W) in [0,1] -> embeddings (B, D).
 
     Embeddings are float32 and not normalised. The tower is shared with the model it was taken from. Batch norms keep
-    its statistics, in training too: with those of the batch, the tower that learns is another than the one that the
-    training attack and every evaluation see, and gets less robust as it trains.
+    its statistics, in training too: with those of the batch, the tower that learns would be another than the one that
+    the training attack and every evaluation see.
     """
 
     mean: Tensor
