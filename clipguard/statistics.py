@@ -18,6 +18,8 @@ def wilson_interval(successes: int, n: int, confidence: float = 0.95) -> tuple[f
 
     Raises ValueError unless 0 <= successes <= n and n >= 1.
     """
+    if not 0 <= successes <= n or n < 1:  # scipy does not always say so
+        raise ValueError(f"{successes} of {n} is not a proportion.")
     interval = binomtest(successes, n).proportion_ci(confidence_level=confidence, method="wilson")
     return float(interval.low), float(interval.high)
 

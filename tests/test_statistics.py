@@ -36,7 +36,7 @@ def test_wilson_agrees_with_newcombe(successes: int, n: int, low: float, high: f
 
 
 def test_wilson_refuses_what_is_not_a_proportion() -> None:
-    with pytest.raises(ValueError, match="k"):
+    with pytest.raises(ValueError, match="3 of 2"):
         wilson_interval(3, 2)
 
 

@@ -101,5 +101,6 @@ class ThreatModel:
             spare = (levels - clean).square().flatten(1).sum(dim=1) - base.flatten(1).sum(dim=1)
             spent = cost.flatten(1).gather(1, order).cumsum(dim=1)
             fits = torch.zeros_like(spent).scatter(1, order, (spent <= spare[:, None] + 1e-3).float()).view_as(x) > 0
-        rounded = torch.where(fits, near, inward).clamp_(0, 255).div_(255)
+        # A plain number would be multiplied by as 1/255 on CUDA, which is not what a PNG file reads back as.
+        rounded = torch.where(fits, near, inward).clamp_(0, 255).div_(torch.full((), 255.0, device=x.device))
         return torch.where(per_row(self.contains(rounded, x0, eps), x), rounded, x0)

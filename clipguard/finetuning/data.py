@@ -134,11 +134,18 @@ def divide(config: FinetuneConfig, labels: Indices, n_classes: int) -> tuple[Ind
 
 
 class ImageBatch(NamedTuple):
-    """pixels (B, 3, H, W) in [0,1], labels (B,) or None, and a key for each row's random numbers."""
+    """pixels (B, 3, H, W) in [0,1], or 8-bit; labels (B,) or None; and a key for each row's random numbers."""
 
     pixels: Tensor
     labels: Tensor | None
     keys: list[int]
+
+    def to(self, device: torch.device) -> ImageBatch:
+        """The batch on a device, with pixels in [0,1]; 8-bit pixels travel as they are, and are divided there."""
+        pixels = self.pixels.to(device, non_blocking=True)
+        if pixels.dtype == torch.uint8:
+            pixels = pixels.float().div_(torch.full((), 255.0, device=device))  # by a plain number, CUDA rounds twice
+        return ImageBatch(pixels, None if self.labels is None else self.labels.to(device, non_blocking=True), self.keys)
 
 
 class Pixels(Dataset[tuple[Tensor, int, int]]):
@@ -159,23 +166,24 @@ class Pixels(Dataset[tuple[Tensor, int, int]]):
             return False
         progress.start("reading images", len(indices))
         for index in indices.tolist():
-            # Exact: the preprocessing ends with 8-bit pixels divided by 255.
-            self._cache[index] = self.preprocess(self.images.image(index)).mul(255).round_().byte()
+            self._cache[index] = self.stored(index)
             progress.advance()
         return True
 
+    def stored(self, index: int) -> Tensor:
+        """(3, H, W) 8-bit pixels, not augmented. Exact: the preprocessing ends with 8-bit pixels divided by 255."""
+        if index in self._cache:
+            return self._cache[index]
+        return self.preprocess(self.images.image(index)).mul(255).round_().byte()
+
     def pixels(self, index: int) -> Tensor:
         """(3, H, W) in [0,1], not augmented."""
-        if index in self._cache:
-            return self._cache[index].float().div_(255)
-        return self.preprocess(self.images.image(index))
+        return self.stored(index).float().div_(255)
 
     def __getitem__(self, visit: tuple[int, int]) -> tuple[Tensor, int, int]:
         epoch, index = visit
         key = random_key(self.seed, epoch, index)
-        pixels = self.pixels(index)
-        if self.augment:
-            pixels = crop_and_mirror(pixels, key)
+        pixels = crop_and_mirror(self.pixels(index), key) if self.augment else self.stored(index)
         return pixels, -1 if self.labels is None else int(self.labels[index]), key
 
 
@@ -263,8 +271,8 @@ def collate(rows: list[tuple[Tensor, int, int]]) -> ImageBatch:
     return ImageBatch(torch.stack(images), None if labels[0] < 0 else torch.tensor(labels), list(keys))
 
 
-def choose_workers(config: FinetuneConfig, cached: bool) -> int:
-    """Decoding processes: none for images that are decoded already."""
+def choose_workers(config: FinetuneConfig, cached: bool, device: torch.device) -> int:
+    """Processes that make batches: none where they are decoded already, unless a GPU would wait for the rest of it."""
     if config.workers is not None:
         return config.workers
-    return 0 if cached else min(MOST_WORKERS, os.cpu_count() or 1)
+    return 0 if cached and device.type == "cpu" else min(MOST_WORKERS, os.cpu_count() or 1)

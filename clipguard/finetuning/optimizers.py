@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 
@@ -13,10 +14,11 @@ from clipguard.finetuning.losses import Student
 def make_optimizers(config: FinetuneConfig, student: Student, text_lr: float) -> dict[str, torch.optim.Optimizer]:
     """One for the image tower, as configured; one for tuned text, Adam without weight decay at its own rate."""
     image = student.image_parameters()
+    common: dict[str, Any] = {"lr": config.lr, "weight_decay": config.weight_decay, "fused": image[0].is_cuda}
     optimizers: dict[str, torch.optim.Optimizer] = {
-        "image": torch.optim.AdamW(image, config.lr, weight_decay=config.weight_decay)
+        "image": torch.optim.AdamW(image, **common)
         if config.optimizer == "adamw"
-        else torch.optim.SGD(image, config.lr, config.momentum, weight_decay=config.weight_decay)
+        else torch.optim.SGD(image, momentum=config.momentum, **common)
     }
     if text := student.text_parameters():
         optimizers["text"] = torch.optim.AdamW(text, text_lr, weight_decay=0.0)

@@ -122,7 +122,7 @@ def _run(
         if accelerator.is_main_process:
             folder.write_files({RUN_NAME: to_json(run)})
         with memory_advice(config):
-            trainer.train(progress, choose_workers(config, cached))
+            trainer.train(progress, choose_workers(config, cached, accelerator.device))
         if accelerator.is_main_process:
             finish(config, folder, run, loaded, data, trainer, progress)
             folder.write_files({RUN_NAME: to_json(run)})

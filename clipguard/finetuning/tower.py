@@ -104,7 +104,7 @@ def add_lora(visual: nn.Module, rank: int) -> None:
         raise FinetuneError("--lora finds no matrix among the weights to train; leave it out.")
     visual.requires_grad_(False)
     for module, name, weight in chosen:
-        parametrize.register_parametrization(module, name, LowRank(weight, rank))
+        parametrize.register_parametrization(module, name, LowRank(weight, rank).to(weight.device))
 
 
 def _is_matrix(module: nn.Module, name: str, weight: nn.Parameter) -> bool:

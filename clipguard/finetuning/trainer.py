@@ -16,7 +16,6 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import send_to_device
 from torch import Tensor
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
@@ -113,7 +112,7 @@ class Trainer:
             set_learning_rate(optimizer, factor)
         passes, norms = [], {}
         for _ in range(self.config.accumulate):
-            images = send_to_device(next(batches), self.accelerator.device, non_blocking=True)
+            images = next(batches).to(self.accelerator.device)
             with self.accelerator.accumulate(self.losses.forward):
                 terms, batch, seen = self.losses(images, step / self.steps)
                 loss = torch.stack(list(terms.values())).sum()

@@ -81,7 +81,7 @@ def test_a_broken_model_is_found_in_the_first_batch(good: Path) -> None:
 
 def test_undecided_to_the_end_gives_the_result_of_a_plain_bench() -> None:
     measure = Measured()
-    attacked = {"datasets": SETS, "attacks": ("pgd-2",), "eps": ("1,2",), "n_samples": 40}
+    attacked = {"datasets": SETS, "attacks": ("pgd-2",), "eps": ("1,2",), "n_samples": 40, "device": "cpu"}
     found, result = run("tiny", "tiny", measure, **attacked)
     assert found.verdict == "inconclusive"
     assert [plan.part for plan in measure.plans] == [(0, 20), (20, 30), (30, 40)]

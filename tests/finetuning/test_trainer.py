@@ -81,7 +81,7 @@ def test_the_attack_leaves_no_gradient_and_trains_nothing(vit: str, images: str,
 
 
 def iter_batches(trainer: Trainer) -> Iterator[ImageBatch]:
-    return load_batches(trainer.pixels, trainer.visits, 0)
+    return (batch.to(torch.device("cpu")) for batch in load_batches(trainer.pixels, trainer.visits, 0))
 
 
 def test_the_gradient_is_that_of_the_terms_alone(vit: str, images: str, tmp_path: Path) -> None:
