@@ -74,7 +74,8 @@ def provenance() -> dict[str, Any]:
 
 def save(name: str, content: Any) -> None:
     """Write `results/<name>.json`, complete or not at all."""
-    RESULTS.mkdir(exist_ok=True)
-    part = RESULTS / f".{name}.part"
+    path = RESULTS / f"{name}.json"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_suffix(".part")
     part.write_text(json.dumps(content, indent=1) + "\n")
-    part.replace(RESULTS / f"{name}.json")
+    part.replace(path)
