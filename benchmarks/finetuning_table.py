@@ -17,7 +17,7 @@ from typing import Any
 import matplotlib as mpl
 import numpy as np
 from common import RESULTS
-from finetuning_study import ABLATIONS, EPS, EVALUATED, TRAINED_ON, N
+from finetuning_study import ABLATIONS, EPS, EVALUATED, N_CONFIRM, TRAINED_ON, N
 from matplotlib import pyplot as plt
 from scipy.stats import bootstrap, permutation_test
 
@@ -98,6 +98,23 @@ def table(rows: dict[str, dict[str, tuple[float, float | None]]], first: str) ->
     return [*lines, ""]
 
 
+def margin_table(found: dict[str, dict[str, Any]]) -> list[str]:
+    """Markdown: what TIMA's papers say of logit margins; means over the sets."""
+    shown = ("0", "1", "4", "8", "16")
+    head = [f"margin at {eps}" for eps in shown]
+    columns = ["method", *head, "offset, 1 to 8", "its deviation over images", "correlation with text cosine"]
+    lines = ["### Logit margins under PGD-10, one seed", "", f"| {' | '.join(columns)} |"]
+    lines.append(f"| --- |{' ---: |' * (len(columns) - 1)}")
+    for name, sets in found.items():
+        parts = list(sets.values())
+        offsets = zip(*(part["offset from 1 to 8"] for part in parts), strict=True)
+        values = [statistics.mean(part["mean"][f"{float(eps)}"] for part in parts) for eps in shown]
+        values += [statistics.mean(values) for values in offsets]
+        values.append(statistics.mean(part["correlation with text cosine"] for part in parts))
+        lines.append(f"| {name} | {' | '.join(f'{value:.2f}' for value in values)} |")
+    return [*lines, ""]
+
+
 def plot(groups: dict[tuple[str, int], list[Record]]) -> None:
     """Left: accuracy against eps, a band from the worst to the best seed. Right: clean against robust."""
     mpl.rcParams.update({"font.size": 9, "axes.spines.top": False, "axes.spines.right": False})
@@ -157,7 +174,7 @@ def main() -> None:
     sections = {
         "rate": "All at TIMA's learning rate, eps 4, one seed",
         "ablate": "Ablations, trained at eps 8, one seed",
-        "confirm": "autoattack-fast, one seed",
+        "confirm": f"autoattack-fast, {N_CONFIRM} images a set, one seed",
     }
     for stage, title in sections.items():
         chosen = [r for r in records if r["stage"] == stage]
@@ -172,10 +189,13 @@ def main() -> None:
                 named[r["method"]]: summary([r]) for r in sorted(chosen, key=lambda r: list(named).index(r["method"]))
             }
         else:
+            chosen.sort(key=lambda r: (order.index(r["method"]), r["eps"]))
             rows = {label(r["method"], r["eps"]): summary([r]) for r in chosen}
             content["margins"] = {label(r["method"], r["eps"]): r["margins"] for r in chosen}
         content[stage] = rows
         lines += [f"### {title}", "", *table(rows, "TIMA" if stage == "ablate" else "method")]
+        if stage == "confirm":
+            lines += margin_table(content["margins"])
     content["texts"] = {
         f"{r['stage']}: {named.get(r['method'], r['method'])}, eps {r['eps']}, seed {r['seed']}": r["texts"]
         for r in records
