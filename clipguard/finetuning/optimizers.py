@@ -14,7 +14,7 @@ from clipguard.finetuning.losses import Student
 def make_optimizers(config: FinetuneConfig, student: Student, text_lr: float) -> dict[str, torch.optim.Optimizer]:
     """One for the image tower, as configured; one for tuned text, Adam without weight decay at its own rate."""
     image = student.image_parameters()
-    common: dict[str, Any] = {"lr": config.lr, "weight_decay": config.weight_decay, "fused": image[0].is_cuda}
+    common: dict[str, Any] = {"lr": config.lr, "weight_decay": config.weight_decay, "fused": True}
     optimizers: dict[str, torch.optim.Optimizer] = {
         "image": torch.optim.AdamW(image, **common)
         if config.optimizer == "adamw"
