@@ -173,7 +173,8 @@ def main() -> None:
         spec = "tiny" if args.model == "tiny" else untrained(args.model, work / "model")
         write_images(work / "data", clipguard.load_model(spec).preprocessing.image_size[0])
         bare = Bare(spec, work / "data", args.batch_size)
-        bare.floor(3), bare.published(1)  # warm-up
+        bare.floor(3)  # warm-up
+        bare.published(1)
         ours(spec, work / "data", work / "warm-up", 2, args.batch_size)
         for number in range(args.runs):
             floor = bare.floor(args.steps)
