@@ -26,8 +26,8 @@ from clipguard.benchmark.run import choose_device
 METHODS = ("none", "clean", "tecoa", "fare", "pmg-aft", "tima")
 LEARNING_RATES = (2e-4, 1e-3)
 SETTINGS: dict[str, Any] = {"eps": 1.0, "attack_steps": 2, "steps": 200, "batch_size": 32, "eval_samples": 100}
-EVALUATED, N = ("0.25", "0.5", "1"), 200
-ATTACK = "apgd-ce(iterations=30)+apgd-t(iterations=30,targets=3)"
+EVALUATED, N, TEMPLATES = ("0.5", "1"), 200, "single"  # the prompt of training
+ATTACK = "apgd-ce(iterations=20)+apgd-t(iterations=20,targets=3)"
 FOLDER = RESULTS / "finetuning_natural"
 Record = dict[str, Any]
 
@@ -59,7 +59,8 @@ class Study:
         if "accuracy" in record:
             return
         spec = self.model if name == "none" else f"local-dir:{self.work / name}"
-        cells = clipguard.bench([spec], [self.test], [",".join(EVALUATED)], [ATTACK], n_samples=N).cells
+        options: dict[str, Any] = {"n_samples": N, "templates": TEMPLATES}
+        cells = clipguard.bench([spec], [self.test], [",".join(EVALUATED)], [ATTACK], **options).cells
         record["accuracy"] = {f"{cell.eps or 0:g}": cell.accuracy for cell in cells}
         self.keep(name, record)
         print(name, record["accuracy"], flush=True)
@@ -69,7 +70,13 @@ class Study:
         device = torch.cuda.get_device_name() if choose_device("auto") == "cuda" else "cpu"
         loaded = clipguard.load_model(self.model).info
         about = {"architecture": Path(loaded.architecture).name, "sha256": loaded.sha256}
-        data = {"train": Path(self.train).name, "test": Path(self.test).name, "n": N, "attack": ATTACK}
+        data = {
+            "train": Path(self.train).name,
+            "test": Path(self.test).name,
+            "templates": TEMPLATES,
+            "n": N,
+            "attack": ATTACK,
+        }
         origin = {"model": about, **data, "provenance": provenance() | {"device": device}}
         save(f"{FOLDER.name}/{name}", record | origin)
 
