@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from shlex import quote
 from typing import Any
 
 import yaml
@@ -35,7 +36,7 @@ import open_clip
 model, _, preprocess = open_clip.create_model_and_transforms("local-dir:{name}")
 ```
 
-or `clipguard bench --model local-dir:{name}`. {text}
+or `clipguard bench --model local-dir:{name}{templates}`. {text}
 
 ## Limits
 
@@ -55,6 +56,7 @@ def write_card(run: dict[str, Any], name: str) -> str:
         facts=facts,
         accuracy=_accuracy(run),
         text=run["text"],
+        templates=f" --templates {quote(run['config']['templates'])}" if run["dataset"]["templates"] else "",
     )
 
 

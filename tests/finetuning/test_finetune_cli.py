@@ -90,6 +90,7 @@ def test_the_card_and_the_record(vit: str, images: str, tmp_path: Path, capsys: 
     assert "open_clip" in front["tags"]
     assert "validation images, which chose the checkpoint" in card  # there is no test split
     assert "licence" in card
+    assert f"`clipguard bench --model local-dir:{out.name} --templates single`" in card
     record = json.loads((out / "run.json").read_text())
     dataset = record["dataset"]
     assert sorted(dataset["train_indices"] + dataset["validation_indices"]) == list(range(24))
