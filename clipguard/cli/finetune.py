@@ -153,7 +153,7 @@ def finetune(
     save_every: Annotated[
         Whole, typer.Option("--save-every", help="Steps between checkpoints. Default: with every validation.")
     ] = None,
-    workers: Annotated[Whole, typer.Option(help="Decoding processes. Default: as many as pay.")] = None,
+    workers: Annotated[Whole, typer.Option(help="Processes that make batches. Default: as many as pay.")] = None,
     tracker: Annotated[Text, typer.Option(help="none, tensorboard or wandb. Default: none.")] = None,
     output_format: Annotated[Format, typer.Option("--format", "-f", help="What stdout gets.")] = Format.table,
 ) -> None:

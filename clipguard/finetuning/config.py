@@ -43,7 +43,7 @@ class FinetuneConfig:
     batch_size: int = 128  # images of one pass on one device
     accumulate: int = 1  # passes per step
     augment: Augment = "none"  # standard: random crop and mirror
-    workers: int | None = None  # decoding processes; None: as many as pay
+    workers: int | None = None  # processes that make batches; None: as many as pay
 
     norm: Norm = "linf"
     eps: float = 4.0  # units of 1/255 for linf
