@@ -25,7 +25,7 @@ import clipguard
 from clipguard.benchmark.run import choose_device
 
 METHODS = ("none", "clean", "tecoa", "fare", "pmg-aft", "tima")
-LEARNING_RATES = (2e-4, 1e-3)
+LEARNING_RATES = (2e-4, 5e-4, 1e-3)
 SETTINGS: dict[str, Any] = {"eps": 1.0, "attack_steps": 2, "steps": 200, "batch_size": 32, "eval_samples": 100}
 EVALUATED, N = ("0.5", "1"), 200
 ATTACK = "apgd-ce(iterations=20)+apgd-t(iterations=20,targets=3)"
@@ -83,13 +83,19 @@ class Study:
         save(f"{FOLDER.name}/{name}", record | origin)
 
 
+def validated(record: Record) -> float:
+    """Clean plus robust accuracy on validation images."""
+    return sum(record.get("validation", {}).values())
+
+
 def table() -> str:
     """Markdown: accuracy in %."""
     records = [json.loads(path.read_text()) for path in sorted(FOLDER.glob("*.json"))]
     columns = ["", "learning rate", "clean", *(f"eps {eps}/255" for eps in EVALUATED), "clean, other prompts"]
     lines = [f"| {' | '.join(columns)} |", f"| --- |{' ---: |' * (len(columns) - 1)}"]
     for method in METHODS:
-        for run in (r for r in records if r["method"] == method and "accuracy" in r):
+        done = [r for r in records if r["method"] == method and "accuracy" in r]
+        for run in sorted(done, key=validated)[-1:]:
             values = [*(run["accuracy"][eps] for eps in ("0", *EVALUATED)), run["clean with other prompts"]]
             rate = f"{run['settings']['lr']:g}" if "settings" in run else ""
             lines.append(f"| `{method}` | {rate} | {' | '.join(f'{100 * value:.1f}' for value in values)} |")
@@ -112,7 +118,7 @@ def main() -> None:
             study.evaluated("none", json.loads(path.read_text()) if path.exists() else {"method": "none"})
             continue
         tried = {lr: study.tuned(method, lr) for lr in LEARNING_RATES}
-        best = max(tried, key=lambda lr: sum(tried[lr]["validation"].values()))
+        best = max(tried, key=lambda lr: validated(tried[lr]))
         study.evaluated(f"{method}-{best:g}", tried[best])
     (RESULTS / "finetuning_natural.md").write_text(table())
 
