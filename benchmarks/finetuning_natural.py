@@ -3,11 +3,11 @@
     python finetuning_natural.py --work DIR --model local-dir:CLIP --train train.parquet --test test.parquet
 
 fine-tunes a checkpoint at eps 1/255 with every method at each of `LEARNING_RATES`. What did best, by the mean of clean
-and PGD-10 accuracy on validation images, which are of the training data, is evaluated on test images, clean and under
-APGD, with the one prompt of training; and clean with the ensemble of prompts that `bench` takes by default. One seed:
-it shows that the methods work on another tower and on photos, not which is best. Every run goes to
-`results/finetuning_natural/` as soon as it is done and none is made twice; `results/finetuning_natural.md` is the table
-of all that are there. Processes may share the work by method: `--methods tima` beside `--methods fare`.
+and PGD-10 accuracy on validation images, which are of the training data (the lowest rate among equals), is evaluated on
+test images, clean and under APGD, with the one prompt of training; and clean with the ensemble of prompts that `bench`
+takes by default. One seed: it shows that the methods work on another tower and on photos, not which is best. Every run
+goes to `results/finetuning_natural/` as soon as it is done and none is made twice; `results/finetuning_natural.md` is
+the table of all that are there. Processes may share the work by method: `--methods tima` beside `--methods fare`.
 """
 
 from __future__ import annotations
