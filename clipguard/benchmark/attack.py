@@ -38,6 +38,7 @@ from clipguard.benchmark.run import (
 from clipguard.errors import AttackError
 from clipguard.models import parse_source
 from clipguard.models.loading import LoadedModel, load_model
+from clipguard.notices import Notice, noticing
 
 log = logging.getLogger("clipguard")
 
@@ -50,7 +51,13 @@ def attack_images(
     Files without labels are attacked away from the model's own prediction. Raises ClipguardError for anything wrong
     with the plan, the model or the data, before the attack.
     """
-    progress = progress or Silent()
+    with noticing() as notices:
+        return _attack_images(plan, files, progress or Silent(), notices)
+
+
+def _attack_images(
+    plan: BenchPlan, files: ImageFiles | None, progress: Progress, notices: list[Notice]
+) -> AdversarialResult:
     plan.check()
     recipe = open_recipe(plan.attacks[0])
     if not recipe.stages:
@@ -65,6 +72,7 @@ def attack_images(
         task = _label_by_prediction(plan, model, task)
     started = time.monotonic()
     run = provenance(plan, {model.info.name: model.info}, [task], [recipe], device)
+    run["notices"] = notices
     run["labels"] = "data set" if not files else "given" if files.labels else PREDICTED
     result = attack_task(plan, model, task, recipe, run, progress)
     run |= {"complete": True, "wall_seconds": round(time.monotonic() - started, 3)}

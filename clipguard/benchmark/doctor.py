@@ -21,6 +21,7 @@ from clipguard.benchmark.run import Progress, Silent, choose_device, describe_mo
 from clipguard.errors import AttackError
 from clipguard.models import parse_source
 from clipguard.models.loading import load_model
+from clipguard.notices import Notice, noticing
 
 SCHEMA = 1
 log = logging.getLogger("clipguard")
@@ -50,7 +51,11 @@ def diagnose(plan: BenchPlan, transfer_from: str | None = None, progress: Progre
 
     `transfer_from` names another model. Raises ClipguardError for anything wrong with the plan, models or data.
     """
-    progress = progress or Silent()
+    with noticing() as notices:
+        return _diagnose(plan, transfer_from, progress or Silent(), notices)
+
+
+def _diagnose(plan: BenchPlan, transfer_from: str | None, progress: Progress, notices: list[Notice]) -> Diagnosis:
     plan.check()
     recipe = open_recipe(plan.attacks[0])
     if not recipe.stages or plan.eps[0].pixels == 0:
@@ -82,7 +87,7 @@ def diagnose(plan: BenchPlan, transfer_from: str | None = None, progress: Progre
     # It resizes inside, so that it takes the images of the other's size.
     other = models[1].classifier(dataset.class_names, dataset.templates, "native") if transfer_from else None
     run = provenance(plan, {model.info.name: model.info for model in models}, [task], [recipe], device)
-    run |= {"examined": index.tolist(), "transfer_from": transfer_from}
+    run |= {"examined": index.tolist(), "transfer_from": transfer_from, "notices": notices}
     progress.start(f"{plan.models[0]} · {task.name} · {recipe.name}", len(CHECKS))
     findings = []
     for finding in examine(subject, recipe, other):

@@ -32,6 +32,7 @@ from clipguard.data.dataset import in_random_order
 from clipguard.errors import AttackError, DatasetError
 from clipguard.models import parse_source
 from clipguard.models.loading import LoadedModel, ModelInfo, check_device, load_model
+from clipguard.notices import Notice, noticing
 
 log = logging.getLogger("clipguard")
 
@@ -110,8 +111,13 @@ def bench(
     not computed again, and what is computed goes there.
     Raises ClipguardError for anything wrong with the plan, the models or the data, before the first attack.
     """
-    progress = progress or Silent()
-    result = result if result is not None else BenchResult({})
+    with noticing() as notices:
+        return _bench(plan, result if result is not None else BenchResult({}), progress or Silent(), store, notices)
+
+
+def _bench(
+    plan: BenchPlan, result: BenchResult, progress: Progress, store: Store | None, notices: list[Notice]
+) -> BenchResult:
     plan.check()
     recipes = [open_recipe(name) for name in plan.attacks]
     if plan.eps_mode == "nested":  # outcomes at smaller eps are not what the attack alone would give: never unlabelled
@@ -126,7 +132,7 @@ def bench(
     # The others are read once now, so that a bad name is not found hours into the run.
     infos = {model.info.name: model.info} | {name: load_model(name, text=plan.text).info for name in plan.models[1:]}
     started = time.monotonic()
-    result.run.update(provenance(plan, infos, tasks, recipes, device))
+    result.run.update(provenance(plan, infos, tasks, recipes, device) | {"notices": notices})
     for number, name in enumerate(plan.models):
         model = model if number == 0 else load_model(name, device=device, text=plan.text)
         for line in describe_model(model):

@@ -17,6 +17,7 @@ from clipguard.benchmark.results import BenchResult
 from clipguard.benchmark.run import Progress, Silent, Task, choose_images, open_task, read_task
 from clipguard.benchmark.sides import Sides
 from clipguard.errors import ClipguardError, ResultError
+from clipguard.notices import noticing
 
 FIRST = 50
 GROWTH = 1.5  # from look to look. Smaller stops a little sooner, and loads the models more often
@@ -43,7 +44,19 @@ def compare_in_batches(
         raise ResultError("--sequential is for models to bench; BASE and CANDIDATE are measured already. Leave it out.")
     if first < 1:
         raise ClipguardError(f"--first must be at least 1, not {first}.")
-    plan, progress = sides.plan, progress or Silent()
+    with noticing():  # of all batches, each once
+        return _compare_in_batches(sides, sides.plan, rules, measure, first, force, progress or Silent())
+
+
+def _compare_in_batches(
+    sides: Sides,
+    plan: BenchPlan,
+    rules: Rules,
+    measure: Callable[[BenchPlan], BenchResult],
+    first: int,
+    force: bool,
+    progress: Progress,
+) -> tuple[Comparison, BenchResult]:
     tasks = [open_task(plan, name, progress) for name in plan.datasets]  # all images: bad data and mix-ups show now
     order = {task.name: choose_images(plan, task.dataset).tolist() for task in tasks}
     most = max(map(len, order.values()))

@@ -39,6 +39,7 @@ from clipguard.finetuning.trainer import Trainer
 from clipguard.finetuning.validation import Validation
 from clipguard.models.loading import LoadedModel, load_model
 from clipguard.models.source import parse_source
+from clipguard.notices import Notice, noticing
 
 log = logging.getLogger("clipguard")
 SCHEMA, RUN_NAME = 1, "run.json"
@@ -67,7 +68,8 @@ def run_finetune(config: FinetuneConfig, out: Path, command: str, progress: Prog
     `command` is what to call again for the same run, for the record.
     Raises ClipguardError for bad input, and FinetuneError at NaN; KeyboardInterrupt leaves a run to be resumed.
     """
-    return _run(config, OutputFolder(out), command, None, progress or Silent())
+    with noticing() as notices:
+        return _run(config, OutputFolder(out), command, None, progress or Silent(), notices)
 
 
 def resume_finetune(out: Path, progress: Progress | None = None) -> FinetuneResult:
@@ -79,7 +81,8 @@ def resume_finetune(out: Path, progress: Progress | None = None) -> FinetuneResu
     if before["complete"]:
         raise FinetuneError(f"The run in {out} is finished: there is nothing to resume. Start a new one with --out.")
     config = FinetuneConfig(**before["config"])
-    return _run(config, OutputFolder(out, new=False), before["command"], before, progress or Silent())
+    with noticing() as notices:
+        return _run(config, OutputFolder(out, new=False), before["command"], before, progress or Silent(), notices)
 
 
 def read_run(out: Path) -> dict[str, Any]:
@@ -100,7 +103,12 @@ def all_needs(method: Method) -> frozenset[Need]:
 
 
 def _run(
-    config: FinetuneConfig, folder: OutputFolder, command: str, before: dict[str, Any] | None, progress: Progress
+    config: FinetuneConfig,
+    folder: OutputFolder,
+    command: str,
+    before: dict[str, Any] | None,
+    progress: Progress,
+    notices: list[Notice],
 ) -> FinetuneResult:
     method, mode = check(config)
     device = choose_device(config.device)
@@ -115,7 +123,7 @@ def _run(
         visits = make_visits(config, data, accelerator)
         validation = Validation(config, data, pixels, losses) if len(data.validation) else None
         trainer = Trainer(config, accelerator, losses, pixels, visits, validation, folder.path)
-        run = provenance(config, command, loaded, data, trainer, device)
+        run = provenance(config, command, loaded, data, trainer, device) | {"notices": notices}
         if before is not None:
             check_unchanged(before, run, folder.path)
         cached = pixels.read(np.concatenate([data.train, data.validation]), progress)
