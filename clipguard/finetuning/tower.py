@@ -11,6 +11,7 @@ from torch.nn.utils import parametrize
 from clipguard.errors import FinetuneError
 from clipguard.finetuning.config import FinetuneConfig
 from clipguard.models.classifier import Preprocessing, fast_memory_format
+from clipguard.models.cosine import exact_cosines, on_grid
 
 
 class ImageTower(nn.Module):
@@ -49,10 +50,10 @@ class TunedClassifier(nn.Module):
 
     def __init__(self, tower: ImageTower, text: Tensor, logit_scale: float) -> None:
         super().__init__()
-        self.tower, self.text, self.logit_scale = tower, text, logit_scale
+        self.tower, self.text_grid, self.logit_scale = tower, on_grid(text.T), logit_scale
 
     def forward(self, pixels: Tensor) -> Tensor:
-        return self.logit_scale * F.normalize(self.tower(pixels), dim=-1) @ self.text.T
+        return self.logit_scale * exact_cosines(F.normalize(self.tower(pixels), dim=-1), self.text_grid)
 
 
 def choose_weights(visual: nn.Module, config: FinetuneConfig) -> None:

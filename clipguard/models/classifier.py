@@ -10,6 +10,8 @@ from torch import Tensor, nn
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms.v2 import functional as tvf
 
+from clipguard.models.cosine import exact_cosines, on_grid
+
 Resolution = Literal["model", "native"]
 
 
@@ -43,6 +45,7 @@ class ZeroShotClassifier(nn.Module):
     mean: Tensor
     std: Tensor
     text: Tensor
+    text_grid: Tensor
     logit_scale: Tensor
     logit_bias: Tensor | None
 
@@ -55,6 +58,7 @@ class ZeroShotClassifier(nn.Module):
         self.register_buffer("mean", torch.tensor(preprocessing.mean, device=device).view(1, 3, 1, 1))
         self.register_buffer("std", torch.tensor(preprocessing.std, device=device).view(1, 3, 1, 1))
         self.register_buffer("text", text.detach().float())
+        self.register_buffer("text_grid", on_grid(self.text))
         self.register_buffer("logit_scale", _scalar(model.logit_scale).exp())
         bias = getattr(model, "logit_bias", None)
         self.register_buffer("logit_bias", None if bias is None else _scalar(bias))
@@ -76,7 +80,7 @@ class ZeroShotClassifier(nn.Module):
         """Logits (B, C), float32, of pixels (B, 3, H, W) in [0,1]; under autocast only the image tower is cast."""
         features = self.embed(pixels)
         with torch.autocast(pixels.device.type, enabled=False):
-            logits = self.logit_scale * (features.float() @ self.text)
+            logits = self.logit_scale * exact_cosines(features.float(), self.text_grid)
             return logits if self.logit_bias is None else logits + self.logit_bias
 
     def embed(self, pixels: Tensor, *, normalize: bool = True) -> Tensor:
