@@ -27,7 +27,7 @@ COMPARE = $(BIN)/clipguard --quiet compare --max-drop 4 --fail-on any-drop
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help bench test lint format build docs regression baseline clean FORCE
+.PHONY: help bench test invariance lint format build docs regression baseline clean FORCE
 
 help: ## show this list
 	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1|\2/p' $(MAKEFILE_LIST) | awk -F'|' '{ printf "%-14s %s\n", $$1, $$2 }'
@@ -40,6 +40,15 @@ bench: $(INSTALLED) ## set up, then benchmark the embedded model: robust accurac
 
 test: $(INSTALLED_DEV) ## set up, then run the tests
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile $(ARGS)
+
+# Kernels that libraries would choose on other processors.
+KERNELS := ATEN_CPU_CAPABILITY=default ONEDNN_MAX_CPU_ISA=SSE41 MKL_CBWR=COMPATIBLE
+INVARIANCE := tests/models/test_cosine.py tests/attacks/test_attack_invariance.py tests/benchmark/test_invariance.py \
+  tests/benchmark/test_store.py -k "cosine or invariance or new_is_computed or one_after_the_other or goes_on"
+
+invariance: $(INSTALLED_DEV) ## the tests of rounding in batches, with the kernels of other processors
+	set -e; for kernel in $(KERNELS); do \
+	  echo "$$kernel"; env OMP_NUM_THREADS=1 "$$kernel" $(BIN)/python -m pytest -n 2 $(INVARIANCE); done
 
 lint: $(INSTALLED_DEV) ## ruff check, ruff format --check and mypy
 	$(BIN)/ruff check .

@@ -68,7 +68,9 @@ class Engine:
         self.model, self.recipe, self.threat, self.options = model, recipe, threat, options
         self.radii = sorted(radii)
         self.stages: tuple[Attack, ...] = (*recipe.stages, CONFIRMATION)
-        self.evaluator = Evaluator(model, options.batch_size or 1, options.precision, recipe.eot, options.compile)
+        self.evaluator = Evaluator(
+            model, options.batch_size or 1, options.precision, recipe.eot, options.compile, options.fill
+        )
         self._pool: dict[Key, list[Rows]] = {}
         self._waiting: deque[int] = deque()  # images that are predicted and have a radius to face
         self._work: dict[int, Work] = {}

@@ -13,7 +13,7 @@ from itertools import accumulate, chain, islice
 import torch
 from torch import Tensor, nn
 
-from clipguard.attacks.outcomes import Example
+from clipguard.attacks.outcomes import Example, Fill
 from clipguard.attacks.recipes import stage_name
 from clipguard.attacks.rows import Attack, Rows
 from clipguard.errors import AttackError, NoGradientError, NonFiniteError, first_line
@@ -39,7 +39,9 @@ class Evaluator:
     """A model under attack. Only the image ever gets a gradient.
 
     `precision` and `compile` are those of the search; `verify` is always float32 and the model as it is. `eot`
-    averages logits and gradients over that many passes, for randomised models.
+    averages logits and gradients over that many passes, for randomised models. `fill`: up to how many rows a pass is
+    filled with black images (which are not counted): the model's `least_rows`, a multiple of them, or the batch size;
+    "alone": none, but `verify` passes every image by itself.
     """
 
     model: nn.Module
@@ -47,6 +49,7 @@ class Evaluator:
     precision: str = "float32"
     eot: int = 1
     compile: bool = False
+    fill: Fill = "least"
     costs: dict[str, Cost] = field(default_factory=lambda: defaultdict(Cost))
 
     def __post_init__(self) -> None:
@@ -77,10 +80,10 @@ class Evaluator:
         """Choose the batch size by the first image of a stream, and give the stream back whole."""
         examples = list(islice(stream, 1))
         if examples:
-            self.batch_size = self._fitting_batch_size(examples[0].image)
+            self.batch_size = self.fitting_batch_size(examples[0].image)
         return chain(examples, stream)
 
-    def _fitting_batch_size(self, image: Tensor) -> int:
+    def fitting_batch_size(self, image: Tensor) -> int:
         """64 on the CPU, where more gains nothing; on CUDA as many rows as fit in 80 % of the free memory."""
         if image.device.type != "cuda":
             return CPU_BATCH
@@ -138,16 +141,21 @@ class Evaluator:
         return list(zip(*(torch.split(column, sizes) for column in out), strict=True))
 
     def verify(self, x: Tensor) -> Tensor:
-        """(B, C) logits in float32."""
-        return self._logits(x, lambda chunk: self._forward(self.model, chunk, "float32"))
+        """(B, C) logits in float32, of the model as it is: these decide what an image is taken for."""
+
+        def one(chunk: Tensor, _start: int, _stop: int) -> tuple[Tensor, ...]:
+            return (self._forward(self.model, chunk, "float32"),)
+
+        if self.fill != "alone":
+            return self._in_chunks(x, one)[0]
+        # A copy: where in memory a row begins may matter, too.
+        return torch.cat([self._in_chunks(row.clone(), one)[0] for row in torch.split(x, 1)])
 
     def logits(self, x: Tensor) -> Tensor:
         """(B, C) logits at search precision."""
-        return self._logits(x, self._search)
 
-    def _logits(self, x: Tensor, forward: Callable[[Tensor], Tensor]) -> Tensor:
         def one(chunk: Tensor, _start: int, _stop: int) -> tuple[Tensor, ...]:
-            return (forward(chunk),)
+            return (self._search(chunk),)
 
         return self._in_chunks(x, one)[0]
 
@@ -179,7 +187,7 @@ class Evaluator:
         return self._forward(self.model, x, self.precision)
 
     def _forward(self, model: nn.Module, x: Tensor, precision: str) -> Tensor:
-        n, x = len(x), self._padded(x)
+        n, x = len(x), x if model is not self.model else self._filled(x)
         autocast = torch.autocast(x.device.type, torch.bfloat16, enabled=precision == "bfloat16")
         with tf32(x.device, precision != "float32"), autocast:
             logits: Tensor = model(x)
@@ -190,13 +198,12 @@ class Evaluator:
             )
         return logits[:n].float()
 
-    def _padded(self, x: Tensor) -> Tensor:
-        """With black images below, if there are few: so an image's last digits do not depend on how many are left.
-
-        A model says with `least_rows` from which number on its rounding is the same. The images added are not counted.
-        """
-        missing = min(getattr(self.model, "least_rows", 1), self.batch_size) - len(x)
-        if missing <= 0 or x.device.type != "cpu" or self.searched is not self.model:
+    def _filled(self, x: Tensor) -> Tensor:
+        """With black images below, as `fill` says. A compiled model, which is compiled anew for a shape, gets none."""
+        least = min(getattr(self.model, "least_rows", 1), self.batch_size)
+        rows = {"least": least, "multiple": -(-len(x) // least) * least, "full": self.batch_size, "alone": 0}[self.fill]
+        missing = rows - len(x)
+        if missing <= 0 or (self.fill == "least" and x.device.type != "cpu"):
             return x
         return torch.cat([x, x.new_zeros(missing, *x.shape[1:])])
 

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from clipguard.errors import AttackError
 
+Fill = Literal["least", "multiple", "full", "alone"]  # how passes are filled up: see invariance.py
 EpsMode = Literal["ascending", "independent", "nested"]
 EPS_MODES: tuple[EpsMode, ...] = ("ascending", "independent", "nested")
 PRECISIONS = ("float32", "tf32", "bfloat16")
@@ -64,7 +65,7 @@ Note = Callable[[Example, int, LevelOutcome], None]
 @dataclass(frozen=True)
 class EngineOptions:
     """How to run. Only `seed` and nested `eps_mode` are meant to change outcomes; `precision` and `compile` round
-    differently, so an image at the edge may go the other way. `batch_size` None: what fits.
+    differently, so an image at the edge may go the other way. `batch_size` None: what fits. `fill`: see invariance.py.
     """
 
     batch_size: int | None = 64
@@ -73,6 +74,7 @@ class EngineOptions:
     precision: str = "float32"
     compile: bool = False
     keep_images: bool = False
+    fill: Fill = "least"
 
     def __post_init__(self) -> None:
         if self.batch_size is not None and self.batch_size < 1:

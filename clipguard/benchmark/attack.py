@@ -20,6 +20,7 @@ from clipguard.attacks.recipes import Recipe
 from clipguard.attacks.threat import ThreatModel
 from clipguard.benchmark.adversarial import PREDICTED, AdversarialImage, AdversarialResult, Opinion, rounded
 from clipguard.benchmark.image_files import ImageFiles
+from clipguard.benchmark.invariance import settle_fill
 from clipguard.benchmark.plan import BenchPlan
 from clipguard.benchmark.preprocess import prepare
 from clipguard.benchmark.results import Cell, sample_frame
@@ -109,6 +110,8 @@ def attack_task(
     """
     classifier, preprocess = prepare(plan, model, task.dataset)
     options = engine_options(plan, str(model.device), keep_images=True)
+    image = next(task.examples(preprocess, str(model.device))).image
+    options, run["batch_invariant"][model.info.name] = settle_fill(model, classifier, image, options, attacked=True)
     engine = Engine(classifier, recipe, ThreatModel(plan.norm, plan.quantize), [plan.eps[0].pixels], options)
     progress.start(f"{model.info.name} · {task.name} · {recipe.name}", len(task.indices))
     outcomes = []

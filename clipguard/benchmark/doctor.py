@@ -95,7 +95,7 @@ def _diagnose(plan: BenchPlan, transfer_from: str | None, progress: Progress, no
             finding = with_prompts(finding, dataset.templates)
         findings.append(finding)
         progress.advance(finding.id)
-    for unused in ("costs", "wall_seconds"):
+    for unused in ("batch_invariant", "costs", "wall_seconds"):
         del run[unused]
     run["complete"] = True
     return Diagnosis(run, findings)

@@ -20,6 +20,7 @@ from clipguard.attacks.recipes import Recipe
 from clipguard.attacks.reference import ReferenceEngine
 from clipguard.attacks.threat import ThreatModel
 from clipguard.benchmark.findings import find
+from clipguard.benchmark.invariance import settle_fill
 from clipguard.benchmark.ledger import Known, Ledger, cell_key
 from clipguard.benchmark.plan import BenchPlan
 from clipguard.benchmark.preprocess import prepare
@@ -173,6 +174,7 @@ def provenance(
         "models": {name: info.to_dict() for name, info in infos.items()},
         "datasets": {task.name: task.describe() for task in tasks},
         "attacks": {r.name: r.parameters() for r in recipes},
+        "batch_invariant": {},
         "costs": [],
     }
 
@@ -277,13 +279,17 @@ def _run_task(
         if store:
             what = f"{recipe.name} on {task.name}: {ledger.reused:,} of {ledger.of:,}"
             log.info("%s image results from %s", what, store.path)
+        done = {outcome.index for outcome in outcomes}
+        if len(done) < len(task.indices) and plan.engine == "clipguard":
+            image = next(task.examples(preprocess, device, done)).image
+            options, answer = settle_fill(model, classifier, image, options, attacked=bool(recipe.stages))
+            result.run["batch_invariant"].setdefault(model.info.name, answer)
         engine_class = ReferenceEngine if plan.engine == "reference" else Engine
         engine = engine_class(classifier, recipe, threat, radii, options, ledger.note)
         ledger.costs = engine.evaluator.costs
         if len(outcomes) < len(task.indices):
             progress.start(f"{model.info.name} · {task.name} · {recipe.name}", len(task.indices) - len(outcomes))
         with ledger:
-            done = {outcome.index for outcome in outcomes}
             for outcome in engine.run(task.examples(preprocess, device, done, known)):
                 outcomes.append(outcome)
                 progress.advance(f"{sum(c.forward for c in engine.costs.values()):,} passes")

@@ -96,6 +96,7 @@ def _join(parts: Sequence[BenchResult], datasets: dict[str, Any]) -> BenchResult
     run = parts[0].run | {
         "wall_seconds": round(sum(part.run["wall_seconds"] for part in parts), 3),
         "datasets": datasets,
+        "batch_invariant": {k: v for part in parts for k, v in part.run["batch_invariant"].items()},
         "costs": [cost for part in parts for cost in part.run["costs"]],
     }
     if "findings" in run:

@@ -70,8 +70,11 @@ def caption(result: BenchResult) -> str:
     nested = ", NESTED eps mode: small budgets were only confirmed" if result.run["eps_mode"] == "nested" else ""
     family = result.run.get("protocol")
     protocol = f"; {protocol_line(family)}" if family else ""
+    invariant = all(answer["holds"] for answer in result.run.get("batch_invariant", {}).values())
+    digits = "" if invariant else " Last digits may depend on the batch here (run.batch_invariant)."
     partial = "" if result.run["complete"] else " INTERRUPTED: finished cells only."
-    return f"Accuracy in %, with 95 % Wilson intervals; {what}{nested}{protocol}; seed {result.run['seed']}.{partial}"
+    seed = f"seed {result.run['seed']}"
+    return f"Accuracy in %, with 95 % Wilson intervals; {what}{nested}{protocol}; {seed}.{digits}{partial}"
 
 
 def protocol_line(protocol: Mapping[str, Any]) -> str:
