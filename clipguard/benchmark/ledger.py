@@ -55,7 +55,7 @@ def cell_key(
         "text": sha256(classifier.text.cpu().contiguous().numpy().tobytes()),
         "logit_scale": float(classifier.logit_scale),
         "logit_bias": None if classifier.logit_bias is None else float(classifier.logit_bias),
-        "preprocessing": asdict(model.preprocessing),
+        "preprocessing": model.preprocessing.to_dict(),
         "resolution": resolution,
         "resize": resize,
         "norm": plan.norm,

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Literal
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -17,14 +17,30 @@ Resolution = Literal["model", "native"]
 
 @dataclass(frozen=True)
 class Preprocessing:
-    """What open_clip does to an image before the model: its `PreprocessCfg` with all values spelled out."""
+    """What is done to an image before the model: open_clip's `PreprocessCfg` with all values spelled out.
+
+    Beyond that, as transformers' image processors do: `resize_size`, and `resize_mode` "none".
+    """
 
     image_size: tuple[int, int]  # (H, W)
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
     interpolation: str = "bicubic"
-    resize_mode: str = "shortest"
+    resize_mode: str = "shortest"  # or longest, squash; "none": the centre of image_size is cut out as it is
     fill_color: int = 0  # 0..255, the padding of resize_mode "longest"
+    resize_size: tuple[int, int] | None = None  # (H, W) to resize to before the centre is cut out; None: image_size
+
+    @property
+    def cuts(self) -> bool:
+        """Whether the centre is cut out of images of another size than the model's, as transformers does it."""
+        return self.resize_size is not None or self.resize_mode == "none"
+
+    def to_dict(self) -> dict[str, Any]:
+        """Every value by name. `resize_size` only where there is one: the store's keys for all others stay theirs."""
+        values = asdict(self)
+        if self.resize_size is None:
+            del values["resize_size"]
+        return values
 
 
 class ZeroShotClassifier(nn.Module):
@@ -112,6 +128,11 @@ def resize_pixels(pixels: Tensor, preprocessing: Preprocessing) -> Tensor:
     """
     size, mode = preprocessing.image_size, preprocessing.resize_mode
     bilinear = preprocessing.interpolation == "bilinear"
+    if preprocessing.cuts:
+        to = preprocessing.resize_size
+        if to is not None:
+            pixels = _resize(pixels, to if mode == "squash" else _shortest_size(pixels, to[0]), bilinear)
+        return cut_centre(pixels, size)
     if mode == "squash":
         return _resize(pixels, size, bilinear)
     if mode == "longest":
@@ -150,6 +171,17 @@ def _scaled_size(pixels: Tensor, size: tuple[int, int], *, longest: bool) -> tup
 def _centre_crop(pixels: Tensor, size: tuple[int, int]) -> Tensor:
     cropped: Tensor = tvf.center_crop(pixels, list(size))
     return cropped
+
+
+def cut_centre(pixels: Tensor, size: tuple[int, int]) -> Tensor:
+    """transformers' centre crop: (..., h, w) -> (..., H, W). The odd pixel goes right and below, the padding is black.
+
+    open_clip's (torchvision's) stands one pixel further where 3, 7, 11 ... pixels are left over.
+    """
+    height, width = pixels.shape[-2:]
+    pixels = _centre_pad(pixels, (max(size[0], height), max(size[1], width)), 0.0)
+    top, left = max(height - size[0], 0) // 2, max(width - size[1], 0) // 2
+    return pixels[..., top : top + size[0], left : left + size[1]]
 
 
 def _centre_pad(pixels: Tensor, size: tuple[int, int], fill: float) -> Tensor:

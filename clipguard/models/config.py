@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import math
 from pathlib import Path
 from typing import Any
 
 from clipguard.errors import ModelError
+from clipguard.models.foreign import read_json
 
 CONFIG_NAME = "open_clip_config.json"
 # open_clip's own order of preference (open_clip.factory._find_checkpoint_in_dir).
@@ -22,7 +22,9 @@ WEIGHT_NAMES = (
     "model.pth",
 )
 INTERPOLATIONS = ("bicubic", "bilinear", "random")
-RESIZE_MODES = ("shortest", "longest", "squash")
+RESIZE_MODES = ("shortest", "longest", "squash", "none")
+# open_clip's PreprocessCfg, and the one that clipguard adds; see `Preprocessing`.
+PREPROCESS_KEYS = {"size", "mode", "mean", "std", "interpolation", "resize_mode", "fill_color", "resize_size"}
 
 
 def read_config(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -36,11 +38,8 @@ def read_config(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
             f"{path.parent} has no {CONFIG_NAME}: a model folder needs that file beside its weights; for a lone"
             " weight file write ARCH:path/to/weights.pt."
         )
-    try:
-        config = json.loads(path.read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise ModelError(f"{path} is not valid JSON ({error}): mend it or export the model again.") from error
-    if not isinstance(config, dict) or not isinstance(config.get("model_cfg"), dict):
+    config = read_json(path)
+    if not isinstance(config.get("model_cfg"), dict):
         raise ModelError(f'{path} has no "model_cfg" object: export the model in open_clip\'s local-dir layout.')
     preprocess = config.get("preprocess_cfg", {})
     if not isinstance(preprocess, dict):
@@ -69,8 +68,14 @@ def check_preprocessing(config: dict[str, Any], where: str) -> None:
     for key, allowed in (("interpolation", INTERPOLATIONS), ("resize_mode", RESIZE_MODES)):
         if config.get(key) is not None and config[key] not in allowed:
             raise ModelError(f'{where}: "{key}" must be one of {", ".join(allowed)}, not {config[key]!r}.')
-    if config.get("mode", "RGB") != "RGB" or not isinstance(config.get("fill_color", 0), int):
+    fill, resize = config.get("fill_color"), config.get("resize_size")
+    if config.get("mode") not in (None, "RGB") or (
+        fill is not None and (type(fill) is not int or not 0 <= fill <= 255)
+    ):
         raise ModelError(f'{where}: "mode" must be "RGB" and "fill_color" a whole number in 0..255.')
+    pair = isinstance(resize, list) and len(resize) == 2 and all(type(edge) is int and edge > 0 for edge in resize)
+    if resize is not None and not pair:
+        raise ModelError(f'{where}: "resize_size" must be two whole numbers, not {resize!r}.')
 
 
 def _three_numbers(values: Any, low: float) -> bool:

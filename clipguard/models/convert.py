@@ -10,9 +10,10 @@ from safetensors.torch import save
 from clipguard import __version__
 from clipguard.errors import ModelError
 from clipguard.models.export import checkpoint_files, plain_state
+from clipguard.models.image_processor import PREPROCESSOR_NAME, write_image_processor
 from clipguard.models.loading import LoadedModel
 from clipguard.models.text_map import TEXT_FILE
-from clipguard.models.transformers_layout import CONFIG_NAME, PREPROCESSOR_NAME, to_transformers, transformers_config
+from clipguard.models.transformers_layout import CONFIG_NAME, to_transformers, transformers_config
 
 Layout = Literal["open_clip", "hf"]
 CARD = """\
@@ -47,10 +48,15 @@ def convert_files(loaded: LoadedModel, to: Layout) -> dict[str, bytes]:
     compute what the loaded model computes: the weights are copied, not changed.
 
     Raises:
-        ModelError: for "hf", when transformers' CLIPModel cannot be this model.
+        ModelError: when transformers' CLIPModel, or open_clip's preprocessing, cannot be this model's.
     """
     if to == "hf":
         files = _transformers_files(loaded)
+    elif loaded.preprocessing.cuts:
+        raise ModelError(
+            f"{loaded.info.name} cuts the centre out of images that it resizes otherwise ({loaded.info.resize_mode}),"
+            " which open_clip's config cannot say: convert it with --to hf."
+        )
     else:
         files = checkpoint_files(loaded, loaded.model.state_dict())
         if loaded.text_map is not None:
@@ -65,32 +71,11 @@ def _transformers_files(loaded: LoadedModel) -> dict[str, bytes]:
             " it without --to hf."
         )
     config = transformers_config(loaded.model_cfg, loaded.info.name)
-    p = loaded.preprocessing
-    if p.resize_mode != "shortest":
-        raise ModelError(
-            f"{loaded.info.name} resizes by {p.resize_mode!r}, and transformers' CLIP by the shortest edge only:"
-            " convert it without --to hf."
-        )
-    size = p.image_size[0]
-    preprocessor = {
-        "image_processor_type": "CLIPImageProcessor",
-        "do_resize": True,
-        "size": {"shortest_edge": size},
-        "resample": 2 if p.interpolation == "bilinear" else 3,
-        "do_center_crop": True,
-        "crop_size": {"height": size, "width": size},
-        "do_rescale": True,
-        "rescale_factor": 1 / 255,
-        "do_normalize": True,
-        "image_mean": list(p.mean),
-        "image_std": list(p.std),
-        "do_convert_rgb": True,
-    }
     tensors = plain_state(to_transformers(loaded.model.state_dict()))
     return {
         "model.safetensors": save(tensors, {"format": "pt"}),
         CONFIG_NAME: _json(config),
-        PREPROCESSOR_NAME: _json(preprocessor),
+        PREPROCESSOR_NAME: _json(write_image_processor(loaded.preprocessing)),
         **_tokenizer_files(config["text_config"]["max_position_embeddings"]),
     }
 

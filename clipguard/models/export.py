@@ -48,6 +48,7 @@ def _preprocess_config(loaded: LoadedModel) -> dict[str, Any]:
         "interpolation": p.interpolation,
         "resize_mode": p.resize_mode,
         "fill_color": p.fill_color,
+        **({} if p.resize_size is None else {"resize_size": list(p.resize_size)}),  # ours; open_clip knows no such key
     }
 
 

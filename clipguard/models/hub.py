@@ -9,9 +9,9 @@ from urllib.parse import urlsplit
 
 from clipguard.errors import ModelError, first_line
 from clipguard.models.config import CONFIG_NAME
+from clipguard.models.image_processor import PREPROCESSOR_NAME, PROCESSOR_NAME
 from clipguard.models.text_map import ORIGINAL_FILE, TEXT_FILE
 from clipguard.models.transformers_layout import CONFIG_NAME as TRANSFORMERS_CONFIG
-from clipguard.models.transformers_layout import PREPROCESSOR_NAME
 
 
 def fetch_tag(spec: str, config: dict[str, Any]) -> Path:
@@ -62,7 +62,8 @@ def _fetch_transformers_config(repository: str) -> Path | None:
         path = Path(huggingface_hub.hf_hub_download(repository, TRANSFORMERS_CONFIG))
     except Exception:  # the hub raises a dozen unrelated types; the caller reports what was wanted first
         return None
-    _fetch_optional(repository, PREPROCESSOR_NAME)
+    for name in (PROCESSOR_NAME, PREPROCESSOR_NAME):
+        _fetch_optional(repository, name)
     return path
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
@@ -13,13 +13,13 @@ from typing import Any, get_args
 import torch
 from PIL import Image
 from torch import Tensor, nn
-from torchvision.transforms import Compose
+from torchvision.transforms import Compose, InterpolationMode, Resize
 from torchvision.transforms.functional import to_tensor
 
 from clipguard.errors import ModelError
 from clipguard.hub import hub_access
 from clipguard.models.build import Checkpoint, build, load_tokenizer, load_tower, load_weights
-from clipguard.models.classifier import Preprocessing, Resolution, ZeroShotClassifier
+from clipguard.models.classifier import Preprocessing, Resolution, ZeroShotClassifier, cut_centre
 from clipguard.models.locate import detect, locate, locate_base, needs_hub
 from clipguard.models.quiet import quiet
 from clipguard.models.source import ModelSource, parse_source
@@ -110,9 +110,11 @@ class LoadedModel:
         """
         if resolution == "native":
             return to_native_pixels
+        p = self.preprocessing
+        if p.cuts:
+            return CutPixels(p)
         from open_clip.transform import PreprocessCfg, image_transform_v2
 
-        p = self.preprocessing
         config = PreprocessCfg(p.image_size, "RGB", p.mean, p.std, p.interpolation, p.resize_mode, p.fill_color)
         return Compose(image_transform_v2(config, is_train=False).transforms[:-1])  # type: ignore[no-any-return]
 
@@ -175,7 +177,7 @@ def load_model(spec: str, *, device: str | torch.device = "cpu", text: TextChoic
             tokenizer = load_tokenizer(whole)
             sha256, left_out = load_weights(model, whole)
             cosine = load_tower(model, file, whole) if source.base is not None and file is not None else None
-    preprocessing = _preprocessing(model)
+    preprocessing = _preprocessing(model, whole.preprocess_cfg)
     info = _describe(source, whole, sha256, model, preprocessing)
     info = replace(info, detected=detected + whole.notes + left_out)
     if file is not None:
@@ -230,6 +232,20 @@ def _load_text(
     ), text_map
 
 
+@dataclass(frozen=True)
+class CutPixels:
+    """An image as pixels (3, H, W) in [0,1], resized (or not) and its centre cut out, as transformers does it."""
+
+    preprocessing: Preprocessing
+
+    def __call__(self, image: Image.Image) -> Tensor:
+        p, image = self.preprocessing, image.convert("RGB")
+        if p.resize_size is not None:
+            edge = p.resize_size[0] if p.resize_mode == "shortest" else list(p.resize_size)
+            image = Resize(edge, interpolation=InterpolationMode(p.interpolation))(image)
+        return cut_centre(to_native_pixels(image), p.image_size)
+
+
 def to_native_pixels(image: Image.Image) -> Tensor:
     """An image at its own size as RGB pixels (3, H, W), float32 in [0,1]."""
     pixels: Tensor = to_tensor(image.convert("RGB"))
@@ -250,8 +266,9 @@ def check_device(device: str | torch.device) -> torch.device:
     return target
 
 
-def _preprocessing(model: nn.Module) -> Preprocessing:
-    """The preprocessing open_clip attached to the model, spelled out."""
+def _preprocessing(model: nn.Module, given: Mapping[str, Any]) -> Preprocessing:
+    """The preprocessing open_clip attached to the model, spelled out, and what it leaves out of the given one."""
+    resize_size = given.get("resize_size")
     config: dict[str, Any] = model.visual.preprocess_cfg  # type: ignore[union-attr,assignment]
     size = config["size"]
     return Preprocessing(
@@ -262,6 +279,7 @@ def _preprocessing(model: nn.Module) -> Preprocessing:
         interpolation="bilinear" if config["interpolation"] == "bilinear" else "bicubic",
         resize_mode=config["resize_mode"],
         fill_color=int(config["fill_color"]),
+        resize_size=None if resize_size is None else (resize_size[0], resize_size[1]),
     )
 
 
@@ -269,6 +287,13 @@ def _triple(value: float | Sequence[float]) -> tuple[float, float, float]:
     if isinstance(value, (int, float)):
         return (float(value),) * 3
     return float(value[0]), float(value[1]), float(value[2])
+
+
+def _describe_resize(p: Preprocessing) -> str:
+    if p.resize_size is None:
+        return p.resize_mode
+    height, width = p.resize_size
+    return f"{p.resize_mode} to {height if p.resize_mode == 'shortest' else f'{height}x{width}'}, then the centre"
 
 
 def _describe(
@@ -288,7 +313,7 @@ def _describe(
         std=preprocessing.std,
         image_size=preprocessing.image_size,
         interpolation=preprocessing.interpolation,
-        resize_mode=preprocessing.resize_mode,
+        resize_mode=_describe_resize(preprocessing),
         parameters=sum(p.numel() for p in model.parameters()),
         image_parameters=sum(p.numel() for p in visual.parameters()),
         logit_scale=float(model.logit_scale.detach().exp()),  # type: ignore[operator]

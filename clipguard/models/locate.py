@@ -9,14 +9,16 @@ from typing import Any
 
 from clipguard.errors import ModelError
 from clipguard.models.build import Checkpoint
-from clipguard.models.config import CONFIG_NAME, find_weights, read_config
+from clipguard.models.config import CONFIG_NAME, PREPROCESS_KEYS, find_weights, read_config
 from clipguard.models.detect import describe_shapes, find_architectures, openai_twin, settle_activation
 from clipguard.models.hub import fetch_repository, fetch_tag
+from clipguard.models.image_processor import read_image_processor
 from clipguard.models.published import find_repository
 from clipguard.models.source import ModelSource, parse_source
 from clipguard.models.transformers_layout import CONFIG_NAME as TRANSFORMERS_CONFIG
 from clipguard.models.transformers_layout import read_transformers_config
 from clipguard.models.weights import WeightFile, read_weights
+from clipguard.notices import notice
 
 
 def detect(source: ModelSource) -> tuple[ModelSource, WeightFile | None, tuple[str, ...]]:
@@ -129,18 +131,24 @@ def locate_base(base: ModelSource, path: Path) -> Checkpoint:
         raise ModelError(f"The base of {path}: {error} {cure}") from error
 
 
-def _read_folder(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Model and preprocessing config of a folder in open_clip's layout, or else in transformers'."""
+def _read_folder(folder: Path) -> tuple[dict[str, Any], dict[str, Any] | None]:
+    """Model config of a folder in open_clip's layout with its preprocessing's, or in transformers', without."""
     if not (folder / CONFIG_NAME).is_file() and (folder / TRANSFORMERS_CONFIG).is_file():
-        return read_transformers_config(folder)
+        return read_transformers_config(folder), None
     return read_config(folder / CONFIG_NAME)
 
 
 def _folder_checkpoint(folder: Path, weights: Path, tokenizer: str, label: str) -> Checkpoint:
     model_cfg, preprocess = _read_folder(folder)
-    ours = (folder / CONFIG_NAME).is_file()
-    where = f"{CONFIG_NAME if ours else TRANSFORMERS_CONFIG} of {tokenizer.removeprefix('local-dir:')}"
-    return Checkpoint(where, tokenizer if ours else "", model_cfg, preprocess, weights, label, from_folder=True)
+    place = tokenizer.removeprefix("local-dir:")
+    if preprocess is None:
+        where = f"{TRANSFORMERS_CONFIG} of {place}"
+        preprocess, notes = read_image_processor(folder, model_cfg["vision_cfg"]["image_size"])
+        return Checkpoint(where, "", model_cfg, preprocess, weights, label, from_folder=True, notes=notes)
+    unknown = sorted(set(preprocess) - PREPROCESS_KEYS)
+    if unknown:
+        notice("skipped", f"{folder / CONFIG_NAME}: not used of preprocess_cfg, as in open_clip: {', '.join(unknown)}")
+    return Checkpoint(f"{CONFIG_NAME} of {place}", tokenizer, model_cfg, preprocess, weights, label, from_folder=True)
 
 
 def _state_activation(checkpoint: Checkpoint, repository: str) -> Checkpoint:
@@ -149,7 +157,7 @@ def _state_activation(checkpoint: Checkpoint, repository: str) -> Checkpoint:
     if published is None or not published.quick_gelu or "quick_gelu" in checkpoint.model_cfg:
         return checkpoint
     note = f"activation: QuickGELU, because {published.name} was tuned from OpenAI's weights; its config does not say"
-    return replace(checkpoint, model_cfg={**checkpoint.model_cfg, "quick_gelu": True}, notes=(note,))
+    return replace(checkpoint, model_cfg={**checkpoint.model_cfg, "quick_gelu": True}, notes=(*checkpoint.notes, note))
 
 
 def _tiny_folder() -> Path:

@@ -7,7 +7,6 @@ transformer, CLIP's tokenizer) exists on both sides.
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -17,9 +16,9 @@ import torch
 from torch import Tensor
 
 from clipguard.errors import ModelError
+from clipguard.models.foreign import read_json
 
 CONFIG_NAME = "config.json"
-PREPROCESSOR_NAME = "preprocessor_config.json"
 VOCABULARY = 49408  # of CLIP's tokenizer, the only one open_clip's plain CLIP has
 _PARTS = {"vision_model.": "visual.", "text_model.": ""}
 _NAMES = {
@@ -52,7 +51,6 @@ _TEXT = {"vocab_size": VOCABULARY, "hidden_size": 512, "intermediate_size": 2048
 _VISION = {"hidden_size": 768, "intermediate_size": 3072, "num_hidden_layers": 12, "num_attention_heads": 12,
            "image_size": 224, "patch_size": 32, "hidden_act": "quick_gelu", "layer_norm_eps": 1e-5,
            "num_channels": 3}  # fmt: skip
-_RESAMPLE = {2: "bilinear", 3: "bicubic"}  # PIL's numbers
 
 
 def is_transformers(tensors: Mapping[str, Tensor]) -> bool:
@@ -123,24 +121,28 @@ def to_transformers(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return tensors
 
 
-def read_transformers_config(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
-    """open_clip's `model_cfg` and `preprocess_cfg` of a `CLIPModel` folder, from `config.json` and, if it is there,
-    `preprocessor_config.json`.
+def read_transformers_config(folder: Path) -> dict[str, Any]:
+    """open_clip's `model_cfg` of a `CLIPModel` folder, from its `config.json`.
 
     Raises:
         ModelError: when the model is not a CLIP, or one that open_clip's plain CLIP cannot be.
     """
-    config = _read_json(folder / CONFIG_NAME)
     where = folder / CONFIG_NAME
+    config = read_json(where)
+    if config.get("model_type") == "clip_vision_model":
+        raise ModelError(
+            f"{where} describes an image tower alone: give its weight file as --model, and the model it was tuned from"
+            " as --base."
+        )
     if config.get("model_type") != "clip":
         raise ModelError(f"{where} describes {config.get('model_type')!r}, not a CLIPModel: convert it first.")
-    vision, text = {**_VISION, **config.get("vision_config", {})}, {**_TEXT, **config.get("text_config", {})}
+    vision, text = _part(config, "vision_config", _VISION), _part(config, "text_config", _TEXT)
     acts = {vision["hidden_act"], text["hidden_act"]}
     if len(acts) > 1 or not acts <= {"quick_gelu", "gelu"}:
         raise ModelError(f"{where} has activations {sorted(acts)}: open_clip's CLIP has quick_gelu or gelu throughout.")
     if vision["num_channels"] != 3 or text["vocab_size"] != VOCABULARY:
         raise ModelError(f"{where}: only 3 colours and CLIP's vocabulary of {VOCABULARY} are supported.")
-    model = {
+    return {
         "embed_dim": config.get("projection_dim", 512),
         "quick_gelu": acts == {"quick_gelu"},
         "vision_cfg": {
@@ -156,7 +158,11 @@ def read_transformers_config(folder: Path) -> tuple[dict[str, Any], dict[str, An
             **_tower(text),
         },
     }
-    return model, _preprocessing(folder / PREPROCESSOR_NAME)
+
+
+def _part(config: Mapping[str, Any], name: str, defaults: Mapping[str, Any]) -> dict[str, Any]:
+    """A tower's config. As in transformers, old files' `vision_config_dict` and `text_config_dict` go first."""
+    return {**defaults, **(config.get(f"{name}_dict") or config.get(name) or {})}
 
 
 def _tower(config: Mapping[str, Any]) -> dict[str, Any]:
@@ -167,27 +173,6 @@ def _tower(config: Mapping[str, Any]) -> dict[str, Any]:
     }
     eps = config["layer_norm_eps"]
     return tower if eps == _TEXT["layer_norm_eps"] else {**tower, "norm_kwargs": {"eps": eps}}
-
-
-def _preprocessing(path: Path) -> dict[str, Any]:
-    if not path.is_file():
-        return {}
-    config = _read_json(path)
-    resample = config.get("resample", 3)
-    if resample not in _RESAMPLE:
-        raise ModelError(f"{path}: resample {resample} is neither 2 (bilinear) nor 3 (bicubic).")
-    found = {"mean": config.get("image_mean"), "std": config.get("image_std"), "interpolation": _RESAMPLE[resample]}
-    return {key: value for key, value in found.items() if value is not None}
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        config = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise ModelError(f"{path} is not valid JSON ({error}): fetch it again.") from error
-    if not isinstance(config, dict):
-        raise ModelError(f"{path} holds no JSON object: fetch it again.")
-    return config
 
 
 def transformers_config(model_cfg: Mapping[str, Any], name: str) -> dict[str, Any]:

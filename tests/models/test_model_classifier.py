@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import open_clip
@@ -14,7 +15,7 @@ from tiny_models import reference_model, write_model
 
 from clipguard.errors import ModelError
 from clipguard.models import load_model
-from clipguard.models.classifier import ZeroShotClassifier
+from clipguard.models.classifier import Preprocessing, ZeroShotClassifier
 
 NAMES = ["cat", "dog", "fire engine"]
 TEMPLATES = ["a photo of a {}.", "{}", "art of the {}."]
@@ -143,3 +144,9 @@ def test_bad_prompts_and_long_prompts(model_folder: Callable[[str], Path], caplo
         loaded.classifier(["word " * 40], TEMPLATES)
     assert "context of 16 tokens" in caplog.text
     assert torch.isfinite(loaded.classifier(["a {} in braces"], ["{}, {}"]).text).all()
+
+
+def test_the_stores_key_of_ordinary_preprocessing_has_no_new_entry() -> None:
+    plain = Preprocessing((32, 32), (0.5,) * 3, (0.5,) * 3)
+    assert list(plain.to_dict()) == ["image_size", "mean", "std", "interpolation", "resize_mode", "fill_color"]
+    assert replace(plain, resize_size=(36, 36)).to_dict() == {**plain.to_dict(), "resize_size": (36, 36)}
