@@ -15,6 +15,7 @@ from torch import nn
 
 from clipguard.errors import ModelError, first_line
 from clipguard.models.config import CONFIG_NAME
+from clipguard.models.layouts import explain_adapter
 from clipguard.models.strict import check_activation, fit_state
 from clipguard.models.text import Tokenizer
 from clipguard.models.weights import WeightFile, check_finite, hash_file, read_weights
@@ -108,6 +109,8 @@ def load_weights(model: nn.Module, checkpoint: Checkpoint) -> tuple[str, tuple[s
         sha256, notes = _load_tag(model, checkpoint), ()
     else:
         file = checkpoint.file or read_weights(checkpoint.weights)
+        if file.contents.adapter:
+            raise ModelError(explain_adapter(file.path))
         if file.contents.image_only:
             raise ModelError(
                 f"{file.path} holds an image tower alone ({file.contents.format}): give that file itself as --model,"

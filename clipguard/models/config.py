@@ -8,6 +8,7 @@ from typing import Any
 
 from clipguard.errors import ModelError
 from clipguard.models.foreign import read_json
+from clipguard.models.shards import INDEX_SUFFIX, explain_shard, is_index, is_shard
 
 CONFIG_NAME = "open_clip_config.json"
 # open_clip's own order of preference (open_clip.factory._find_checkpoint_in_dir).
@@ -85,18 +86,31 @@ def _three_numbers(values: Any, low: float) -> bool:
 
 
 def find_weights(folder: Path) -> Path:
-    """The weight file of a model folder, by open_clip's order of preference.
+    """The weight file of a model folder, or the index of its several, by open_clip's order of preference.
 
     Raises:
         ModelError: when there is none, or several of which none has a preferred name.
     """
     for name in WEIGHT_NAMES:
-        if (folder / name).is_file():
-            return folder / name
-    others = sorted(p for p in folder.iterdir() if p.suffix in (".safetensors", ".bin", ".pth", ".pt") and p.is_file())
-    if not others:
-        raise ModelError(f"{folder} has no weight file: put {WEIGHT_NAMES[0]} beside its {CONFIG_NAME}.")
-    if len(others) > 1:
-        names = ", ".join(p.name for p in others[:5])
+        for path in (folder / name, folder / f"{name}{INDEX_SUFFIX}"):
+            if path.is_file():
+                return path
+    files = sorted(path for path in folder.iterdir() if path.is_file())
+    others = [path for path in files if path.suffix in (".safetensors", ".bin", ".pth", ".pt")]
+    whole = [path for path in files if is_index(path)] + [path for path in others if not is_shard(path)]
+    if not whole and others:
+        raise ModelError(explain_shard(others[0]))
+    if not whole:
+        raise ModelError(_explain_no_weights(folder, files))
+    if len(whole) > 1:
+        names = ", ".join(p.name for p in whole[:5])
         raise ModelError(f"{folder} has several weight files ({names}): name the one to use {WEIGHT_NAMES[0]}.")
-    return others[0]
+    return whole[0]
+
+
+def _explain_no_weights(folder: Path, files: list[Path]) -> str:
+    cure = f"put {WEIGHT_NAMES[0]} beside its config"
+    foreign = [path.name for path in files if path.suffix in (".h5", ".msgpack", ".distcp", ".onnx", ".gguf", ".ckpt")]
+    if not foreign:
+        return f"{folder} has no weight file: {cure}."
+    return f"{folder} has no weight file of PyTorch, but {foreign[0]}, which clipguard does not read: {cure}."

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
+import zipfile
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 from clipguard.errors import ModelError
@@ -46,6 +47,8 @@ def describe_foreign(path: Path) -> str | None:
         return f"JSON text, not weights: give the weight file, or local-dir:{path.parent} for a folder with its config"
     if b"/annex/objects/" in head[:200]:
         return "a git-annex pointer, not the file itself: run git annex get where it was cloned"
+    if zipfile.is_zipfile(path):
+        return _describe_zip(path)
     for start, what, cure in _STARTS:
         if head.startswith(start):
             return f"{what}: {cure}"
@@ -56,6 +59,18 @@ def describe_foreign(path: Path) -> str | None:
     if path.suffix == ".onnx" or (head[:1] == b"\x08" and (b"pytorch" in head[:64] or b"onnx" in head[:64])):
         return "an ONNX model: give the PyTorch or safetensors weights that it was made from"
     return None
+
+
+def _describe_zip(path: Path) -> str | None:
+    """None for what torch.save writes."""
+    with zipfile.ZipFile(path) as archive:
+        names = archive.namelist()
+    if any(PurePosixPath(name).name == "data.pkl" for name in names):
+        return None
+    if names and all(name.endswith(".npy") for name in names):
+        return "a numpy archive (.npz): save the state_dict with torch.save or as safetensors"
+    some = ", ".join(names[:3])
+    return f"a zip archive ({some}{' ...' if names[3:] else ''}) without PyTorch's data.pkl: {_UNPACK}"
 
 
 def read_json(path: Path) -> dict[str, Any]:

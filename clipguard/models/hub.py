@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
 from clipguard.errors import ModelError, first_line
-from clipguard.models.config import CONFIG_NAME
+from clipguard.models.config import CONFIG_NAME, WEIGHT_NAMES
 from clipguard.models.image_processor import PREPROCESSOR_NAME, PROCESSOR_NAME
+from clipguard.models.layouts import ADAPTER_CONFIG, explain_adapter
+from clipguard.models.shards import INDEX_SUFFIX, is_index, read_index_names
 from clipguard.models.text_map import ORIGINAL_FILE, TEXT_FILE
 from clipguard.models.transformers_layout import CONFIG_NAME as TRANSFORMERS_CONFIG
 
@@ -46,9 +48,10 @@ def fetch_repository(repository: str) -> tuple[Path, Path]:
     except ModelError:
         theirs = _fetch_transformers_config(repository)
         if theirs is None:
+            _refuse_adapter(repository)
             raise
         return theirs, _fetch(lambda: _download_transformers(repository), spec, local)
-    weights = _fetch(lambda: download_pretrained_from_hf(repository), spec, local)
+    weights = _fetch(lambda: _download_open_clip(repository), spec, local)
     for name in (TEXT_FILE, ORIGINAL_FILE):
         _fetch_optional(repository, name)
     return config, weights
@@ -67,15 +70,53 @@ def _fetch_transformers_config(repository: str) -> Path | None:
     return path
 
 
+def _refuse_adapter(repository: str) -> None:
+    """Raise ModelError if the repository holds an adapter of peft and not a model."""
+    import huggingface_hub
+
+    try:
+        config = Path(huggingface_hub.hf_hub_download(repository, ADAPTER_CONFIG))
+    except Exception:  # the caller reports what was wanted first
+        return
+    raise ModelError(explain_adapter(config.with_name("adapter_model.safetensors")))
+
+
+def _download_open_clip(repository: str) -> str:
+    from open_clip.pretrained import download_pretrained_from_hf
+
+    try:
+        path: str = download_pretrained_from_hf(repository)
+    except Exception as error:  # it names many types; the first one says what was wanted
+        try:
+            return _download_first(repository, [f"{name}{INDEX_SUFFIX}" for name in WEIGHT_NAMES])
+        except Exception:
+            raise error from None
+    return path
+
+
 def _download_transformers(repository: str) -> str:
-    """The weights of a `CLIPModel` repository; older ones have no safetensors."""
+    """The weights of a `CLIPModel` repository; older ones have no safetensors, large ones several and an index."""
+    whole = ("model.safetensors", "pytorch_model.bin")
+    return _download_first(repository, [name + end for name in whole for end in ("", INDEX_SUFFIX)])
+
+
+def _download_first(repository: str, names: Sequence[str]) -> str:
+    """The first of these files that the repository has, with what it names if it is an index."""
     import huggingface_hub
     from huggingface_hub.errors import EntryNotFoundError
 
-    try:
-        return huggingface_hub.hf_hub_download(repository, "model.safetensors")
-    except EntryNotFoundError:
-        return huggingface_hub.hf_hub_download(repository, "pytorch_model.bin")
+    for number, name in enumerate(names):
+        try:
+            path = huggingface_hub.hf_hub_download(repository, name)
+        except EntryNotFoundError:
+            if number == len(names) - 1:
+                raise
+            continue
+        break
+    if is_index(Path(path)):
+        for shard in read_index_names(Path(path)):
+            huggingface_hub.hf_hub_download(repository, shard)
+    return path
 
 
 def _fetch_optional(repository: str, name: str) -> None:

@@ -12,9 +12,11 @@ from torch import Tensor
 
 from clipguard.errors import ModelError
 from clipguard.hub import hub_access
+from clipguard.models.build import Checkpoint
 from clipguard.models.detect import find_architectures
-from clipguard.models.locate import detect, locate
-from clipguard.models.source import ModelSource, parse_source, uses_quick_gelu
+from clipguard.models.layouts import explain_adapter
+from clipguard.models.locate import config_folder, detect, locate
+from clipguard.models.source import DIR_PREFIX, ModelSource, parse_source, uses_quick_gelu
 from clipguard.models.weights import WeightFile, find_release, read_weights
 
 
@@ -63,22 +65,33 @@ def inspect_model(spec: str) -> Inspection:
             checkpoint = locate(source)
     else:
         checkpoint = locate(source)
-    config = checkpoint.model_cfg
-    own = "QuickGELU" if config.get("quick_gelu", False) else "GELU"
     return _inspection(
         source,
         read_weights(checkpoint.weights),
         architectures=[checkpoint.architecture],
-        activation=str(config["vision_cfg"].get("timm_model_name") or own),
+        activation=_activation(checkpoint),
         base=None,
         notes=list(checkpoint.notes),
         command=f"clipguard bench --model {source.spec}",
     )
 
 
+def _activation(checkpoint: Checkpoint) -> str:
+    config = checkpoint.model_cfg
+    own = "QuickGELU" if config.get("quick_gelu", False) else "GELU"
+    return str(config["vision_cfg"].get("timm_model_name") or own)
+
+
 def _inspect_file(source: ModelSource) -> Inspection:
     file = read_weights(Path(source.weights), source.entry)
+    if file.contents.adapter:
+        return _inspection(source, file, [], "of its base", None, needs=explain_adapter(file.path))
     found = [source.name] if source.name else find_architectures(file)
+    folder = None if source.name or file.contents.image_only else config_folder(file.path)
+    if folder is not None:
+        checkpoint = locate(parse_source(f"{DIR_PREFIX}{folder}"))
+        command = f"clipguard bench --model {DIR_PREFIX}{folder}"
+        return _inspection(source, file, found, _activation(checkpoint), None, list(checkpoint.notes), command)
     try:
         resolved, _, notes = detect(source)
     except ModelError as error:
@@ -108,12 +121,12 @@ def _inspection(
     return Inspection(
         source=source.spec,
         path=str(file.path),
-        bytes=file.path.stat().st_size,
+        bytes=sum(part.stat().st_size for part in file.parts),
         sha256=file.sha256,
-        container=file.container,
+        container=file.container + (f", {len(file.parts)} files" if len(file.parts) > 1 else ""),
         format=contents.format,
         entry=contents.entry,
-        towers=["image"] if contents.image_only else ["image", "text"],
+        towers=[] if contents.adapter else ["image"] if contents.image_only else ["image", "text"],
         tensors=len(file.tensors),
         parameters=sum(tensor.numel() for tensor in file.tensors.values()),
         dtypes=_count_dtypes(file.tensors),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,9 +12,13 @@ from typing import Any
 from torch import Tensor
 
 from clipguard.errors import ModelError
+from clipguard.models.foreign import read_json
 from clipguard.models.pickles import Inert
+from clipguard.models.prefixes import find_prefixes, split_by_prefix, strip_prefixes
 from clipguard.models.transformers_layout import from_transformers, is_transformers
+from clipguard.notices import notice
 
+ADAPTER_CONFIG = "adapter_config.json"  # of peft
 METADATA_KEYS = ("input_resolution", "context_length", "vocab_size")  # only OpenAI's files carry these
 # Layouts of code that fine-tunes the image tower of OpenAI's `clip` package, which holds OpenAI's models only.
 LINEAGES = {
@@ -32,7 +37,6 @@ _ENTRIES = (
     "model_ema",
     "ema",
 )
-_PREFIXES = ("module.", "_orig_mod.", "model.", "clip.", "clip_model.")  # DataParallel, torch.compile, wrappers
 _IMAGE_ONLY_MARKS = ("class_embedding", "conv1.weight")  # of a ViT or ResNet; timm towers begin with "trunk."
 _TEXT_MARKS = ("text.", "text_encoder.", "text_projection", "token_embedding.", "ln_final.")
 _UNUSED = "prompt_pos_embedding"  # TeCoA's patched ViT has it, for visual prompts that are not part of the tower
@@ -49,6 +53,7 @@ class Contents:
     metadata_keys: tuple[str, ...]  # of OpenAI's releases
     training: dict[str, Any]  # plain values stored beside the weights
     notes: tuple[str, ...]  # what was left out
+    adapter: bool = False  # small matrices that belong on a base model, and no model
 
     @property
     def openai_base(self) -> bool:
@@ -72,24 +77,32 @@ def find_contents(raw: Any, path: Path, entry: str = "") -> Contents:
         raise ModelError(f"{path} holds no state dict but {type(raw).__name__}: save model.state_dict() and load that.")
     found = dict(_state_dicts(raw))
     chosen = _choose(found, path, entry, raw)
-    tensors = _strip(found[chosen])
+    tensors = _unwrap(found[chosen], path)
+    adapter = _is_adapter(tensors, path)
     metadata = tuple(key for key in METADATA_KEYS if tensors.pop(key, None) is not None)
     notes = [f"left out: {name} ({len(state)} tensors)" for name, state in found.items() if name != chosen]
     if tensors.pop(_UNUSED, None) is not None:
         notes.append(f"left out: {_UNUSED}, which serves visual prompts only")
     layout = LINEAGES.get(chosen)
-    if is_transformers(tensors):
+    if adapter:
+        layout = "LoRA adapter (peft)"
+    elif is_transformers(tensors):
         tensors, layout = from_transformers(tensors, path), "Hugging Face CLIPModel weights"
-    tensors, image_only = _name_towers(tensors)
+    tensors, image_only = (tensors, False) if adapter else _name_towers(tensors)
     layout = layout or ("image tower" if image_only else "CLIP state dict")
     training = {} if not chosen else _training(raw, found)
-    return Contents(layout, chosen, tensors, image_only, metadata, training, tuple(notes))
+    return Contents(layout, chosen, tensors, image_only, metadata, training, tuple(notes), adapter)
 
 
 def _state_dicts(raw: Mapping[Any, Any], prefix: str = "") -> Iterator[tuple[str, dict[str, Tensor]]]:
     """Every dictionary of tensors in a file, by where it is; the file itself is ""."""
     if _is_state_dict(raw):
-        yield prefix.rstrip("."), {str(key): value for key, value in raw.items()}
+        state = {str(key): value for key, value in raw.items()}
+        several = find_prefixes(state)
+        if len(several) > 1:  # a model and its average, a student and its teacher
+            yield from ((f"{prefix}{name}".rstrip("."), part) for name, part in split_by_prefix(state, several).items())
+        else:
+            yield prefix.rstrip("."), state
         return
     for key, value in raw.items():
         if isinstance(value, Mapping) and prefix.count(".") < 2:
@@ -120,19 +133,39 @@ def _choose(found: Mapping[str, Any], path: Path, entry: str, raw: Mapping[Any, 
     )
 
 
-def _strip(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Without the prefixes that all names share."""
-    for _ in range(4):  # module._orig_mod.model.clip.
-        for prefix in _PREFIXES:
-            if all(name.startswith(prefix) for name in state):
-                state = {name.removeprefix(prefix): tensor for name, tensor in state.items()}
-    return state
+def _unwrap(state: dict[str, Tensor], path: Path) -> dict[str, Tensor]:
+    """The model's own names; says which tensors are left out because they are outside it."""
+    stripped = strip_prefixes(state)
+    if stripped.unknown:
+        notice("translated", f"{path}: all names of the model begin with {stripped.unknown!r}, read without that")
+    if stripped.outside:
+        names = shorten(stripped.outside)
+        notice("skipped", f"{path}: left out {len(stripped.outside)} tensors outside the model: {names}")
+    return stripped.state
+
+
+def _is_adapter(tensors: Iterable[str], path: Path) -> bool:
+    lora = re.compile(r"\.lora_(A|B|embedding_[AB]|magnitude_vector|up|down)\b|\.(hada_w|ia3_l)")
+    return any(lora.search(name) for name in tensors) or path.name.startswith("adapter_model.")
+
+
+def explain_adapter(path: Path) -> str:
+    """What to do with a file that holds an adapter."""
+    config = path.with_name(ADAPTER_CONFIG)
+    base = read_json(config).get("base_model_name_or_path") if config.is_file() else None
+    what = f"an adapter for {base}" if base else "an adapter for another model"
+    load = f"CLIPModel.from_pretrained({base or 'BASE'!r})"
+    return (
+        f"{path} is {what} (LoRA, peft), not a model: merge it with transformers and peft, as in"
+        f" PeftModel.from_pretrained({load}, {str(path.parent)!r}).merge_and_unload().save_pretrained('merged'), and"
+        " give local-dir:merged."
+    )
 
 
 def _name_towers(tensors: dict[str, Tensor]) -> tuple[dict[str, Tensor], bool]:
     """Whether these are the tensors of an image tower alone, and if so, their names in the whole model."""
     if all(name.startswith("visual.") for name in tensors):
-        inner = _strip({name.removeprefix("visual."): tensor for name, tensor in tensors.items()})
+        inner = strip_prefixes({name.removeprefix("visual."): tensor for name, tensor in tensors.items()}).state
         return {f"visual.{name}": tensor for name, tensor in inner.items()}, True
     if any(name.startswith(_TEXT_MARKS) for name in tensors):
         return tensors, False

@@ -13,6 +13,7 @@ from clipguard.models.config import CONFIG_NAME, PREPROCESS_KEYS, find_weights, 
 from clipguard.models.detect import describe_shapes, find_architectures, openai_twin, settle_activation
 from clipguard.models.hub import fetch_repository, fetch_tag
 from clipguard.models.image_processor import read_image_processor
+from clipguard.models.layouts import ADAPTER_CONFIG, explain_adapter
 from clipguard.models.published import find_repository
 from clipguard.models.source import ModelSource, parse_source
 from clipguard.models.transformers_layout import CONFIG_NAME as TRANSFORMERS_CONFIG
@@ -32,6 +33,8 @@ def detect(source: ModelSource) -> tuple[ModelSource, WeightFile | None, tuple[s
     if source.kind != "file":
         return source, None, ()
     file = read_weights(Path(source.weights), source.entry)
+    if file.contents.adapter:
+        raise ModelError(explain_adapter(file.path))
     if file.contents.image_only:
         return _detect_tower(source, file)
     if source.base is not None:
@@ -39,7 +42,15 @@ def detect(source: ModelSource) -> tuple[ModelSource, WeightFile | None, tuple[s
                          f" {source.base.spec}.")  # fmt: skip
     if source.name:
         return source, file, ()
-    architecture, why = settle_activation(file, find_architectures(file))
+    try:
+        architecture, why = settle_activation(file, find_architectures(file))
+    except ModelError as error:
+        folder = config_folder(file.path)
+        if folder is None:
+            raise
+        raise ModelError(
+            f"{error} Or give local-dir:{folder}: the config there says what these weights are."
+        ) from error
     return replace(source, name=architecture), file, (f"architecture detected: {architecture}, {why}",)
 
 
@@ -135,7 +146,26 @@ def _read_folder(folder: Path) -> tuple[dict[str, Any], dict[str, Any] | None]:
     """Model config of a folder in open_clip's layout with its preprocessing's, or in transformers', without."""
     if not (folder / CONFIG_NAME).is_file() and (folder / TRANSFORMERS_CONFIG).is_file():
         return read_transformers_config(folder), None
+    if not (folder / CONFIG_NAME).is_file() and (folder / ADAPTER_CONFIG).is_file():
+        raise ModelError(explain_adapter(folder / "adapter_model.safetensors"))
     return read_config(folder / CONFIG_NAME)
+
+
+def config_folder(path: Path) -> Path | None:
+    """The folder of a weight file if it is a whole model's: with a config beside, and this as its weights."""
+    folder = path.parent
+    try:
+        if _has_config(folder) and find_weights(folder).resolve() == path.resolve():
+            return folder
+    except ModelError:  # a config of something else, or several weight files
+        return None
+    return None
+
+
+def _has_config(folder: Path) -> bool:
+    """Whether a config that can be read is there."""
+    there = any((folder / name).is_file() for name in (CONFIG_NAME, TRANSFORMERS_CONFIG))
+    return there and bool(_read_folder(folder))
 
 
 def _folder_checkpoint(folder: Path, weights: Path, tokenizer: str, label: str) -> Checkpoint:

@@ -18,7 +18,7 @@ TINY = "tiny"
 HUB_PREFIX = "hf-hub:"
 DIR_PREFIX = "local-dir:"
 QUICK_SUFFIX = "-quickgelu"
-WEIGHT_SUFFIXES = (".pt", ".pth", ".bin", ".safetensors", ".tar", ".ckpt")
+WEIGHT_SUFFIXES = (".pt", ".pth", ".bin", ".safetensors", ".tar", ".ckpt", ".index.json")
 OPTIONS = ("normalization", "entry")
 FORMS = (
     "use tiny, ARCH:TAG, path/to/weights.pt, ARCH:path/to/weights.pt, hf-hub:org/repo, local-dir:path or a name of"

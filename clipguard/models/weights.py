@@ -6,6 +6,7 @@ import hashlib
 import re
 import warnings
 import zipfile
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -14,10 +15,13 @@ from typing import Any, Literal
 import torch
 
 from clipguard.errors import ModelError, first_line
+from clipguard.models.foreign import describe_foreign
 from clipguard.models.layouts import Contents, find_contents, shorten
 from clipguard.models.pickles import RefusedError, read_archive
+from clipguard.models.shards import explain_shard, is_index, is_shard, read_index
 
 _OLD_MAGIC = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."  # how torch's format before 1.6 begins
+_LONGEST_HEADER = 100_000_000  # bytes, of a safetensors file
 Container = Literal["safetensors", "torch.save", "TorchScript"]
 
 
@@ -35,9 +39,10 @@ class WeightFile:
     """A weight file that was read."""
 
     path: Path
-    sha256: str
+    sha256: str  # of several files: of their SHA-256 in the order of their names
     container: Container
     contents: Contents
+    parts: tuple[Path, ...] = ()  # the files that the weights are in: itself, or those that an index names
 
     @property
     def tensors(self) -> dict[str, torch.Tensor]:
@@ -76,30 +81,56 @@ def find_release(sha256: str) -> Release | None:
 
 
 def read_weights(path: Path, entry: str = "") -> WeightFile:
-    """Read a safetensors, `torch.save` or TorchScript file onto the CPU, without running code from it.
+    """Read safetensors, `torch.save` or TorchScript files onto the CPU, without running code from them.
 
     Args:
-        path: the file.
+        path: the file, whatever its name ends with, or the index of several.
         entry: which of several state dicts in it is meant; see `find_contents`.
 
     Raises:
         ModelError: for a missing, corrupt or truncated file, one that needs code to be run, one whose content is
             not a dictionary of tensors, or one with a NaN or an infinity.
     """
+    places = read_index(path) if is_index(path) else {}
+    parts = tuple(sorted(set(places.values()))) or (path,)
+    if not places and is_shard(path):
+        raise ModelError(explain_shard(path))
     try:
-        sha256 = hash_file(path)
+        hashes = [hash_file(part) for part in parts]
     except OSError as error:
         raise ModelError(f"Cannot read the weight file {path} ({error.strerror}): check path and rights.") from error
-    container, raw = _read(path)
+    sha256 = hashes[0] if len(parts) == 1 else hashlib.sha256("".join(hashes).encode()).hexdigest()
+    container, raw = _read_parts(path, places, parts) if places else _read(path)
     contents = find_contents(raw, path, entry)
     check_finite(contents.tensors, path)
-    return WeightFile(path, sha256, container, contents)
+    return WeightFile(path, sha256, container, contents, parts)
+
+
+def _read_parts(index: Path, places: Mapping[str, Path], parts: Sequence[Path]) -> tuple[Container, Any]:
+    """All tensors of the files that an index names."""
+    raw: dict[Any, Any] = {}
+    for part in parts:
+        container, content = _read(part)
+        if not isinstance(content, Mapping):
+            raise ModelError(f"{part} holds no tensors but {type(content).__name__}: fetch it again.")
+        raw.update(content)
+    lost = [name for name in places if name not in raw]
+    if lost:
+        raise ModelError(
+            f"{places[lost[0]]} lacks {shorten(lost)}, which {index.name} places there: they are of different models;"
+            " fetch all of them again."
+        )
+    return container, raw
 
 
 def _read(path: Path) -> tuple[Container, Any]:
+    """The content of a file, by what it is and not by what its name ends with."""
     if _is_torchscript(path):
         return "TorchScript", _read_archive(path, "TorchScript archive")
-    if path.suffix == ".safetensors":
+    foreign = describe_foreign(path)
+    if foreign is not None:
+        raise ModelError(f"{path} is {foreign}.")
+    if _is_safetensors(path):
         return "safetensors", _read_safetensors(path)
     try:
         with warnings.catch_warnings():
@@ -108,7 +139,16 @@ def _read(path: Path) -> tuple[Container, Any]:
     except Exception as error:  # corrupt files raise KeyError, EOFError, RuntimeError, UnpicklingError ...
         if zipfile.is_zipfile(path):  # more than plain tensors, or damaged
             return "torch.save", _read_archive(path, "PyTorch checkpoint")
+        if path.suffix == ".safetensors" and not _starts_as_pickle(path):
+            raise ModelError(_corrupt(path, "safetensors file", "it does not begin as one")) from error
         raise ModelError(_explain_pickle(path, error)) from error
+
+
+def _is_safetensors(path: Path) -> bool:
+    """Whether it begins with the length of a JSON object and that object."""
+    with path.open("rb") as stream:
+        head = stream.read(9)
+    return len(head) == 9 and head[8:] == b"{" and int.from_bytes(head[:8], "little") <= _LONGEST_HEADER
 
 
 def _is_torchscript(path: Path) -> bool:
@@ -164,7 +204,6 @@ def _starts_as_pickle(path: Path) -> bool:
 
 
 def _corrupt(path: Path, kind: str, reason: str) -> str:
-    reason = reason if path.stat().st_size else "it is empty"
     return f"{path} is corrupt, truncated or not a {kind} ({reason}): fetch or save it again."
 
 

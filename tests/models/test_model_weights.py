@@ -68,7 +68,8 @@ def test_corrupt_files(damage: str, suffix: str, architecture: str, vit_state: S
     content = path.read_bytes()
     path.write_bytes({"empty": b"", "half": content[: len(content) // 2], "text": b"<html>not found</html>"}[damage])
     message = refusal(f"{architecture}:{path}")
-    assert "corrupt, truncated or not a" in message
+    parts = {"empty": "w is empty: fetch", "half": "corrupt, truncated or not a", "text": "is a web page"}
+    assert parts[damage].replace("w is", f"w{suffix} is") in message
     assert str(path) in message
 
 
