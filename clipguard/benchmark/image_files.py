@@ -8,19 +8,23 @@ from pathlib import Path
 import pandas as pd
 
 from clipguard.data import ZeroShotDataset
+from clipguard.data.class_lists import parse_classes
+from clipguard.data.class_names import check_words
 from clipguard.data.images import EncodedImage, FileImages, decode_rgb, reason
-from clipguard.data.labels import GivenNames, settle_labels
+from clipguard.data.labels import settle_labels
 from clipguard.data.templates import PHOTO, resolve_templates
-from clipguard.data.textfile import read_class_names
 from clipguard.errors import DatasetError, did_you_mean
 
 
 @dataclass(frozen=True)
 class ImageFiles:
-    """Images by path (their position is their index), class names, and labels: none, one for all, or one each."""
+    """Images by path (their position is their index), and labels: none, one for all, or one each.
+
+    classes: names between commas, or a file of them; see `parse_classes`.
+    """
 
     paths: tuple[Path, ...]
-    class_names: tuple[str, ...]
+    classes: str
     labels: tuple[str, ...] = ()
 
     @property
@@ -35,9 +39,12 @@ class ImageFiles:
         """
         for path in self.paths:
             _check_image(path)
-        names, numbers = GivenNames(list(self.class_names), "--classes"), self._label_numbers()
+        given = parse_classes(self.classes)
+        numbers = self._label_numbers(given.names)
+        prompts = resolve_templates(templates, PHOTO)
         try:
-            labels, class_names = settle_labels(pd.Series(numbers), None, names)
+            labels, class_names = settle_labels(pd.Series(numbers), None, given)
+            check_words(class_names, prompts)
         except DatasetError as error:
             raise DatasetError(f"--classes: {error}.") from None
         return ZeroShotDataset(
@@ -45,34 +52,24 @@ class ImageFiles:
             source=", ".join(str(path.absolute()) for path in self.paths),
             split="all",
             class_names=class_names,
-            templates=resolve_templates(templates, PHOTO),
+            templates=prompts,
             labels=labels,
             images=FileImages([str(path) for path in self.paths]),
         )
 
-    def _label_numbers(self) -> list[int]:
+    def _label_numbers(self, names: list[str]) -> list[int]:
         n = len(self.paths)
         if len(self.labels) not in (0, 1, n):
             raise DatasetError(f"{len(self.labels)} labels for {n} images; give --label once, or once for each image.")
         for label in self.labels:
-            if label not in self.class_names:
-                hint = did_you_mean(label, self.class_names) or f" They are {_listed(self.class_names)}."
+            if label not in names:
+                hint = did_you_mean(label, names) or f" They are {_listed(names)}."
                 raise DatasetError(f"--label {label!r} is not one of --classes.{hint}")
-        numbers = [self.class_names.index(label) for label in self.labels] or [0]
+        numbers = [names.index(label) for label in self.labels] or [0]
         return numbers if len(numbers) == n else numbers * n
 
 
-def parse_classes(text: str) -> tuple[str, ...]:
-    """Class names from a comma-separated list, or from a file of them (one a line, or a JSON list)."""
-    path = Path(text).expanduser()
-    if "," not in text or path.is_file():
-        if not path.is_file():
-            raise DatasetError(f"--classes {text!r} is neither a file nor several names; write cat,dog,bird.")
-        return tuple(read_class_names(path))
-    return tuple(name.strip() for name in text.split(","))
-
-
-def _listed(names: tuple[str, ...]) -> str:
+def _listed(names: list[str]) -> str:
     return ", ".join(names[:8]) + (" ..." if len(names) > 8 else "")
 
 

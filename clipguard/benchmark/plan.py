@@ -82,7 +82,7 @@ class BenchPlan:
     templates: str = "ensemble"
     text: Literal["tuned", "original"] = "tuned"  # for models whose text clipguard tuned
     split: str | None = None
-    classes: Path | None = None
+    classes: str | Path | None = None  # names between commas, or a file
     class_names: ClassNames = "source"
     duplicate_names: bool = False
     image_column: str | None = None
@@ -102,7 +102,7 @@ class BenchPlan:
     @classmethod
     def from_dict(cls, values: Mapping[str, Any], models: Sequence[str]) -> BenchPlan:
         """The plan that `to_dict` was called on, for other models."""
-        paths = {name: Path(values[name]) for name in ("classes", "data_root") if values[name] is not None}
+        paths = {name: Path(values[name]) for name in ("data_root",) if values[name] is not None}
         eps = tuple(parse_eps([str(value) for value in values["eps"]], values["norm"]))
         tuples = {"datasets": tuple(values["datasets"]), "attacks": tuple(values["attacks"]), "eps": eps}
         tuples |= {"part": tuple(values["part"])} if values.get("part") else {}

@@ -72,9 +72,7 @@ def attack(
             f"Default: {DEFAULT_DATASET}.",
         ),
     ] = None,
-    classes: Annotated[
-        str | None, typer.Option(help="Names between commas, or a file with one a line or a JSON list.")
-    ] = None,
+    classes: options.Classes = None,
     label: Annotated[
         list[str] | None,
         typer.Option(help="Class of the image files: one for all, or one each. Default: what the model says."),
@@ -155,7 +153,7 @@ def attack(
         device=device,
         compile=compiled,
         split=split,
-        classes=Path(classes) if classes and not files else None,
+        classes=classes if not files else None,
         image_column=image_column,
         label_column=label_column,
         data_root=data_root,
@@ -218,9 +216,9 @@ def _image_files(
             raise ClipguardError(f"{option} is for data sets, and image files are given. Leave one of them out.")
     if classes is None:
         raise ClipguardError(f'{images[0]} needs the names to choose from: add --classes "cat,dog,bird", or a file.')
-    from clipguard.benchmark.image_files import ImageFiles, parse_classes
+    from clipguard.benchmark.image_files import ImageFiles
 
-    return ImageFiles(tuple(images), parse_classes(classes), tuple(labels))
+    return ImageFiles(tuple(images), classes, tuple(labels))
 
 
 def _grid(result: AdversarialResult, plan: BenchPlan) -> bytes:

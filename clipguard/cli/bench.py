@@ -105,7 +105,7 @@ def bench(
         Text, typer.Option(help="original: score models that clipguard tuned with the text they had before.")
     ] = Text.tuned,
     split: options.Split = None,
-    classes: Annotated[Path | None, typer.Option(help="File with one class name a line, or a JSON list.")] = None,
+    classes: options.Classes = None,
     image_column: options.ImageColumn = None,
     label_column: options.LabelColumn = None,
     resolution: options.Resolution = None,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from enum import Enum
-from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -87,9 +86,7 @@ def doctor(
     seed: options.Seed = 0,
     batch_size: options.BatchSize = "auto",
     templates: options.Templates = None,
-    classes: Annotated[
-        Path | None, typer.Option(help="Class names: text, one a line, or a JSON list. Default: the data set's.")
-    ] = None,
+    classes: options.Classes = None,
     class_names: options.ClassNames = None,
     duplicate_names: options.DuplicateNames = None,
     split: options.Split = None,

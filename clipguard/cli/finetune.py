@@ -135,7 +135,7 @@ def finetune(
         typer.Option(help="single, ensemble, a prompt with {}, or a file with one prompt a line. Default: single."),
     ] = None,
     split: Annotated[Text, typer.Option(help="To train on. Default: train, else all of a set without splits.")] = None,
-    classes: Annotated[Text, typer.Option(help="File with one class name a line, or a JSON list.")] = None,
+    classes: Annotated[Text, typer.Option(help="Class names between commas, or a file of them.")] = None,
     image_column: options.ImageColumn = None,
     label_column: options.LabelColumn = None,
     n_samples: Annotated[

@@ -48,6 +48,13 @@ Templates = Annotated[
         "Default: ensemble."
     ),
 ]
+Classes = Annotated[
+    str | None,
+    typer.Option(
+        help='Names between commas ("cat,dog"), or a file of them: one a line in label order, or a list or table '
+        "that can mean one thing only. Default: the data's."
+    ),
+]
 ClassNames = Annotated[
     str | None,
     typer.Option(

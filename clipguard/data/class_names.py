@@ -56,6 +56,25 @@ def style_names(
     return [MENDED[style].get(wnid, n) if count[n] > 1 else n for wnid, n in zip(wnids, names, strict=True)]
 
 
+def check_words(names: list[str], templates: list[str]) -> None:
+    """Raise DatasetError where all names are numbers or WordNet ids: prompts of these mean nothing to a text model.
+
+    Numbers are names where every prompt says that there are some to be seen: "a photo of the number: {}".
+    """
+    numbers = all(name.strip().isdecimal() for name in names)
+    if numbers and all(re.search(r"\b(number|digit)", template, re.IGNORECASE) for template in templates):
+        return
+    if numbers or all(WNID.fullmatch(name.strip()) for name in names):
+        what, cure = "WordNet ids", ""
+        if numbers:
+            what = "numbers"
+            cure = ", or, where the images show numbers, say so in the prompt, as in --templates 'the number {}.'"
+        raise DatasetError(
+            f"the class names are all {what} ({', '.join(names[:3])}{', ...' if len(names) > 3 else ''}), which mean "
+            f"nothing to a text model; give words with --classes FILE, one name a line, in label order{cure}"
+        )
+
+
 def imagenet_templates() -> tuple[str, ...]:
     """The 80 prompts for ImageNet (Radford et al. 2021)."""
     from open_clip.zero_shot_metadata import OPENAI_IMAGENET_TEMPLATES

@@ -10,12 +10,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from clipguard.data.class_lists import read_class_list
 from clipguard.data.folders import locate
-from clipguard.data.labels import GivenNames
 from clipguard.data.rows import Request, Rows, choose_split
 from clipguard.data.tables import rows_of_table
 from clipguard.data.templates import PHOTO, TemplateSets, read_templates
-from clipguard.data.textfile import read_class_names
 from clipguard.data.webdataset import open_tars
 from clipguard.errors import DatasetError, SplitError, first_line
 from clipguard.hub import hub_access
@@ -52,7 +51,7 @@ def open_hub(name: str, request: Request) -> Rows:
             "__key__" in splits[chosen].features
         ):  # a webdataset: CLIP_benchmark keeps names and templates beside the tars
             names = _companion(repo, "classnames.txt")
-            rows.given_names = GivenNames(read_class_names(names), f"{repo}/classnames.txt") if names else None
+            rows.given_names = read_class_list(names, f"{repo}/classnames.txt") if names else None
             own = _companion(repo, "zeroshot_classification_templates.txt")
             rows.templates = TemplateSets(PHOTO.single, tuple(read_templates(own))) if own else PHOTO
     return rows

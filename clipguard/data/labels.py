@@ -25,6 +25,8 @@ class GivenNames:
 
     names: list[str]
     origin: str
+    ids: list[str] | None = None
+    """An id beside each name, as in `n01440764 tench`; labels may be these."""
 
 
 def settle_labels(
@@ -110,7 +112,8 @@ def _match(native: list[str], given: GivenNames) -> Labels:
 
     By position only if the lengths agree and no shared name changes place: anything else would mislabel in silence.
     """
-    place = {name: index for index, name in enumerate(given.names)}
+    by_id = given.ids is not None and set(native) <= set(given.ids)
+    place = {name: index for index, name in enumerate(given.ids if given.ids and by_id else given.names)}
     absent = [name for name in native if name not in place]
     if not absent:
         return np.array([place[name] for name in native], dtype=np.int64)

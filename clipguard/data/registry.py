@@ -11,10 +11,10 @@ from pathlib import Path
 from typing import Any
 
 from clipguard.config_files import SUFFIXES, read_config_file
+from clipguard.data.class_lists import read_class_list
 from clipguard.data.embedded import embedded_folders
 from clipguard.data.labels import GivenNames
 from clipguard.data.templates import PHOTO, TemplateSets, read_template, read_templates
-from clipguard.data.textfile import read_class_names
 from clipguard.errors import DatasetError, did_you_mean
 
 REMOTE = ("hf:", "wds:")
@@ -58,7 +58,7 @@ class DatasetEntry:
         if self.class_names is None:
             return None
         if isinstance(self.class_names, str):
-            return GivenNames(read_class_names(Path(self.class_names)), self.class_names)
+            return read_class_list(Path(self.class_names), self.class_names)
         return GivenNames(list(self.class_names), self.name)
 
     def template_sets(self, found: TemplateSets) -> TemplateSets:

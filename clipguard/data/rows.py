@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from clipguard.data.class_lists import read_class_list
 from clipguard.data.images import EncodedImages
 from clipguard.data.labels import GivenNames
 from clipguard.data.templates import PHOTO, TemplateSets
-from clipguard.data.textfile import read_class_names
 from clipguard.errors import DatasetError, SplitError, did_you_mean
 
 if TYPE_CHECKING:
@@ -75,4 +75,4 @@ def sidecar(folders: Iterable[Path], filename: str) -> Path | None:
 def sidecar_names(folders: Iterable[Path]) -> GivenNames | None:
     """Class names of the first classnames.txt in `folders`, or None."""
     path = sidecar(folders, "classnames.txt")
-    return GivenNames(read_class_names(path), str(path)) if path else None
+    return read_class_list(path) if path else None

@@ -8,7 +8,8 @@ from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
-from clipguard.data.class_names import STYLES, ClassNames, imagenet_templates, style_names
+from clipguard.data.class_lists import parse_classes
+from clipguard.data.class_names import STYLES, ClassNames, check_words, imagenet_templates, style_names
 from clipguard.data.dataset import ImageDataset, ZeroShotDataset
 from clipguard.data.embedded import embedded_folders, open_embedded
 from clipguard.data.folders import KINDS, Located, locate, open_images
@@ -18,7 +19,6 @@ from clipguard.data.registry import REMOTE, DatasetEntry, find_entry, groups, re
 from clipguard.data.rows import Request, Rows, sidecar
 from clipguard.data.tables import open_arrow, open_parquet, open_saved
 from clipguard.data.templates import PHOTO, TemplateSets, read_templates, resolve_templates
-from clipguard.data.textfile import read_class_names
 from clipguard.data.webdataset import open_tars
 from clipguard.errors import DatasetError, SplitError, did_you_mean
 
@@ -39,7 +39,7 @@ def load_dataset(
     split: str | None = None,
     image_column: str | None = None,
     label_column: str | None = None,
-    classes: Path | None = None,
+    classes: str | Path | None = None,
     templates: str = "ensemble",
     class_names: ClassNames = "source",
     duplicate_names: bool = False,
@@ -52,8 +52,8 @@ def load_dataset(
         `hf:org/name[/config][@split]` or `wds:org/name`.
     split: default that of the registry, else test, else validation, valid or val, else the only one.
     image_column, label_column: of a table; detected from its features by default.
-    classes: file of class names, one a line or a JSON list. It wins over names in the data, matched by name if it has
-        all of those, else by position.
+    classes: class names between commas, or a file of them (`read_class_list` says which forms). They win over names in
+        the data, matched by name if all of those are there, else by position.
     templates: `single`, `ensemble` (the dataset's own, where it has some), or a text file, one a line with `{}`.
     class_names: how names are written; see `style_names`. No effect on `classes`.
     duplicate_names: allow equal names, and keep those of published lists, which are told apart by default.
@@ -65,7 +65,7 @@ def load_dataset(
         if class_names not in STYLES:
             raise DatasetError(f"class names {class_names!r} are unknown; use {' or '.join(STYLES)}")
         entry = find_entry(name)
-        given = GivenNames(read_class_names(Path(classes).expanduser()), str(classes)) if classes else None
+        given = parse_classes(str(classes)) if classes else None
         rows = _open(name, request, entry, data_root)
         written = given or (entry.given_names() if entry else None)
         if written is not None:
@@ -75,7 +75,9 @@ def load_dataset(
         if given is None:
             names = _write_names(names, entry, class_names, raw=winner is None, duplicates=duplicate_names)
         check_names(names, distinct=not duplicate_names)
-        prompts = resolve_templates(templates, _template_sets(rows, entry, templates))
+        prompts = resolve_templates(templates, _template_sets(rows, entry, templates), name)
+        if winner is not None:
+            check_words(names, prompts)
     return ZeroShotDataset(name, rows.source, rows.split, rows.images, names, prompts, labels)
 
 

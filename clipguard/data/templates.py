@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from clipguard.data.textfile import read_lines
+from clipguard.data.pasted import clean_lines, existing_file, is_quoted, parse_literal, read_text, strings, unquote
 from clipguard.errors import DatasetError, did_you_mean
+from clipguard.notices import notice
+
+PLACES = re.compile(r"\{\w+\}|%s|<\w+>|\[\w+\]")  # how others write the place of the name
 
 
 @dataclass(frozen=True)
@@ -36,34 +41,80 @@ DRAWING = TemplateSets(
 )
 
 
-def resolve_templates(choice: str, sets: TemplateSets) -> list[str]:
+def resolve_templates(choice: str, sets: TemplateSets, dataset: str = "") -> list[str]:
     """`"single"`, `"ensemble"`, a template (`"a sketch of a {}"`) or a file of them -> templates with one `{}` each.
 
+    dataset: whose templates are taken from a file that has those of several.
     Raises DatasetError if `choice` is none of these, or the file has a line that cannot be a template.
     """
     if choice == "single":
         return list(sets.single)
     if choice == "ensemble":
         return list(sets.ensemble)
-    path = Path(choice).expanduser()
-    if choice.count("{}") == 1 and not path.is_file():
-        return [choice]
-    if not path.is_file():
-        hint = did_you_mean(choice, ["single", "ensemble"])
-        raise DatasetError(
-            f"no templates {choice!r}.{hint} Give 'single', 'ensemble', a template with {{}}, or a text file of such."
-        )
-    return read_templates(path)
+    path = existing_file(choice)
+    if path is not None:
+        return read_templates(path, dataset)
+    if set("{}%") & set(choice):
+        return [read_template(_without_quotes(choice), "--templates")]
+    hint = did_you_mean(choice, ["single", "ensemble"])
+    raise DatasetError(
+        f"no templates {choice!r}.{hint} Give 'single', 'ensemble', a template with {{}}, or a text file of such."
+    )
 
 
-def read_templates(path: Path) -> list[str]:
-    """Templates of a text file, one a line, `{}` or CLIP_benchmark's `{c}` for the class name. Raises DatasetError."""
-    return [read_template(line, f"{path}: line {number}") for number, line in enumerate(read_lines(path), start=1)]
+def read_templates(path: Path, dataset: str = "") -> list[str]:
+    """Templates of a text file, one a line, `{}` or CLIP_benchmark's `{c}` for the class name.
+
+    Also read, and said in a notice: quotes, commas at the end and comments; a list as of Python, JSON or YAML; lines
+    `lambda c: f'a photo of a {c}.'`; and CLIP_benchmark's table of data sets, of which `dataset` says the one.
+    Raises DatasetError, with the line, for anything else.
+    """
+    text = read_text(path)
+    value, done, form = parse_literal(text, path), list[str](), "a list"
+    if isinstance(value, dict):
+        key = _choose(value, dataset, path)
+        value, form = value[key], f"those of {key!r}"
+    if value is None:
+        lines = clean_lines(text, path)
+        form, done = "lines", list(lines.done)
+        entries = [(t, f"line {n}") for t, n in zip(lines.texts, lines.numbers, strict=True)]
+    else:
+
+        def refuse(reason: str) -> DatasetError:
+            return DatasetError(f"{path} must hold templates, one a line, or a list of them ({reason})")
+
+        entries = [(t, f"entry {n}") for n, t in enumerate(strings(value, refuse), start=1)]
+    templates = [read_template(entry, f"{path}: {where}") for entry, where in entries]
+    if done or form != "lines":
+        without = f", without {', '.join(done)}" if done else ""
+        notice("translated", f"{path}: read as {form}{without}: {len(templates)} templates, first {templates[0]!r}")
+    return templates
 
 
 def read_template(text: str, where: str) -> str:
     """A template with `{}` for the class name, or CLIP_benchmark's `{c}`. Raises DatasetError for anything else."""
     template = text.replace("{c}", "{}")
     if template.count("{}") != 1 or set("{}") & set(template.replace("{}", "")):
-        raise DatasetError(f"{where} must hold one '{{}}' (or '{{c}}') for the class name, got {text!r}")
+        place = PLACES.search(template)
+        hint = f"; write {{}} in place of {place[0]}" if place and "{}" not in template else ""
+        raise DatasetError(f"{where} must hold one '{{}}' (or '{{c}}') for the class name, got {text!r}{hint}")
     return template
+
+
+def _without_quotes(text: str) -> str:
+    return unquote(text) if is_quoted(text) and text != '"{}"' else text
+
+
+def _choose(table: dict[str, Any], dataset: str, path: Path) -> str:
+    """The key of a data set's templates in a table of several, as `cifar10` or `vtab/cifar10`."""
+
+    def plain(name: str) -> str:
+        return re.sub(r"[^a-z0-9]", "", name.lower().rpartition("/")[2])
+
+    found = [key for key in table if plain(str(key)) == plain(dataset)] or (list(table) if len(table) == 1 else [])
+    if len(found) != 1:
+        raise DatasetError(
+            f"{path} has templates of {len(table)} data sets ({', '.join(map(str, list(table)[:8]))}, ...), and which "
+            f"are meant for {dataset or 'these images'} is not clear; put those into a file of their own, one a line"
+        )
+    return found[0]

@@ -13,9 +13,9 @@ import numpy.typing as npt
 
 from clipguard.data.folders import Located, files_by_split
 from clipguard.data.images import IMAGE_SUFFIXES, EncodedImage
+from clipguard.data.pasted import read_text
 from clipguard.data.rows import Request, Rows, choose_split, refuse_columns, sidecar, sidecar_names
 from clipguard.data.templates import PHOTO, TemplateSets, read_templates
-from clipguard.data.textfile import read_lines
 from clipguard.errors import DatasetError
 
 if TYPE_CHECKING:
@@ -80,7 +80,7 @@ def _check_all_shards(tars: list[Path]) -> None:
     path = tars[0].parent / "nshards.txt"
     if not path.is_file():
         return
-    expected = read_lines(path)[0]
+    expected = read_text(path).strip()
     present = sum(tar.parent == path.parent for tar in tars)
     if expected != str(present):
         raise DatasetError(f"{path} says {expected} shards, but there are {present}; download the missing ones")

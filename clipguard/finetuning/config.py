@@ -30,7 +30,7 @@ class FinetuneConfig:
     preset: str | None = None  # settings by name; "none" keeps the embedded model's own away
 
     split: str | None = None  # None: the training split
-    classes: str | None = None  # file of class names
+    classes: str | None = None  # names between commas, or a file
     image_column: str | None = None
     label_column: str | None = None
     data_root: str | None = None  # folder with copies of named data sets

@@ -91,7 +91,7 @@ def _load(config: FinetuneConfig, split: str | None) -> ZeroShotDataset:
         split=split,
         image_column=config.image_column,
         label_column=config.label_column,
-        classes=Path(config.classes) if config.classes else None,
+        classes=config.classes or None,
         templates=config.templates,
         data_root=_data_root(config),
     )

@@ -1,0 +1,335 @@
+"""Class names from a file, or from between commas: which column is an index, which an id, and which the names."""
+
+from __future__ import annotations
+
+import csv
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from clipguard.data.class_names import WNID
+from clipguard.data.labels import GivenNames
+from clipguard.data.pasted import (
+    Lines,
+    clean_lines,
+    existing_file,
+    is_quoted,
+    parse_literal,
+    read_text,
+    strings,
+    unquote,
+)
+from clipguard.errors import DatasetError
+from clipguard.notices import notice
+
+ID = re.compile(r"n\d{8}|/[a-z]/[0-9a-z_]+")  # WordNet's, and those of Open Images
+SURE = re.compile(r"\s*[,;:|=\t]\s*")  # between a column and the next
+LISTED = re.compile(r"[.)]\s*(?=\D)|\s+-\s+")  # of numbered lists
+PERHAPS = re.compile(r"\s+")  # also what may stand in a name
+BETWEEN_COMMAS = re.compile(r"""\s*("(?:[^"]|"")*"|'(?:[^']|'')*'|[^,]*?)\s*(,|$)""")
+WRAPPERS = ("names", "classes", "class_names", "classnames", "categories", "labels", "id2label")
+INDEX_HEADS = ("index", "idx", "id", "class_id", "class_index", "class_idx", "label_id", "label", "target", "number")
+NAME_HEADS = ("class_name", "classname", "label_name", "display_name", "name", "names", "words", "category", "class")
+FILES = (".txt", ".json", ".csv", ".tsv", ".yaml", ".yml", ".names")
+HEADS = {*INDEX_HEADS, *NAME_HEADS, "labels", "synset", "wnid", "mid", "code", "description", "labelname", ""}
+
+
+@dataclass(frozen=True)
+class Table:
+    """Cells (C rows of equal length), the line or entry that each row is from, and the names of columns, if any."""
+
+    rows: list[list[str]]
+    numbers: list[int]
+    heads: tuple[str, ...] = ()
+
+
+def read_class_list(path: Path, origin: str | None = None) -> GivenNames:
+    """Class names in label order from a file: one a line or a JSON list, or another form that can mean one thing only.
+
+    Also read, and said in a notice: an index (0 to C-1 in any order, or 1 to C) or an id (WordNet, Open Images) beside
+    each name; quotes, commas at the end, comments; Python lists and dicts; YAML; tables with or without a header.
+    A column is an index or an id only if every line has it, so names with numbers or commas stay as they are.
+    Raises DatasetError, with the line, for anything else.
+    """
+    origin = origin or str(path)
+    text = read_text(path)
+    value = parse_literal(text, path)
+    if value is not None:
+        return _from_value(value, path, origin, plain=_is_json(text, path))
+    if path.suffix.lower() in (".csv", ".tsv"):
+        table = _read_table(text, path)
+        if table is not None:
+            return _from_table(table, path, origin)
+    lines = clean_lines(text, path)
+    if len(lines.texts) == 1 and "," in lines.texts[0]:
+        return _said(GivenNames(split_names(lines.texts[0]), origin), (), "one line")
+    return _from_lines(lines, path, origin)
+
+
+def parse_classes(text: str) -> GivenNames:
+    """`--classes`: a file of names (`read_class_list`), or names between commas, in quotes where they have commas.
+
+    Raises DatasetError if it is neither.
+    """
+    path = existing_file(text)
+    if path is not None:
+        return read_class_list(path, text)
+    value = parse_literal(text, Path("--classes")) if text.lstrip()[:1] in ("[", "{") else None
+    if value is not None:
+        return _from_value(value, Path("--classes"), "--classes", plain=True)
+    if Path(text).suffix.lower() in FILES or ("/" in text and "," not in text):
+        return read_class_list(Path(text).expanduser(), text)  # which tells why it cannot be read
+    if "," not in text:
+        raise DatasetError(f"--classes {text!r} is neither a file nor several names; write cat,dog,bird.")
+    return GivenNames(split_names(text), "--classes")
+
+
+def split_names(text: str) -> list[str]:
+    """`cat, "CD player, portable", 'dog'` -> three names. Raises DatasetError for an empty one."""
+    text, names, at = text.strip().removesuffix(","), list[str](), 0
+    while True:
+        match = BETWEEN_COMMAS.match(text, at)
+        assert match is not None  # it matches anything
+        names.append(unquote(match[1]) if is_quoted(match[1]) else match[1])
+        at = match.end()
+        if not match[2]:
+            break
+    if "" in names:
+        raise DatasetError(f"--classes: name {names.index('') + 1} in {text!r} is empty; write cat,dog,bird")
+    return names
+
+
+def _is_json(text: str, path: Path) -> bool:
+    return path.suffix.lower() == ".json" or text.lstrip().startswith("[")
+
+
+def _from_value(value: Any, path: Path, origin: str, *, plain: bool) -> GivenNames:
+    """Names of a JSON, YAML or Python value; `plain` lists of strings need no notice."""
+
+    def refuse(reason: str) -> DatasetError:
+        return DatasetError(
+            f"{path} must be a JSON list of strings, one for each class in label order, or one name a line ({reason})"
+        )
+
+    if isinstance(value, dict):
+        wrapped = [key for key in value if str(key).lower() in WRAPPERS and isinstance(value[key], (dict, list))]
+        if len(wrapped) == 1 and not all(str(key).isdecimal() for key in value):
+            return _from_value(value[wrapped[0]], path, origin, plain=False)
+    table = _table_of(value)
+    if table is None:
+        names = GivenNames(strings(value, refuse), origin)
+        return names if plain else _said(names, (), "a list")
+    if len({len(row) for row in table.rows}) != 1:
+        raise refuse("its entries are not alike")
+    return _from_table(table, path, origin)
+
+
+def _table_of(value: Any) -> Table | None:
+    """A dict, or a list of lists or dicts, as a table; None for a plain list and anything else."""
+    heads: tuple[str, ...] = ()
+    if isinstance(value, dict) and value:
+        rows = [[key, *cell] if isinstance(cell, (list, tuple)) else [key, cell] for key, cell in value.items()]
+    elif isinstance(value, list) and value and all(isinstance(entry, dict) for entry in value):
+        heads = tuple(str(key).lower() for key in value[0])
+        if any(list(entry) != list(value[0]) for entry in value):
+            return None
+        rows = [list(entry.values()) for entry in value]
+    elif isinstance(value, list) and value and all(isinstance(entry, (list, tuple)) for entry in value):
+        rows = [list(entry) for entry in value]
+    else:
+        return None
+    if any(isinstance(cell, bool) or not isinstance(cell, (str, int)) for row in rows for cell in row):
+        return None
+    return Table([[str(cell).strip() for cell in row] for row in rows], list(range(1, len(rows) + 1)), heads)
+
+
+def _read_table(text: str, path: Path) -> Table | None:
+    """A CSV or TSV file with a header or several columns; None where lines are to be read as lines."""
+    lines = text.rstrip().splitlines()
+    semicolons = all(";" in line for line in lines) and not all("," in line for line in lines)
+    tab = path.suffix.lower() == ".tsv"
+    rows = [
+        [cell.strip() for cell in row]
+        for row in csv.reader(lines, delimiter="\t" if tab else ";" if semicolons else ",", skipinitialspace=True)
+    ]
+    if not rows or len({len(row) for row in rows}) != 1:
+        return None  # names with commas of their own
+    numbers = list(range(1, len(rows) + 1))
+    heads = tuple(cell.lower().replace(" ", "_") for cell in rows[0])
+    many = len(heads) > 1 and set(heads) & HEADS - {""} and not any(head.isdecimal() for head in heads)
+    if len(rows) > 1 and (many or set(heads) <= HEADS - {""}):
+        return Table(rows[1:], numbers[1:], heads)
+    return Table(rows, numbers) if len(rows[0]) > 1 else None
+
+
+def _from_table(table: Table, path: Path, origin: str) -> GivenNames:
+    """Names of a table whose one column of words is the names. Raises DatasetError if there is none, or several."""
+    columns = list(zip(*table.rows, strict=True))
+    heads = table.heads or ("",) * len(columns)
+    kinds = [_kind(cells) for cells in columns]
+    words = [i for i, kind in enumerate(kinds) if kind == "words"]
+    if len(words) > 1:  # a header decides
+        named = [i for head in NAME_HEADS for i in words if heads[i] == head]
+        words = named[:1] or words
+    if len(words) != 1:
+        what = "no column of words" if not words else f"{len(words)} columns of words"
+        raise DatasetError(f"{path}: {what}, and one is needed (line {table.numbers[0]}); give one class name a line")
+    names = GivenNames(list(columns[words[0]]), origin)
+    done: list[str] = []
+    ids = next((cells for cells, kind in zip(columns, kinds, strict=True) if kind == "ids"), None)
+    if ids is not None:
+        names, done = _with_ids(names, ids), [*done, f"their ids ({ids[0]} ...)"]
+    numbers = [i for i, kind in enumerate(kinds) if kind == "numbers"]
+    numbers.sort(key=lambda i: heads[i] not in INDEX_HEADS)
+    complete = [i for i in numbers if _start(columns[i]) is not None]
+    if complete:
+        names, said = _in_order(names, [int(cell) for cell in columns[complete[0]]])
+        done.append(said)
+    elif numbers and (not table.heads or any(heads[i] in INDEX_HEADS for i in numbers)):
+        raise _incomplete(columns[numbers[0]], table.numbers, path)
+    return _said(names, done, f"a table ({', '.join(head or '-' for head in heads)})" if table.heads else "a table")
+
+
+def _kind(cells: Sequence[str]) -> str:
+    if all(ID.fullmatch(cell) for cell in cells):
+        return "ids"
+    return "numbers" if all(cell.isdecimal() for cell in cells) else "words"
+
+
+def _from_lines(lines: Lines, path: Path, origin: str) -> GivenNames:
+    """Names one a line, with an index and an id before or after them, or without."""
+    names, done, order, ids = list(lines.texts), list(lines.done), None, None
+    names, numbers, headless = _drop_header(names, lines.numbers)
+    done += ["the header"] if headless else []
+    for _ in range(3):
+        found_ids = _split_ids(names, numbers, path)
+        if found_ids is not None and ids is None:
+            ids, names = found_ids
+            done.append(f"their ids ({ids[0]} ...)")
+            continue
+        found = _split_index(names, numbers, path)
+        if found is None:
+            break
+        index, names = found
+        order = order or index
+    names = [unquote(name) if all(is_quoted(n) for n in names) else name for name in names]
+    given = GivenNames(names, origin)
+    if ids is not None:
+        given = _with_ids(given, ids)
+    if order is not None:
+        given, said = _in_order(given, order)
+        done.append(said)
+    return _said(given, done)
+
+
+def _drop_header(names: list[str], numbers: list[int]) -> tuple[list[str], list[int], bool]:
+    """Without a first line such as `index,name`; one word alone may be a class."""
+    cells = [cell.lower().replace(" ", "_") for cell in SURE.split(names[0])]
+    if len(names) > 2 and len(cells) > 1 and set(cells) <= HEADS and all(SURE.search(name) for name in names):
+        return names[1:], numbers[1:], True
+    return names, numbers, False
+
+
+def _split_ids(names: list[str], numbers: list[int], path: Path) -> tuple[list[str], list[str]] | None:
+    """Ids and names, where every line has an id before or after its name. Raises DatasetError where only some do."""
+    before = rf"({ID.pattern})['\"]?(?:\s*[,;:|=]\s*|\s+)(.+)"
+    after = rf"(.+?)(?:\s*[,;:|=]\s*|\s+)['\"]?({ID.pattern})['\"]?"
+    for pattern, place in ((rf"['\"]?{before}", 1), (after, 2)):
+        found = [re.fullmatch(pattern, name) for name in names]
+        if all(found):
+            return [m[place] for m in found if m], [m[3 - place] for m in found if m]
+        if any(found):
+            odd = found.index(None)
+            raise DatasetError(f"{path}: line {numbers[odd]} has no id, and others have: {names[odd]!r}; give all one")
+    return None
+
+
+def _split_index(names: list[str], numbers: list[int], path: Path) -> tuple[list[int], list[str]] | None:
+    """Numbers and names, where every line has a number, and together they count the classes."""
+    for separator in (SURE, LISTED, PERHAPS):
+        sure = separator is SURE
+        for first in (True, False):
+            pattern = rf"['\"]?(\d+)['\"]?(?:{separator.pattern})(.+)"
+            if not first:
+                pattern = rf"(.+?)(?:{separator.pattern})(\d+)"
+            found = [re.fullmatch(pattern, name) for name in names]
+            if not all(found):
+                if sure and first and _nearly(found):
+                    odd = found.index(None)
+                    raise DatasetError(
+                        f"{path}: line {numbers[odd]} has no number before the name, and most have: {names[odd]!r}; "
+                        "number all, or none"
+                    )
+                continue
+            cells = [m[1 if first else 2] for m in found if m]
+            rest = [m[2 if first else 1] for m in found if m]
+            start = _start(cells)
+            if all(re.match(r"\d{3}(\s|$)|\d+$", name) for name in rest):  # 1,000 dollars; 10:30
+                continue
+            if start is not None and (separator is not PERHAPS or _countable(cells, rest, start, first)):
+                return [int(cell) for cell in cells], rest
+            if start is None and sure and first and not any(name[0].isdigit() for name in rest):
+                raise _incomplete(cells, numbers, path)
+    return None
+
+
+def _nearly(found: Sequence[re.Match[str] | None]) -> bool:
+    """Whether most lines have different numbers before a name that does not go on with a digit (`1,000`)."""
+    cells = [m[1] for m in found if m and not m[2][0].isdigit()]
+    return len(cells) > len(found) / 2 and len(cells) >= 2 and len(set(cells)) == len(cells)
+
+
+def _countable(cells: Sequence[str], rest: Sequence[str], start: int, first: bool) -> bool:
+    """Whether numbers set off by no more than a space are an index, and not counts: `1 star`, `2 stars`, `Apollo 1`."""
+    if len({name.rstrip("s") for name in rest}) < len(rest) or (len(rest) == 2 and start == 1):
+        return False
+    return first or (start == 0 and len(rest) > 2 and [int(cell) for cell in cells] == list(range(len(cells))))
+
+
+def _start(cells: Sequence[str]) -> int | None:
+    """0 or 1, where the cells are 0 to C-1 or 1 to C in some order; else None."""
+    values = sorted(int(cell) for cell in cells)
+    return values[0] if values[0] in (0, 1) and values == list(range(values[0], values[0] + len(values))) else None
+
+
+def _incomplete(cells: Sequence[str], numbers: Sequence[int], path: Path) -> DatasetError:
+    """The error for an index with a gap, a repetition or another beginning, at the first line where it goes wrong."""
+    seen: set[int] = set()
+    for cell, number in zip(cells, numbers, strict=True):
+        if int(cell) in seen:
+            return DatasetError(f"{path}: line {number} has the index {cell} for the second time; give each class one")
+        seen.add(int(cell))
+    missing = next(i for i in range(len(cells) + 1) if i not in seen)
+    cell, odd = next((c, n) for c, n in zip(cells, numbers, strict=True) if int(c) >= len(cells) or missing == 0)
+    return DatasetError(
+        f"{path}: line {odd} has the number {cell}, but {len(cells)} classes are numbered 0 to {len(cells) - 1}, and "
+        f"{missing} is missing; add it, or give names alone, one a line (a JSON list is taken as it is)"
+    )
+
+
+def _in_order(names: GivenNames, index: list[int]) -> tuple[GivenNames, str]:
+    """Names, and ids if any, sorted by an index that is complete; and how to say so."""
+    order = sorted(range(len(index)), key=index.__getitem__)
+    ids = None if names.ids is None else [names.ids[i] for i in order]
+    said = f"their index ({min(index)} to {max(index)}{', so its 1 is label 0' if min(index) == 1 else ''}"
+    said += ", not in order: sorted by it)" if order != list(range(len(index))) else ")"
+    return replace(names, names=[names.names[i] for i in order], ids=ids), said
+
+
+def _with_ids(names: GivenNames, ids: Sequence[str]) -> GivenNames:
+    """Names with their ids. Beside WordNet's ids stand all words of a synset: the first is the name."""
+    words = names.names
+    if all(WNID.fullmatch(one) for one in ids):
+        words = [word.partition(",")[0].strip().replace("_", " ") for word in words]
+    return replace(names, names=words, ids=list(ids))
+
+
+def _said(names: GivenNames, done: Sequence[str], form: str = "lines") -> GivenNames:
+    """The same names, and a notice of how the file was read, unless it has plain names, one a line."""
+    if done or form != "lines":
+        first = ", ".join(repr(name) for name in names.names[:3]) + (", ..." if len(names.names) > 3 else "")
+        without = f", without {', '.join(done)}" if done else ""
+        notice("translated", f"{names.origin}: read as {form} of {len(names.names)} class names{without}: {first}")
+    return names
