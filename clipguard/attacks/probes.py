@@ -20,6 +20,7 @@ from clipguard.errors import AttackError, NoGradientError
 
 REPEATS = 2  # passes that must agree with the first
 SAME = 1e-3  # of the range of an image's logits: less is rounding, which differs between kernels of batch shapes
+LEAST = 1e-2  # of the size of the logits: what counts as their range at least; 0 where all prompts are one
 EQUAL = 1e-5  # of the range of the logits: columns nearer than this are one class
 LINEAR = 1e-5  # relative change of a gradient across the ball, below which it is constant
 STEPS = 4  # of the ascent whose loss must rise
@@ -180,8 +181,9 @@ def probabilities(logits: Tensor) -> Finding:
 
 
 def spread(logits: Tensor) -> Tensor:
-    """(N,) largest minus smallest logit of each image, never 0."""
-    return (logits.amax(dim=1) - logits.amin(dim=1)).clamp_min(1e-12)
+    """(N,) largest minus smallest logit of each image, never so small that rounding is a share of it."""
+    least = LEAST * logits.abs().amax(dim=1)
+    return torch.maximum(logits.amax(dim=1) - logits.amin(dim=1), least).clamp_min(1e-12)
 
 
 def randomised(subject: Subject, logits: Tensor) -> Finding:

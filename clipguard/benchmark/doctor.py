@@ -85,7 +85,11 @@ def _diagnose(plan: BenchPlan, transfer_from: str | None, progress: Progress, no
         dataset.class_names,
     )
     # It resizes inside, so that it takes the images of the other's size.
-    other = models[1].classifier(dataset.class_names, dataset.templates, "native") if transfer_from else None
+    other = (
+        models[1].classifier(dataset.class_names, dataset.templates, "native", duplicates=plan.duplicate_names)
+        if transfer_from
+        else None
+    )
     run = provenance(plan, {model.info.name: model.info for model in models}, [task], [recipe], device)
     run |= {"examined": index.tolist(), "transfer_from": transfer_from, "notices": notices}
     progress.start(f"{plan.models[0]} · {task.name} · {recipe.name}", len(CHECKS))

@@ -22,7 +22,7 @@ def prepare(
 ) -> tuple[ZeroShotClassifier, Callable[[Image], Tensor]]:
     """The classifier of a data set, and what turns its images into the pixels that are attacked."""
     resolution, resize = choose_resize(plan, dataset.name)
-    classifier = model.classifier(dataset.class_names, dataset.templates, resolution)
+    classifier = model.classifier(dataset.class_names, dataset.templates, resolution, duplicates=plan.duplicate_names)
     if plan.logit_scale is not None:
         classifier.logit_scale.fill_(plan.logit_scale)
     if resize == "model":

@@ -33,6 +33,7 @@ from clipguard.data.dataset import in_random_order
 from clipguard.errors import AttackError, DatasetError
 from clipguard.models import parse_source
 from clipguard.models.loading import LoadedModel, ModelInfo, check_device, load_model
+from clipguard.models.text import tokenize
 from clipguard.notices import Notice, noticing
 
 log = logging.getLogger("clipguard")
@@ -131,7 +132,12 @@ def _bench(
     tasks = [open_task(plan, name, progress) for name in plan.datasets]
     model = load_model(plan.models[0], device=device, text=plan.text)
     # The others are read once now, so that a bad name is not found hours into the run.
-    infos = {model.info.name: model.info} | {name: load_model(name, text=plan.text).info for name in plan.models[1:]}
+    infos = {}
+    for number, name in enumerate(plan.models):
+        read = model if number == 0 else load_model(name, text=plan.text)
+        infos[read.info.name] = read.info
+        for task in tasks:
+            _check_text(plan, read, task.dataset, encode=number == 0)
     started = time.monotonic()
     result.run.update(provenance(plan, infos, tasks, recipes, device) | {"notices": notices})
     for number, name in enumerate(plan.models):
@@ -143,6 +149,15 @@ def _bench(
             result.run["wall_seconds"] = round(time.monotonic() - started, 3)
     result.run["complete"] = True
     return result
+
+
+def _check_text(plan: BenchPlan, model: LoadedModel, dataset: ZeroShotDataset, *, encode: bool) -> None:
+    """Raise ModelError for prompts that no model could use. `encode`: keep the text for the run that follows."""
+    names, templates = dataset.class_names, dataset.templates
+    if encode:
+        model.text_features(names, templates, duplicates=plan.duplicate_names)
+    else:
+        tokenize(model.tokenizer, names, templates, duplicates=plan.duplicate_names)
 
 
 def provenance(

@@ -119,23 +119,32 @@ class LoadedModel:
         return Compose(image_transform_v2(config, is_train=False).transforms[:-1])  # type: ignore[no-any-return]
 
     def classifier(
-        self, class_names: Sequence[str], templates: Sequence[str], resolution: Resolution = "model"
+        self,
+        class_names: Sequence[str],
+        templates: Sequence[str],
+        resolution: Resolution = "model",
+        *,
+        duplicates: bool = False,
     ) -> ZeroShotClassifier:
         """A classifier over `class_names`; see `ZeroShotClassifier`. Text is encoded once per (names, templates).
 
+        duplicates: allow names that differ and have the same tokens.
+
         Raises:
-            ModelError: when there are no names or templates, a template has no `{}`, or the model's tuned text is
-                a table without one of the names.
+            ModelError: when there are no names or templates, a template has no `{}`, two different names have the same
+                tokens, or the model's tuned text is a table without one of the names.
         """
-        text = self.text_features(class_names, templates)
+        text = self.text_features(class_names, templates, duplicates=duplicates)
         return ZeroShotClassifier(self.model, text, self.preprocessing, resolution)
 
-    def text_features(self, class_names: Sequence[str], templates: Sequence[str]) -> Tensor:
+    def text_features(
+        self, class_names: Sequence[str], templates: Sequence[str], *, duplicates: bool = False
+    ) -> Tensor:
         """The class-text matrix (D, C), float32, columns of unit length; cached on this object."""
         key = (tuple(class_names), tuple(templates))
         if key not in self._text:
             self._text[key] = encode_classes(
-                self.model, self.tokenizer, class_names, templates, self.device, self.text_map
+                self.model, self.tokenizer, class_names, templates, self.device, self.text_map, duplicates=duplicates
             )
         return self._text[key]
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Callable, Sequence
+from collections import Counter
+from collections.abc import Callable, Container, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -11,8 +11,7 @@ from torch.nn import functional as F
 
 from clipguard.errors import ModelError
 from clipguard.models.text_map import TextMap
-
-logger = logging.getLogger("clipguard")
+from clipguard.notices import notice
 
 Tokenizer = Callable[[list[str]], Tensor]
 BATCH = 256  # prompts encoded at once
@@ -26,6 +25,8 @@ def encode_classes(
     templates: Sequence[str],
     device: torch.device,
     text_map: TextMap | None = None,
+    *,
+    duplicates: bool = False,
 ) -> Tensor:
     """Class-text matrix (D, C), float32, columns of unit length, on `device`.
 
@@ -33,27 +34,69 @@ def encode_classes(
         class_names: C names; each fills the `{}` of every template.
         templates: prompts such as "a photo of a {}."
         text_map: what tuned text does to the embedding of each prompt, for models that keep it beside their weights.
+        duplicates: see `tokenize`.
 
     Raises:
-        ModelError: when there are no names or templates, a template has no `{}`, or the map does not know a name.
+        ModelError: as `tokenize`, and when the map does not know a name.
     """
-    prompts = encode_prompts(model, tokenize(tokenizer, class_names, templates).to(device), len(class_names))
+    tokens = tokenize(tokenizer, class_names, templates, duplicates=duplicates)
+    prompts = encode_prompts(model, tokens.to(device), len(class_names))
     if text_map is not None:
         prompts = text_map(prompts, class_names)
     return class_rows(prompts).T.contiguous()
 
 
-def tokenize(tokenizer: Tokenizer, class_names: Sequence[str], templates: Sequence[str]) -> Tensor:
+def tokenize(
+    tokenizer: Tokenizer, class_names: Sequence[str], templates: Sequence[str], *, duplicates: bool = False
+) -> Tensor:
     """Token ids (C * T, L) of every template filled with every name, name by name.
 
+    Says which prompts are cut, and which classes have the prompts of another. duplicates: allow that for other than
+    equal names, too.
+
     Raises:
-        ModelError: when there are no names or templates, or a template has no `{}`.
+        ModelError: when there are no names or templates, a template has no `{}`, or two names that differ have the
+            same tokens in every prompt, so that no image could be told to be of one rather than the other.
     """
     _check_prompts(class_names, templates)
     prompts = [template.replace("{}", name) for name in class_names for template in templates]
     tokens = torch.cat([tokenizer(prompts[start : start + BATCH]) for start in range(0, len(prompts), BATCH)])
-    _warn_if_cut(tokenizer, tokens)
+    cut = {row // len(templates) for row in find_cut(tokenizer, prompts, tokens)}
+    if cut:
+        notice(
+            "truncated",
+            f"{len(cut)} of {len(class_names)} classes have prompts longer than the model's context of "
+            f"{tokens.shape[1]} tokens, {class_names[min(cut)]!r} among them: they are cut there; shorten names or "
+            "templates",
+        )
+    _check_distinct(tokens.reshape(len(class_names), len(templates), -1), class_names, cut, duplicates)
     return tokens
+
+
+def find_cut(tokenizer: Tokenizer, prompts: Sequence[str], tokens: Tensor) -> list[int]:
+    """Which of N prompts have lost their end in their tokens (N, L); none where the tokenizer cannot be asked.
+
+    With room for one token more, a prompt that was whole gets nothing but padding, on the right.
+    """
+    import inspect
+
+    length = tokens.shape[1]
+    asks = "context_length" in inspect.signature(tokenizer).parameters
+    if not asks or length < 2 or getattr(tokenizer, "reduction_fn", None) is not None:
+        return []
+    longer: Callable[..., Tensor] = tokenizer
+    short = longer(["a"], context_length=length + 1)[0]
+    if len(short) != length + 1 or not torch.equal(short[:-1], longer(["a"])[0]):
+        return []  # padded on the left, or with a last token of its own
+    padding = short[-1]
+    full = (tokens[:, -2] != padding).nonzero().flatten().tolist()  # of others the last token is padding
+    found: list[int] = []
+    for start in range(0, len(full), BATCH):
+        rows = full[start : start + BATCH]
+        more = longer([prompts[row] for row in rows], context_length=length + 1)
+        cut = (more[:, :-1] != tokens[rows]).any(dim=1) | (more[:, -1] != padding)
+        found += [row for row, is_cut in zip(rows, cut.tolist(), strict=True) if is_cut]
+    return found
 
 
 def encode_prompts(model: nn.Module, tokens: Tensor, classes: int) -> Tensor:
@@ -81,11 +124,59 @@ def _check_prompts(class_names: Sequence[str], templates: Sequence[str]) -> None
         raise ModelError(f"The template {bad!r} has no {{}} for the class name: write it as in 'a photo of a {{}}.'")
 
 
-def _warn_if_cut(tokenizer: Tokenizer, tokens: Tensor) -> None:
-    """Say when prompts may have lost their end. Only CLIP's own tokenizer is known to pad with 0."""
-    import open_clip
+def _check_distinct(tokens: Tensor, names: Sequence[str], cut: Container[int], duplicates: bool) -> None:
+    """Compare the tokens (C, T, L) of classes: all templates alike is an error or a notice, some a notice."""
+    equal = _equal_pairs(tokens.flatten(1).unsqueeze(1))
+    refused = [pair for pair in equal if names[pair[0]] != names[pair[1]]]
+    if refused and not duplicates:
+        one, other = refused[0]
+        more = f", and so have {len(refused) - 1} more pairs" if len(refused) > 1 else ""
+        why = _why_equal(names[one], names[other], one in cut and other in cut)
+        raise ModelError(
+            f"The classes {names[one]!r} and {names[other]!r} have the same tokens in every prompt "
+            f"({why}){more}: no image can be told to be of one rather than the other. Give names that differ with "
+            "--classes; bench, attack and doctor go on with --duplicate-names."
+        )
+    if equal:
+        one, other = next(iter(equal))
+        notice(
+            "guessed",
+            f"{len(equal)} of {len(names)} classes have the prompts of another ({names[one]!r} = {names[other]!r}): "
+            "no image can be told to be of one rather than the other",
+        )
+    partly = {pair: count for pair, count in _equal_pairs(tokens).items() if pair not in equal}
+    if partly:
+        (one, other), count = next(iter(partly.items()))
+        notice(
+            "truncated",
+            f"{len(partly)} pairs of classes have the same tokens in some prompts, as {names[one]!r} and "
+            f"{names[other]!r} in {count} of {tokens.shape[1]} "
+            f"({_why_equal(names[one], names[other], one in cut and other in cut)}); shorten these templates",
+        )
 
-    full = int((tokens[:, -1] != 0).sum()) if isinstance(tokenizer, open_clip.SimpleTokenizer) else 0
-    if full:
-        length = tokens.shape[1]
-        logger.warning("%d prompts fill the model's context of %d tokens: longer ones are cut there", full, length)
+
+def _equal_pairs(tokens: Tensor) -> dict[tuple[int, int], int]:
+    """Class and earlier class -> in how many of T prompts they have the same tokens (C, T, L), where there is any."""
+    pairs: Counter[tuple[int, int]] = Counter()
+    for prompts in tokens.cpu().unbind(dim=1):
+        first: dict[bytes, int] = {}
+        for number, row in enumerate(prompts.numpy()):
+            earlier = first.setdefault(row.tobytes(), number)
+            if earlier != number:
+                pairs[earlier, number] += 1
+    return dict(pairs)
+
+
+def _why_equal(one: str, other: str, cut: bool) -> str:
+    """What a tokenizer does not see between two names."""
+    import html
+
+    if one == other:
+        return "it is one name"
+    if " ".join(one.split()) == " ".join(other.split()):
+        return "they differ in spaces alone"
+    if one.casefold() == other.casefold():
+        return "they differ in case alone, which the tokenizer ignores"
+    if html.unescape(html.unescape(one)) == html.unescape(html.unescape(other)):
+        return "they differ in HTML entities alone, which the tokenizer reads"
+    return "they are cut to the same beginning" if cut else "the tokenizer does not tell them apart"

@@ -267,6 +267,25 @@ def test_two_classes_of_one_text(batch: tuple[Tensor, Tensor]) -> None:
     assert f"{names[2]} = {names[2]}" in found.evidence
 
 
+@pytest.mark.parametrize("rounding", [0.0, 1e-6])
+def test_a_model_whose_classes_are_all_equal_is_not_called_randomised(
+    batch: tuple[Tensor, Tensor], rounding: float
+) -> None:
+    class Constant(nn.Module):
+        """Equal logits but for rounding, which differs from pass to pass as between kernels."""
+
+        passes = 0
+
+        def forward(self, x: Tensor) -> Tensor:
+            self.passes += 1
+            noise = torch.randn((len(x), 9), generator=torch.Generator().manual_seed(self.passes))
+            return x.mean(dim=(1, 2, 3))[:, None] + 20 + 20 * rounding * noise
+
+    found = {f.id: f for f in probe(subject(Constant().eval(), batch), SHORT)}
+    assert found["randomised"].verdict == "ok"
+    assert found["duplicate-classes"].verdict == ("not checked" if not rounding else "ok")
+
+
 def test_a_step_that_changes_the_prediction_at_eps_0(tiny: nn.Module, batch: tuple[Tensor, Tensor]) -> None:
     """A pipeline in which a stored image is not the one that was seen: here, a model that a look at it changes."""
     seen = {"backward": 0}
