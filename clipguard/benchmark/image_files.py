@@ -10,7 +10,8 @@ import pandas as pd
 from clipguard.data import ZeroShotDataset
 from clipguard.data.class_lists import parse_classes
 from clipguard.data.class_names import check_words
-from clipguard.data.images import EncodedImage, FileImages, decode_rgb, reason
+from clipguard.data.decoding import decode
+from clipguard.data.images import EncodedImage, FileImages, reason
 from clipguard.data.labels import settle_labels
 from clipguard.data.templates import PHOTO, resolve_templates
 from clipguard.errors import DatasetError, did_you_mean
@@ -79,7 +80,7 @@ def _check_image(path: Path) -> None:
     if not path.is_file():
         raise DatasetError(f"{path}: no such image file. Check the path; a data set is named with --dataset.")
     try:
-        decode_rgb(EncodedImage(None, str(path)))
+        decode(EncodedImage(None, str(path)))
     except Exception as error:  # PIL reports a broken file with a dozen types
         raise DatasetError(
             f"{path} cannot be read as an image: {reason(error)}. Give a PNG, JPEG or the like."

@@ -30,6 +30,7 @@ from clipguard.benchmark.rows import attack_rows, clean_row, cost_table
 from clipguard.benchmark.store import Store
 from clipguard.data import ZeroShotDataset, load_dataset
 from clipguard.data.dataset import in_random_order
+from clipguard.data.decoding import PixelCount
 from clipguard.errors import AttackError, DatasetError
 from clipguard.models import parse_source
 from clipguard.models.loading import LoadedModel, ModelInfo, check_device, load_model
@@ -68,6 +69,7 @@ class Task:
     indices: npt.NDArray[np.int64]
     fingerprint: str
     hashes: dict[int, str]  # of the images, by index
+    pixels: dict[str, int]  # how many images decoding changed, by what it did
 
     def describe(self) -> dict[str, Any]:
         """Its part of the provenance."""
@@ -80,6 +82,7 @@ class Task:
             "fingerprint": self.fingerprint,
             "class_names": d.class_names,
             "templates": d.templates,
+            "pixels": self.pixels,
             "indices": self.indices.tolist(),
         }
 
@@ -260,11 +263,15 @@ def choose_images(plan: BenchPlan, dataset: ZeroShotDataset) -> npt.NDArray[np.i
 def read_task(name: str, dataset: ZeroShotDataset, indices: npt.NDArray[np.int64], progress: Progress) -> Task:
     """Read each image once: a corrupt one is found here, not in hour three."""
     progress.start(f"reading {name}", len(indices))
-    rows = []
+    rows, pixels = [], PixelCount()
     for index in indices.tolist():
-        rows.append((index, int(dataset.labels[index]), image_hash(dataset.image(index))))
+        decoded = dataset.read(index)
+        pixels.add(decoded)
+        rows.append((index, int(dataset.labels[index]), image_hash(decoded.image)))
         progress.advance()
-    return Task(name, dataset, indices, fingerprint(dataset.class_names, rows), {row[0]: row[2] for row in rows})
+    pixels.say(name)
+    hashes = {row[0]: row[2] for row in rows}
+    return Task(name, dataset, indices, fingerprint(dataset.class_names, rows), hashes, pixels.to_dict())
 
 
 def _run_task(

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 
-from clipguard.data.images import EncodedImages, decode_rgb, reason
+from clipguard.data.decoding import Decoded, decode
+from clipguard.data.images import EncodedImages, reason
 from clipguard.errors import DatasetError
 
 if TYPE_CHECKING:
@@ -37,6 +38,13 @@ class ImageDataset:
     def image(self, index: int) -> PIL.Image.Image:
         """Image `index` (in [0, N)), upright, in RGB, at its native size.
 
+        Raises as `read`.
+        """
+        return self.read(index).image
+
+    def read(self, index: int) -> Decoded:
+        """Image `index` (in [0, N)), and what decoding did to it; see `decode`.
+
         Raises IndexError outside [0, N), and DatasetError, naming the row and its file, if it cannot be decoded.
         """
         if not 0 <= index < len(self):
@@ -45,7 +53,7 @@ class ImageDataset:
         try:
             encoded = self.images[int(index)]
             path = encoded.path
-            return decode_rgb(encoded)
+            return decode(encoded)
         except (
             Exception
         ) as error:  # PIL reports a broken file with a dozen types, SyntaxError and struct.error among them

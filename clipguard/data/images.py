@@ -1,13 +1,9 @@
-"""Encoded images, read one at a time, and their one way to RGB pixels."""
+"""Encoded images, read one at a time."""
 
 from __future__ import annotations
 
-import io
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
-
-if TYPE_CHECKING:
-    import PIL.Image
+from typing import Any, NamedTuple, Protocol
 
 IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".ppm", ".pgm", ".tif", ".tiff"})
 
@@ -62,22 +58,6 @@ class FileImages:
         return EncodedImage(None, self.paths[index])
 
 
-def decode_rgb(encoded: EncodedImage) -> PIL.Image.Image:
-    """Decode to an upright RGB image: EXIF rotation applied, transparency laid over white, 16-bit greys scaled to 8.
-
-    Raises whatever PIL raises on a broken file; the caller knows the row and turns it into a DatasetError.
-    """
-    import PIL.Image
-    import PIL.ImageOps
-
-    if encoded.is_empty:
-        raise ValueError("no image stored")
-    source: Any = encoded.path if encoded.data is None else io.BytesIO(encoded.data)
-    with PIL.Image.open(source) as image:
-        image.load()
-        return to_rgb(PIL.ImageOps.exif_transpose(image))
-
-
 def reason(error: Exception) -> str:
     """Why an image could not be decoded, on one line."""
     import PIL
@@ -85,22 +65,3 @@ def reason(error: Exception) -> str:
     if isinstance(error, PIL.UnidentifiedImageError):  # its text is the address of a buffer
         return "not in an image format that PIL can read"
     return str(error).partition("\n")[0] or repr(error)
-
-
-def to_rgb(image: PIL.Image.Image) -> PIL.Image.Image:
-    """Any PIL mode to RGB. Raises ValueError on float pixels, whose range nothing tells."""
-    import numpy as np
-    import PIL.Image
-
-    if image.mode == "F":
-        raise ValueError("float pixels have no known range; store 8-bit or 16-bit images")
-    if image.mode.startswith(
-        "I"
-    ):  # 16-bit grey ("I" in older PIL); convert() would clip it to white instead of scaling
-        grey = np.asarray(image).astype(np.int64) >> 8
-        return PIL.Image.fromarray(grey.clip(0, 255).astype(np.uint8)).convert("RGB")
-    if image.getbands()[-1] == "A" or "transparency" in image.info:
-        rgba = image.convert("RGBA")
-        white = PIL.Image.new("RGBA", rgba.size, "white")
-        return PIL.Image.alpha_composite(white, rgba).convert("RGB")
-    return image.convert("RGB")

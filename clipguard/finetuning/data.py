@@ -24,6 +24,7 @@ from clipguard.benchmark.provenance import fingerprint, image_hash
 from clipguard.benchmark.run import Progress
 from clipguard.data import ImageDataset, ZeroShotDataset, load_dataset, load_images
 from clipguard.data.dataset import stratified_subset
+from clipguard.data.decoding import PixelCount
 from clipguard.errors import DatasetError, FinetuneError, SplitError
 from clipguard.finetuning.config import FinetuneConfig
 
@@ -50,11 +51,19 @@ class TrainingData:
     held_out: ZeroShotDataset | None  # the data set's own test split, where it has one
 
     def fingerprint(self) -> str:
-        """SHA-256 of names, labels and pixels of up to `FINGERPRINTED` images, evenly spread over those used."""
+        """SHA-256 of names, labels and pixels of up to `FINGERPRINTED` images, evenly spread over those used.
+
+        Says what decoding does to these.
+        """
         used = np.sort(np.concatenate([self.train, self.validation]))
         chosen = used[np.unique(np.linspace(0, len(used) - 1, FINGERPRINTED).round().astype(np.int64))]
         labels = np.full(len(self.images), -1) if self.labels is None else self.labels
-        rows = [(i, int(labels[i]), image_hash(self.images.image(i))) for i in chosen.tolist()]
+        rows, pixels = [], PixelCount()
+        for i in chosen.tolist():
+            decoded = self.images.read(i)
+            pixels.add(decoded)
+            rows.append((i, int(labels[i]), image_hash(decoded.image)))
+        pixels.say(self.images.name)
         return fingerprint(self.class_names, rows)
 
 

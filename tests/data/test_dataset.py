@@ -12,7 +12,8 @@ import pytest
 from dataset_files import png
 
 from clipguard.data import ZeroShotDataset, load_dataset
-from clipguard.data.images import EncodedImage, FileImages, decode_rgb
+from clipguard.data.decoding import decode as decode_image
+from clipguard.data.images import EncodedImage, FileImages
 from clipguard.data.templates import PHOTO, resolve_templates
 from clipguard.errors import DatasetError
 
@@ -76,7 +77,7 @@ def test_subset_bounds() -> None:
 
 
 def decode(data: bytes) -> PIL.Image.Image:
-    image = decode_rgb(EncodedImage(data, None))
+    image = decode_image(EncodedImage(data, None)).image
     assert image.mode == "RGB"
     return image
 
