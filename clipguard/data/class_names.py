@@ -43,9 +43,9 @@ def style_names(
     """
     wnids = _wnids(names) if imagenet else None
     if wnids is not None and style == "tecoa":
-        names = [_first_word(wnid) for wnid in wnids]
+        names = [_lemmas(wnid)[0] for wnid in wnids]
     elif wnids is not None and all(WNID.fullmatch(name) or name.isdecimal() for name in names):
-        names = [_usual_names().get(wnid) or _first_word(wnid) for wnid in wnids]
+        names = [_usual_names().get(wnid) or _lemmas(wnid)[0] for wnid in wnids]
     elif raw:
         names = [re.sub(r"^\d{3}\.|-101$", "", name).replace("_", " ") for name in names]
     if style == "tecoa":
@@ -53,7 +53,24 @@ def style_names(
     if wnids is None or duplicates:
         return names
     count = Counter(names)
-    return [MENDED[style].get(wnid, n) if count[n] > 1 else n for wnid, n in zip(wnids, names, strict=True)]
+    names = [MENDED[style].get(wnid, n) if count[n] > 1 else n for wnid, n in zip(wnids, names, strict=True)]
+    count = Counter(names)  # beyond the 1,000, more share a word: those are told apart by all words of their synsets
+    return [
+        ", ".join(_lemmas(wnid)) if count[n] > 1 and wnid not in _usual_names() else n
+        for wnid, n in zip(wnids, names, strict=True)
+    ]
+
+
+def ids_in_words(names: list[str], style: ClassNames) -> list[str] | None:
+    """Names that all are WordNet ids ImageNet uses, or all start with one (`n02085620-Chihuahua`), in words; else None.
+
+    Raises DatasetError for an id that is not ImageNet's among ids alone.
+    """
+    if names and all(WNID.fullmatch(name) for name in names):
+        return style_names(names, style, imagenet=True)
+    found = [re.fullmatch(r"n\d{8}[-_ .]+(.*\w.*)", name) for name in names]
+    words = [match[1].replace("_", " ").strip() for match in found if match]
+    return style_names(words, style) if words and len(words) == len(names) else None
 
 
 def check_words(names: list[str], templates: list[str]) -> None:
@@ -104,10 +121,9 @@ def _wordnet() -> Any:
     return ImageNetInfo("imagenet-1k")
 
 
-def _first_word(wnid: str) -> str:
-    """`great white shark` of `great white shark, white shark, ...`."""
+def _lemmas(wnid: str) -> list[str]:
+    """`great white shark`, `white shark`, ...: the words of a synset, of the 1,000 or of all 21,843 in ImageNet."""
     try:
-        lemmas = str(_wordnet().label_name_to_description(wnid))
+        return str(_wordnet().label_name_to_description(wnid)).split(", ")
     except KeyError:
         raise DatasetError(f"{wnid} is no WordNet id of ImageNet; give the class names with --classes FILE") from None
-    return lemmas.partition(",")[0]

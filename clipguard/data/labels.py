@@ -2,20 +2,40 @@
 
 from __future__ import annotations
 
+import re
+import string
 from collections import Counter
+from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
 
+from clipguard.data.class_names import ids_in_words
 from clipguard.errors import DatasetError
+from clipguard.notices import notice
 
 if TYPE_CHECKING:
     import pandas as pd
 
 EMPTY = "the data set is empty; choose another split, or give one that has images"
 
+_NUMBERED = re.compile(
+    r"(?:(?:class|cls|c|label|lbl|category|categ|id|idx|index|n|no|num|nr|folder|dir|group|cluster)?[\s_.#-]*|[+-])"
+    r"(?P<number>\d+)(?:\.0+)?",
+    re.IGNORECASE,
+)
+_ID = re.compile(
+    _NUMBERED.pattern  # 0, -1, 3.0, class_3, c7
+    + r"|n\d{8}"  # WordNet
+    + r"|/?m[/._]0\w+"  # Freebase, as in OpenImages
+    + r"|q\d{3,}"  # Wikidata
+    + r"|(?=[0-9a-f-]*\d)[0-9a-f]{6,}(?:-[0-9a-f]{4,})*"  # hashes, UUIDs
+    + r"|true|false|nan|none|null",
+    re.IGNORECASE,
+)
 Labels = npt.NDArray[np.int64]
 
 
@@ -34,7 +54,7 @@ def settle_labels(
 ) -> tuple[Labels, list[str]]:
     """Labels (N,) in [0, C) and the C class names.
 
-    raw: N integers, or N strings (then the classes are the sorted distinct values).
+    raw: N integers, or N strings (then the classes are the sorted distinct values, or the categories).
     native: names that integers already have, as in a ClassLabel feature. given: names from a file; they win.
     distinct: refuse duplicate names; without, the caller mends them.
     Raises DatasetError: empty, missing labels, no names, fewer than two classes, duplicate names, labels out of range.
@@ -46,16 +66,36 @@ def settle_labels(
             "the labels are integers without class names; give --classes FILE with one name a line, in label order"
         )
     if native is not None:
-        check_names(native, distinct=distinct)
         _check_range(codes, len(native))
     if given is None:
         assert native is not None
+        check_names(native, distinct=distinct)
         return codes, native
     check_names(given.names, distinct=distinct)
     if native is None:
         _check_range(codes, len(given.names))
         return codes, given.names
     return _match(native, given)[codes], given.names
+
+
+def are_ids(names: list[str]) -> bool:
+    """Whether no name says what its class is: `0`, `class_3`, `c7`, `n00000001`, `9f86d081`, `/m/0bt9lr`, `true`."""
+    return all(_ID.fullmatch(name.strip()) for name in names)
+
+
+def refuse_ids(names: list[str]) -> None:
+    """Raise DatasetError for names that came with the data and say nothing in a prompt: numbers, ids, punctuation."""
+    if are_ids(names):
+        shown = ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")
+        raise DatasetError(
+            f"the labels are numbers or ids without class names ({shown}); give --classes FILE with one name a line, "
+            "in label order"
+        )
+    for name in names:
+        if not name.strip(string.punctuation + string.whitespace):
+            raise DatasetError(
+                f"a class is called {name!r}; give names with --classes FILE, one a line, in label order"
+            )
 
 
 def _check_present(raw: pd.Series) -> None:
@@ -73,14 +113,18 @@ def _to_codes(raw: pd.Series, native: list[str] | None) -> tuple[Labels, list[st
     import pandas as pd
 
     kind = pd.api.types.infer_dtype(raw, skipna=False)
+    if kind in ("floating", "mixed-integer-float", "decimal"):  # 3.0 is what is left of 3 where some tool saw a gap
+        numbers = raw.to_numpy(dtype=np.float64)
+        if (numbers == np.floor(numbers)).all():
+            return numbers.astype(np.int64), native
     if kind in ("integer", "boolean"):
         return raw.to_numpy(dtype=np.int64), native
     if kind in ("string", "categorical"):
-        values = sorted(raw.astype(str).unique())
-        if all(value.isdecimal() for value in values):
-            values.sort(
-                key=int
-            )  # folders 0 to 10: class 10 must not come after class 1, or a names file would mislabel it
+        known = raw.cat.categories if isinstance(raw.dtype, pd.CategoricalDtype) else raw.unique()
+        values = sorted(str(value) for value in known)
+        if all(_NUMBERED.fullmatch(value) for value in values):
+            # Class 10 must not come after class 1, or a names file would mislabel it.
+            values.sort(key=lambda value: (_number(value), value))
         return pd.Categorical(raw.astype(str), categories=values).codes.astype(np.int64), values
     raise DatasetError(f"labels must be integers or strings, not {kind}; name another column with --label-column")
 
@@ -110,13 +154,65 @@ def _check_range(codes: Labels, classes: int) -> None:
 def _match(native: list[str], given: GivenNames) -> Labels:
     """Where each native class is in the given list, (len(native),): by name if all are there, else by position.
 
+    Names are the same, too, if only case, `_` and `-` differ; WordNet ids are what ImageNet calls them.
     By position only if the lengths agree and no shared name changes place: anything else would mislabel in silence.
+    Numbers are positions.
     """
-    by_id = given.ids is not None and set(native) <= set(given.ids)
-    place = {name: index for index, name in enumerate(given.ids if given.ids and by_id else given.names)}
+    for mine, theirs in _spellings(native, given):
+        place = {name: index for index, name in enumerate(theirs)}
+        if len(place) == len(theirs) and len(set(mine)) == len(mine) and all(name in place for name in mine):
+            return np.array([place[name] for name in mine], dtype=np.int64)
+    if all(_NUMBERED.fullmatch(name) for name in native):
+        return _by_number(native, given)
+    return _by_position(native, given)
+
+
+def _spellings(native: list[str], given: GivenNames) -> Iterator[tuple[list[str], list[str]]]:
+    """Both lists as they are; by the given ids; but for case and separators; with native WordNet ids in words."""
+    yield native, given.names
+    if given.ids:
+        yield native, list(given.ids)
+    plain = [_plain(name) for name in given.names]
+    yield [_plain(name) for name in native], plain
+    with suppress(DatasetError):  # ids nobody knows
+        for words in (ids_in_words(native, "source"), ids_in_words(native, "tecoa")):
+            if words is not None:
+                yield [_plain(name) for name in words], plain
+
+
+def _plain(name: str) -> str:
+    return re.sub(r"[\s_-]+", " ", name).strip().casefold()
+
+
+def _by_number(native: list[str], given: GivenNames) -> Labels:
+    """A number is a position in the list; if that cannot be, C numbers take its C names in their order, a guess."""
+    numbers = np.array([_number(name) for name in native], dtype=np.int64)
+    order = np.argsort(numbers)
+    lowest, highest = native[order[0]], native[order[-1]]
+    if len(np.unique(numbers)) < len(numbers):
+        raise DatasetError(f"two of the labels are the same number ({', '.join(native[:6])}); write each in one way")
+    if numbers[order[0]] >= 0 and numbers[order[-1]] < len(given.names):
+        if numbers[order[0]] > 0:
+            first = given.names[numbers[order[0]]]
+            notice("guessed", f"{given.origin}: no label is 0, but they are counted from 0: {lowest} is {first!r}")
+        return numbers
+    if len(native) != len(given.names):
+        wrong = highest if numbers[order[-1]] >= len(given.names) else lowest
+        raise DatasetError(
+            f"a label is {wrong}, but {given.origin} has {len(given.names)} class names (0 to {len(given.names) - 1}); "
+            "give the full list with --classes FILE"
+        )
+    notice(
+        "guessed",
+        f"{given.origin}: labels run from {lowest} to {highest} and take the {len(native):,} names in order: "
+        f"{lowest} is {given.names[0]!r}, {highest} is {given.names[-1]!r}",
+    )
+    return np.argsort(order)
+
+
+def _by_position(native: list[str], given: GivenNames) -> Labels:
+    place = {name: index for index, name in enumerate(given.names)}
     absent = [name for name in native if name not in place]
-    if not absent:
-        return np.array([place[name] for name in native], dtype=np.int64)
     if len(native) != len(given.names):
         raise DatasetError(
             f"{given.origin} has {len(given.names)} class names, but the data has {len(native)} classes and "
@@ -128,4 +224,17 @@ def _match(native: list[str], given: GivenNames) -> Labels:
                 f"{given.origin} has {name!r} as class {place[name]}, but in the data it is class {index}; "
                 "use the data's class order"
             )
+    if not are_ids(native):
+        notice(
+            "guessed",
+            f"{given.origin}: {len(absent):,} of {len(native):,} classes are not among its names and take those in the "
+            f"same place: {absent[0]!r} is {given.names[native.index(absent[0])]!r}",
+        )
     return np.arange(len(native), dtype=np.int64)
+
+
+def _number(name: str) -> int:
+    """Of `7`, `-1`, `3.0` or `class_7`."""
+    found = _NUMBERED.fullmatch(name)
+    assert found is not None
+    return -int(found["number"]) if name.startswith("-") else int(found["number"])

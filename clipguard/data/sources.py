@@ -2,27 +2,25 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
 from clipguard.data.class_lists import parse_classes
-from clipguard.data.class_names import STYLES, ClassNames, check_words, imagenet_templates, style_names
+from clipguard.data.class_names import STYLES, ClassNames, check_words, ids_in_words, imagenet_templates, style_names
 from clipguard.data.dataset import ImageDataset, ZeroShotDataset
 from clipguard.data.embedded import embedded_folders, open_embedded
 from clipguard.data.folders import KINDS, Located, locate, open_images
 from clipguard.data.hub import open_hub, open_hub_tars
-from clipguard.data.labels import EMPTY, GivenNames, check_names, settle_labels
+from clipguard.data.labels import EMPTY, GivenNames, are_ids, check_names, refuse_ids, settle_labels
 from clipguard.data.registry import REMOTE, DatasetEntry, find_entry, groups, registry
 from clipguard.data.rows import Request, Rows, sidecar
 from clipguard.data.tables import open_arrow, open_parquet, open_saved
 from clipguard.data.templates import PHOTO, TemplateSets, read_templates, resolve_templates
 from clipguard.data.webdataset import open_tars
 from clipguard.errors import DatasetError, SplitError, did_you_mean
-
-log = logging.getLogger("clipguard")
+from clipguard.notices import notice
 
 FORMATS: dict[str, Callable[[Located, Request], Rows]] = {
     "saved": open_saved,
@@ -72,8 +70,9 @@ def load_dataset(
             check_names(written.names, distinct=not duplicate_names)
         winner = _winner(rows, written)
         labels, names = settle_labels(rows.labels, rows.class_names, winner, distinct=False)
-        if given is None:
-            names = _write_names(names, entry, class_names, raw=winner is None, duplicates=duplicate_names)
+        names = _write_names(name, names, entry, class_names, winner, given, duplicates=duplicate_names)
+        if winner is None:
+            refuse_ids(names)
         check_names(names, distinct=not duplicate_names)
         prompts = resolve_templates(templates, _template_sets(rows, entry, templates), name)
         if winner is not None:
@@ -105,13 +104,44 @@ def _named(name: str) -> Iterator[None]:
 
 
 def _winner(rows: Rows, given: GivenNames | None) -> GivenNames | None:
-    """--classes or the entry's own, else a ClassLabel's own names (None here), else the classnames.txt of the data."""
-    if given is not None or rows.class_names is not None:
+    """--classes or the entry's own, else a ClassLabel's own names (None here), else the classnames.txt of the data.
+
+    Before a ClassLabel whose names are ids, that file is meant.
+    """
+    if given is not None or (rows.class_names is not None and not are_ids(rows.class_names)):
         return given
     return rows.given_names
 
 
 def _write_names(
+    name: str,
+    names: list[str],
+    entry: DatasetEntry | None,
+    style: ClassNames,
+    winner: GivenNames | None,
+    given: GivenNames | None,
+    *,
+    duplicates: bool,
+) -> list[str]:
+    """Names in the style asked for, WordNet ids in words. Those of --classes stay, unless they are ids."""
+    written = None
+    if entry is None or not entry.imagenet:
+        try:
+            written = ids_in_words(names, style)
+        except DatasetError:
+            if winner is None:
+                raise
+    if written is None and given is None:
+        written = _style(names, entry, style, raw=winner is None, duplicates=duplicates)
+    changed = [(old, new) for old, new in zip(names, written or names, strict=True) if old != new]
+    if changed and (style == "source" or are_ids(names)):  # another style was asked for
+        old, new = changed[0]
+        what = f"{len(changed):,} of {len(names):,} class names are not as they came with the data: {old!r} is {new!r}"
+        notice("translated", f"{name}: {what}; --classes FILE gives others")
+    return written or names
+
+
+def _style(
     names: list[str], entry: DatasetEntry | None, style: ClassNames, *, raw: bool, duplicates: bool
 ) -> list[str]:
     if entry is None:
@@ -137,10 +167,10 @@ def _template_sets(rows: Rows, entry: DatasetEntry | None, choice: str) -> Templ
         elif entry.ensemble is not None:
             found = replace(PHOTO, ensemble=entry.ensemble)
         else:
-            log.warning(
-                "%s: no zeroshot_classification_templates.txt in %s, so the ensemble is the one for any photos",
-                entry.name,
-                rows.source,
+            notice(
+                "guessed",
+                f"{entry.name}: no zeroshot_classification_templates.txt in {rows.source}, so the ensemble is the one "
+                "for any photos",
             )
     return entry.template_sets(found)
 
