@@ -1,17 +1,19 @@
-"""What a path holds, which split each file belongs to, and the folder of images."""
+"""What a path holds, and which split each file belongs to."""
 
 from __future__ import annotations
 
 import os
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path, PurePath
 
-from clipguard.data.images import IMAGE_SUFFIXES, FileImages
-from clipguard.data.rows import ALL, Request, Rows, choose_split, refuse_columns, sidecar_names
+from clipguard.data.rows import ALL
+from clipguard.data.suffixes import count_suffixes, image_suffixes, is_worth_a_word
 from clipguard.errors import DatasetError
+from clipguard.notices import notice
 
-KINDS = {".parquet": "parquet", ".arrow": "arrow", ".tar": "tar", **dict.fromkeys(IMAGE_SUFFIXES, "image")}
+TABLES = {".parquet": "parquet", ".arrow": "arrow", ".tar": "tar"}
+NOT_DATA = ("__MACOSX", "__pycache__")
 SPLIT_WORD = re.compile(
     r"(?:^|[-._ /])(train|training|validation|valid|val|dev|test|testing)(?=[-._ /0-9])", re.IGNORECASE
 )
@@ -30,13 +32,28 @@ class Located:
     """`path`, or its folder if it is a file."""
     files: list[str]
     """POSIX paths relative to `root`, in natural order (2.tar before 10.tar)."""
+    skipped: list[str] = field(default_factory=list)
+    """Those of other files, which may be data but are not read."""
+
+    def say_skipped(self, prefix: str = "") -> None:
+        """A notice of the files that are not read and whose path starts with `prefix`."""
+        skipped = [file for file in self.skipped if file.startswith(prefix)]
+        if skipped:
+            what = f"{len(skipped):,} files that are not read ({count_suffixes(skipped)}), such as {skipped[0]}"
+            notice("skipped", f"{self.path}: {what}")
+
+
+def kind_of(name: str) -> str | None:
+    """`parquet`, `arrow`, `tar` or `image`, by the suffix; None for anything else."""
+    suffix = PurePath(name).suffix.lower()
+    return TABLES.get(suffix) or ("image" if suffix in image_suffixes() else None)
 
 
 def locate(path: Path) -> Located:
     """Say what an existing path holds. Raises DatasetError if it is nothing we read, or several things at once."""
     path = path.absolute()  # not resolve(): files of the hub's cache are links to names without a suffix
     if path.is_file():
-        kind = KINDS.get(path.suffix.lower())
+        kind = kind_of(path.name)
         if kind is None:
             raise DatasetError(
                 f"{path} is no format clipguard reads; give a .parquet, .arrow or .tar file, or a folder "
@@ -48,34 +65,55 @@ def locate(path: Path) -> Located:
     if (path / "dataset_dict.json").is_file() or (path / "state.json").is_file():
         return Located(path, "saved", path, [])
     found = _scan(path)
+    others = found.pop("", [])
     # A picture beside the data (a README's teaser) is no dataset: images count from one folder down.
     if len(found) > 1 and "image" in found and not any("/" in file for file in found["image"]):
-        del found["image"]
+        others = found.pop("image") + others
     if not found:
+        unread = [file for file in others if is_worth_a_word(PurePath(file).name, images=True)]
         raise DatasetError(
-            f"{path} holds no parquet, arrow, tar or image files; give a folder that does (unpack archives first)"
+            f"{path} holds no parquet, arrow, tar or image files"
+            + (f" that can be read here, but {count_suffixes(unread)}" if unread else "")
+            + "; give a folder that does (unpack archives first, convert images to .png or .jpg)"
         )
     if len(found) > 1:
         raise DatasetError(
             f"{path} holds a mix of {' and '.join(sorted(found))} files; give the file or subfolder you mean"
         )
     kind, files = next(iter(found.items()))
-    return Located(path, kind, path, files)
+    images = kind == "image"
+    skipped = [f for f in others if is_worth_a_word(PurePath(f).name, images) or (not images and kind_of(f))]
+    return Located(path, kind, path, files, skipped)
 
 
 def _scan(root: Path) -> dict[str, list[str]]:
-    """Relative paths of the files of each kind below `root`; hidden files and folders do not count."""
+    """Relative paths of the files of each kind below `root`, others under ""; nothing hidden counts."""
+    kinds = TABLES | dict.fromkeys(image_suffixes(), "image")
     found: dict[str, list[str]] = {}
-    for folder, subfolders, names in os.walk(root, followlinks=True):
-        subfolders[:] = [name for name in subfolders if not name.startswith((".", "__"))]
+    for folder, subfolders, names in os.walk(root, followlinks=True, onerror=_refuse_unreadable):
+        subfolders[:] = [name for name in subfolders if not (_is_hidden(name) or _leads_back(folder, name))]
         prefix = PurePath(folder).relative_to(root).as_posix() + "/" if folder != str(root) else ""
         for name in names:
-            kind = KINDS.get(os.path.splitext(name)[1].lower())  # noqa: PTH122 - pathlib is 5 times slower on a million files
-            if kind is not None and not name.startswith("."):
+            if not name.startswith("."):
+                kind = kinds.get(os.path.splitext(name)[1].lower(), "")  # noqa: PTH122 - pathlib is 5 times slower on a million files
                 found.setdefault(kind, []).append(prefix + name)
     for files in found.values():
         files.sort(key=_natural)
     return found
+
+
+def _is_hidden(folder: str) -> bool:
+    return folder.startswith(".") or folder in NOT_DATA
+
+
+def _leads_back(folder: str, name: str) -> bool:
+    """Whether it is a link to a folder above it: its files would be found again and again."""
+    path = Path(folder, name)
+    return path.is_symlink() and Path(folder).resolve().is_relative_to(path.resolve())
+
+
+def _refuse_unreadable(error: OSError) -> None:
+    raise DatasetError(f"cannot read the folder {error.filename}: {error.strerror}; make it readable, or remove it")
 
 
 def _natural(text: str) -> list[tuple[int, str]]:
@@ -100,39 +138,3 @@ def files_by_split(located: Located) -> dict[str, list[str]]:
             "or give the file itself"
         )
     return splits if "" not in splits else {ALL: splits[""]}
-
-
-def open_images(located: Located, request: Request) -> Rows:
-    """`class/xxx.jpg`, or `split/class/xxx.jpg`; labels are the folder names. Any other layout: DatasetError.
-
-    Where labels are not wanted, any other layout is a set without splits and labels.
-    """
-    import pandas as pd
-
-    refuse_columns(request, "an image folder")
-    parts = [file.split("/") for file in located.files]
-    depths = {len(part) for part in parts}
-    if not request.labelled and depths != {3}:
-        split = choose_split([ALL], request.split)
-        return Rows(str(located.path), split, FileImages([str(located.root / f) for f in located.files]), pd.Series())
-    if depths not in ({2}, {3}):
-        odd = min(located.files, key=lambda file: file.count("/"))
-        raise DatasetError(
-            f"images must all lie in class/x.jpg, or all in split/class/x.jpg, but there is {odd}; move it"
-        )
-    splits = {part[0] for part in parts} if depths == {3} else {ALL}
-    split = choose_split(sorted(splits), request.split)
-    base = located.root / split if depths == {3} else located.root
-    files = [part for part in parts if depths == {2} or part[0] == split]
-    labels = pd.Series([part[-2] for part in files], dtype=object)
-    _check_no_empty_class(base, set(labels))
-    paths = [str(base / part[-2] / part[-1]) for part in files]
-    names = sidecar_names([base, located.root])
-    return Rows(str(located.path), split, FileImages(paths), labels, given_names=names)
-
-
-def _check_no_empty_class(base: Path, classes: set[str]) -> None:
-    """A class without images would vanish from the class names and make the task easier."""
-    for folder in sorted(base.iterdir()):
-        if folder.is_dir() and not folder.name.startswith((".", "__")) and folder.name not in classes:
-            raise DatasetError(f"class folder {folder.name!r} holds no images; fill it or remove it")

@@ -115,7 +115,7 @@ def _to_codes(raw: pd.Series, native: list[str] | None) -> tuple[Labels, list[st
     kind = pd.api.types.infer_dtype(raw, skipna=False)
     if kind in ("floating", "mixed-integer-float", "decimal"):  # 3.0 is what is left of 3 where some tool saw a gap
         numbers = raw.to_numpy(dtype=np.float64)
-        if (numbers == np.floor(numbers)).all():
+        if (np.isfinite(numbers) & (numbers == np.floor(numbers))).all():
             return numbers.astype(np.int64), native
     if kind in ("integer", "boolean"):
         return raw.to_numpy(dtype=np.int64), native

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -42,6 +42,9 @@ class Rows:
     class_names: list[str] | None = None  # of a ClassLabel: what integer labels mean
     given_names: GivenNames | None = None  # of a classnames.txt that came with the data
     templates: TemplateSets = PHOTO
+    empty_classes: dict[str, str] = field(default_factory=dict)  # class folders without images, and what is in them
+    classes_elsewhere: list[str] = field(default_factory=list)  # that only other splits have
+    hint: str = ""  # what else may be wrong where labels are
 
 
 def choose_split(available: Iterable[str], wanted: str | None) -> str:

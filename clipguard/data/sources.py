@@ -11,9 +11,10 @@ from clipguard.data.class_lists import parse_classes
 from clipguard.data.class_names import STYLES, ClassNames, check_words, ids_in_words, imagenet_templates, style_names
 from clipguard.data.dataset import ImageDataset, ZeroShotDataset
 from clipguard.data.embedded import embedded_folders, open_embedded
-from clipguard.data.folders import KINDS, Located, locate, open_images
+from clipguard.data.folders import Located, kind_of, locate
 from clipguard.data.hub import open_hub, open_hub_tars
-from clipguard.data.labels import EMPTY, GivenNames, are_ids, check_names, refuse_ids, settle_labels
+from clipguard.data.image_folder import open_images
+from clipguard.data.labels import EMPTY, GivenNames, Labels, are_ids, check_names, refuse_ids, settle_labels
 from clipguard.data.registry import REMOTE, DatasetEntry, find_entry, groups, registry
 from clipguard.data.rows import Request, Rows, sidecar
 from clipguard.data.tables import open_arrow, open_parquet, open_saved
@@ -69,7 +70,7 @@ def load_dataset(
         if written is not None:
             check_names(written.names, distinct=not duplicate_names)
         winner = _winner(rows, written)
-        labels, names = settle_labels(rows.labels, rows.class_names, winner, distinct=False)
+        labels, names = _settle(name, rows, winner)
         names = _write_names(name, names, entry, class_names, winner, given, duplicates=duplicate_names)
         if winner is None:
             refuse_ids(names)
@@ -101,6 +102,27 @@ def _named(name: str) -> Iterator[None]:
         yield
     except DatasetError as error:
         raise type(error)(f"{name}: {error}") from error
+
+
+def _settle(name: str, rows: Rows, winner: GivenNames | None) -> tuple[Labels, list[str]]:
+    """Labels and names, where no class is left out in silence."""
+    if winner is None and rows.empty_classes:
+        # It would vanish from the class names and make the task easier.
+        folder, content = next(iter(rows.empty_classes.items()))
+        raise DatasetError(
+            f"class folder {folder!r} holds no images"
+            + (f" that can be read here ({content})" if content else "")
+            + "; "
+            "fill it, remove it, or name all classes with --classes FILE"
+        )
+    if winner is None and rows.classes_elsewhere:
+        missing = ", ".join(rows.classes_elsewhere[:3])
+        what = f"{len(rows.classes_elsewhere):,} classes of other splits have no folder in {rows.split!r} ({missing})"
+        notice("skipped", f"{name}: {what} and are left out; --classes FILE names all")
+    try:
+        return settle_labels(rows.labels, rows.class_names, winner, distinct=False)
+    except DatasetError as error:
+        raise DatasetError(f"{error}; {rows.hint}" if rows.hint else str(error)) from error
 
 
 def _winner(rows: Rows, given: GivenNames | None) -> GivenNames | None:
@@ -216,7 +238,7 @@ def _exists(name: str) -> bool:
 def _unknown(name: str) -> DatasetError:
     known = [*embedded_folders(), *registry(), *groups()]
     hint = did_you_mean(name, known)
-    if not hint and (Path(name).is_absolute() or name.startswith((".", "~")) or Path(name).suffix in KINDS):
+    if not hint and (Path(name).is_absolute() or name.startswith((".", "~")) or kind_of(name)):
         return DatasetError("no such file or folder; check the path")
     if not hint and name.count("/") == 1:
         hint = f" For the hub's dataset, write hf:{name}."

@@ -74,6 +74,7 @@ def open_saved(located: Located, request: Request) -> Rows:
 def _open_files(located: Located, request: Request, load: Callable[[list[str]], Any]) -> Rows:
     splits = files_by_split(located)
     split = choose_split(splits, request.split)
+    located.say_skipped()
     with _readable(located.path), _no_progress_bars():
         table = load([str(located.root / file) for file in splits[split]])
     rows = rows_of_table(table, str(located.path), split, request)

@@ -1,0 +1,203 @@
+"""What a web dataset's tars hold: every member, put together into samples by name, nothing dropped in silence."""
+
+from __future__ import annotations
+
+import tarfile
+from collections import Counter, defaultdict
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from clipguard.data.suffixes import image_suffixes
+from clipguard.errors import DatasetError
+from clipguard.notices import notice
+
+
+@dataclass(frozen=True)
+class Member:
+    """An image or a label in a tar."""
+
+    tar: int  # index into the tars
+    name: str
+    offset: int  # bytes
+    size: int  # bytes
+    is_image: bool
+    label: str | None = None
+
+    @property
+    def base(self) -> str:
+        """The last part of its name."""
+        return self.name.rpartition("/")[2]
+
+    @property
+    def dotted(self) -> bool:
+        """Whether its base has more dots than that of its suffix."""
+        return self.base.count(".") > 1
+
+    def key(self, keep_dots: bool) -> tuple[int, str]:
+        """Of its sample: its tar, and its name up to the last dot, or to the first of its base as in webdataset."""
+        folder = self.name[: len(self.name) - len(self.base)]
+        return self.tar, folder + (self.base.rpartition(".")[0] if keep_dots else self.base.partition(".")[0])
+
+
+@dataclass
+class Sample:
+    """The members of one key."""
+
+    images: list[Member] = field(default_factory=list)
+    labels: list[Member] = field(default_factory=list)
+
+    def take_out_extras(self) -> list[Member]:
+        """Leave `a.png` where `a.seg.png` is beside it, the same for labels; return the rest."""
+        extras = []
+        for members in (self.images, self.labels):
+            if any(not member.dotted for member in members):
+                extras += [member for member in members if member.dotted]
+                members[:] = [member for member in members if not member.dotted]
+        return extras
+
+
+def index_samples(tars: list[Path], where: Path, *, labelled: bool) -> list[tuple[Member, str | None]]:
+    """The image of each sample and its label, in the order of the samples' first members.
+
+    where: what notices and errors name. labelled: whether labels are wanted.
+    Raises DatasetError: a broken tar, no images, several images or labels in a sample, a label without an image, none
+    but labels in another form.
+    """
+    members, others = _read(tars)
+    if not any(member.is_image for member in members):
+        content = f"no image that can be read here, but {_listed(others)}; " if others else ""
+        raise DatasetError(f"the data set is empty: {content}choose another split, or give one that has images")
+    keep_dots = _dots_are_in_names(members)
+    samples = _group(members, keep_dots)
+    if not keep_dots:
+        others.update(_extension(extra.base) for sample in samples.values() for extra in sample.take_out_extras())
+    if labelled:
+        _check_labels(samples, tars, others)
+    rows = [
+        (_only_image(tars[number], key, sample), sample.labels[0].label if sample.labels else None)
+        for (number, key), sample in samples.items()
+        if sample.images
+    ]
+    _say(where, [image.name for image, _ in rows if image.dotted], keep_dots, others)
+    return rows
+
+
+def _dots_are_in_names(members: list[Member]) -> bool:
+    """Whether names may have dots (`img_7.v1.5.png`): each image has a label of its own name, or there are no labels.
+
+    Else what follows the first dot is the kind of member, as in `7.left.png`.
+    """
+    if not any(member.dotted for member in members):
+        return False
+    whole = _group(members, keep_dots=True).values()
+    if any(sample.labels for sample in whole):
+        return all(sample.labels for sample in whole if sample.images)
+    to_first_dot = _group(members, keep_dots=False).values()
+    return any(len(s.images) > 1 and all(image.dotted for image in s.images) for s in to_first_dot)
+
+
+def _group(members: list[Member], keep_dots: bool) -> dict[tuple[int, str], Sample]:
+    samples: defaultdict[tuple[int, str], Sample] = defaultdict(Sample)
+    for member in members:
+        sample = samples[member.key(keep_dots)]
+        (sample.images if member.is_image else sample.labels).append(member)
+    return dict(samples)
+
+
+def _check_labels(samples: dict[tuple[int, str], Sample], tars: list[Path], others: Counter[str]) -> None:
+    """No label without an image, not two in a sample, and not none at all."""
+    beside = f"; beside them, {_listed(others)}" if others else ""
+    if not any(sample.labels for sample in samples.values()):
+        raise DatasetError(
+            f"no image has a .cls member{beside}; store the class number or name of x.jpg as x.cls, or unpack "
+            "the images into class folders"
+        )
+    alone = [(number, sample.labels[0].name) for (number, _), sample in samples.items() if not sample.images]
+    if alone:
+        number, name = alone[0]
+        raise DatasetError(
+            f"{tars[number]}: {name} is the label of no image that can be read here ({len(alone):,} of {len(samples):,}"
+            f" labels{beside}); add the images as .png or .jpg, or remove their labels"
+        )
+    for (number, key), sample in samples.items():
+        if len({member.label for member in sample.labels}) > 1:
+            names = ", ".join(member.name for member in sample.labels)
+            raise DatasetError(f"{tars[number]}: sample {key!r} has several labels ({names}); keep one a sample")
+
+
+def _only_image(tar: Path, key: str, sample: Sample) -> Member:
+    if len(sample.images) > 1:
+        names = ", ".join(image.name for image in sample.images)
+        raise DatasetError(f"{tar}: sample {key!r} has several images ({names}); keep one a sample")
+    return sample.images[0]
+
+
+def _say(where: Path, dotted: list[str], keep_dots: bool, others: Counter[str]) -> None:
+    if dotted and keep_dots:
+        notice("guessed", f"{where}: the dots in names such as {dotted[0]} belong to the sample's name")
+    elif dotted:
+        what = f"{len(dotted):,} images are taken for their sample's, being alone in it, such as {dotted[0]}"
+        notice("guessed", f"{where}: {what}")
+    if others:
+        notice("skipped", f"{where}: members that are not a sample's image or .cls are not read: {_listed(others)}")
+
+
+def _listed(others: Counter[str]) -> str:
+    return ", ".join(f"{count:,} {extension}" for extension, count in others.most_common(6))
+
+
+def _extension(base: str) -> str:
+    return f".{base.partition('.')[2].lower()}" if "." in base else "without suffix"
+
+
+def _read(tars: list[Path]) -> tuple[list[Member], Counter[str]]:
+    """All images and labels, and how many members of each other kind there are."""
+    suffixes = image_suffixes()
+    members: list[Member] = []
+    others: Counter[str] = Counter()
+    for number, path in enumerate(tars):
+        for member, content in _members(path):
+            base = member.name.rpartition("/")[2]
+            if base.startswith("."):
+                continue
+            suffix = f".{base.rpartition('.')[2].lower()}" if "." in base else ""
+            if content is not None:
+                label = _read_label(path, member.name, content)
+                members.append(Member(number, member.name, 0, 0, False, label))
+            elif member.isfile() and suffix in suffixes:
+                members.append(Member(number, member.name, member.offset_data, member.size, True))
+            else:
+                others[_extension(base) if member.isfile() else "links"] += 1
+    return members, others
+
+
+def _read_label(path: Path, name: str, content: bytes) -> str | None:
+    try:
+        text = content.decode("utf-8-sig").strip()
+    except UnicodeDecodeError:
+        text = "\n"
+    if "\n" in text or text.startswith(("{", "[")):
+        raise DatasetError(f"{path}: {name} holds {content[:40]!r}; write only the class number or name, as UTF-8 text")
+    return text or None
+
+
+def _members(path: Path) -> Iterator[tuple[tarfile.TarInfo, bytes | None]]:
+    """Every member but folders, with its content if it is a `.cls`. Raises DatasetError if the tar is cut short."""
+    try:
+        with tarfile.open(path, "r:") as tar:
+            for member in tar:
+                if member.isfile() and member.name.lower().endswith(".cls"):
+                    file = tar.extractfile(member)
+                    yield member, file.read() if file else b""
+                elif not member.isdir():
+                    yield member, None
+            end = tar.offset
+        with path.open("rb") as raw:
+            raw.seek(end)
+            if raw.read(tarfile.BLOCKSIZE).strip(b"\0"):  # tarfile takes a broken header for the end of the archive
+                raise tarfile.ReadError(f"broken header at byte {end}")
+    except (tarfile.TarError, OSError, EOFError) as error:
+        raise DatasetError(
+            f"cannot read {path}: {error}; it is corrupt, cut short or compressed: download it again, or decompress it"
+        ) from error
