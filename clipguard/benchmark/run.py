@@ -245,7 +245,10 @@ def open_task(plan: BenchPlan, name: str, progress: Progress) -> Task:
         duplicate_names=plan.duplicate_names,
         data_root=plan.data_root,
     )
-    return read_task(name, dataset, np.sort(choose_images(plan, dataset)), progress)
+    indices = np.sort(choose_images(plan, dataset))
+    if plan.part is None and len(indices) < len(dataset):
+        log.info("%s: %s of %s images, --n-samples all for the rest", name, f"{len(indices):,}", f"{len(dataset):,}")
+    return read_task(name, dataset, indices, progress)
 
 
 def choose_images(plan: BenchPlan, dataset: ZeroShotDataset) -> npt.NDArray[np.int64]:

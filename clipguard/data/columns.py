@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 from clipguard.errors import DatasetError, did_you_mean
+from clipguard.notices import notice
 
+IMAGE_NAMES = ("image", "images", "img", "picture", "photo", "pixels", "file", "filename", "path", "filepath")
 LABEL_NAMES = ("label", "labels", "cls", "fine_label", "target", "targets", "class")
 
 
 def find_image_column(features: Any, wanted: str | None) -> str:
     """The column with the images: `wanted`, else the only Image feature, else the only column of bytes.
 
+    Else the only one of arrays, else the only one of strings that is called as images or their paths are.
     features: `datasets.Features`. Raises DatasetError if there is none, or more than one.
     """
     import datasets
@@ -22,12 +24,25 @@ def find_image_column(features: Any, wanted: str | None) -> str:
 
     if wanted is not None:
         _check_exists(features, wanted, "--image-column")
-        if not is_image(features[wanted]) and not _holds_bytes(features[wanted]):
+        if not any(holds(features[wanted]) for holds in (is_image, _holds_bytes, holds_arrays, holds_text)):
             raise DatasetError(
-                f"column {wanted!r} holds no encoded images; name another with --image-column. {_listing(features)}"
+                f"column {wanted!r} holds no images, arrays or paths; name another with --image-column. "
+                f"{_listing(features)}"
             )
         return wanted
-    return _only_one(features, [is_image, _holds_bytes], "image")
+    named = {name: feature for name, feature in features.items() if _is_called_image(name)}
+    for candidates, holds in (
+        (features, is_image),
+        (features, _holds_bytes),
+        (features, holds_arrays),
+        (named, holds_text),
+    ):
+        found: list[str] = [name for name, feature in candidates.items() if holds(feature)]
+        if len(found) == 1:
+            return found[0]
+        if found:
+            raise _undecided(features, found, "image")
+    raise _undecided(features, [], "image")
 
 
 def find_label_column(features: Any, wanted: str | None) -> str:
@@ -46,6 +61,9 @@ def find_label_column(features: Any, wanted: str | None) -> str:
     found: list[str] = classes if len(classes) == 1 else usual
     if len(found) != 1:
         raise _undecided(features, found or classes, "label")
+    if len(classes) > 1:
+        others = ", ".join(name for name in classes if name != found[0])
+        notice("guessed", f"labels are those of column {found[0]!r}, not of {others}; --label-column names another")
     return found[0]
 
 
@@ -55,14 +73,27 @@ def _holds_bytes(feature: Any) -> bool:
     return getattr(feature, "dtype", None) in ("binary", "large_binary")
 
 
-def _only_one(features: Any, kinds: list[Callable[[Any], bool]], what: str) -> str:
-    for kind in kinds:
-        found: list[str] = [name for name, feature in features.items() if kind(feature)]
-        if len(found) == 1:
-            return found[0]
-        if found:
-            raise _undecided(features, found, what)
-    raise _undecided(features, [], what)
+def _is_called_image(name: str) -> bool:
+    """`file_name`, `image_path`, `img`, ..."""
+    words = [word for word in name.lower().split("_") if word != "name"]
+    return bool(words) and all(word in IMAGE_NAMES for word in words)
+
+
+def holds_arrays(feature: Any) -> bool:
+    """Whether its cells are arrays or nested lists of numbers, of two dimensions or more."""
+    import datasets
+
+    if isinstance(feature, (datasets.Array2D, datasets.Array3D)):
+        return True
+    inner, depth = feature, 0
+    while isinstance(inner, (datasets.List, datasets.LargeList)):
+        inner, depth = inner.feature, depth + 1
+    return depth > 1 and getattr(inner, "dtype", "").startswith(("int", "uint", "float"))
+
+
+def holds_text(feature: Any) -> bool:
+    """Whether its cells are strings."""
+    return getattr(feature, "dtype", None) in ("string", "large_string")
 
 
 def _undecided(features: Any, found: list[str], what: str) -> DatasetError:

@@ -10,6 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from clipguard.data.cache import check_cache
 from clipguard.data.class_lists import read_class_list
 from clipguard.data.folders import locate
 from clipguard.data.rows import Request, Rows, choose_split
@@ -75,6 +76,7 @@ def open_hub_tars(name: str, request: Request) -> Rows:
                 repo, repo_type="dataset", allow_patterns=[f"{split}/*", "*.txt"]
             )
         except Exception as error:  # the hub client's errors share no base class
+            check_cache(error)
             raise _not_there(repo, error, online, constants.HF_HUB_CACHE) from error
     if not any(Path(folder, split).glob("*.tar")):
         where = repo if online else f"{repo} as far as it is cached; {constants.ENDPOINT} cannot be reached"
@@ -101,6 +103,7 @@ def _prepare(repo: str, config: str | None, online: bool) -> tuple[Any, str]:
         builder.download_and_prepare()
         return builder.as_dataset(), str(builder.hash)
     except Exception as error:  # the hub client, datasets and pyarrow share no base class
+        check_cache(error)
         raise _not_there(repo, error, online, datasets.config.HF_DATASETS_CACHE) from error
 
 
@@ -114,6 +117,7 @@ def _companion(repo: str, filename: str) -> Path | None:
     except EntryNotFoundError:
         return None
     except Exception as error:
+        check_cache(error)
         raise DatasetError(
             f"cannot load {filename} of {repo!r}: {first_line(error)}; try again, or {INSTEAD}"
         ) from error

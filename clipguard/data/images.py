@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, NamedTuple, Protocol
+from typing import NamedTuple, Protocol
 
 
 class EncodedImage(NamedTuple):
@@ -24,23 +24,6 @@ class EncodedImages(Protocol):
     def __len__(self) -> int: ...
 
     def __getitem__(self, index: int) -> EncodedImage: ...
-
-
-@dataclass
-class TableImages:
-    """The image column of a `datasets.Dataset`, undecoded: cells are bytes, or structs of bytes and path."""
-
-    table: Any  # datasets.Dataset, memory-mapped
-    column: str
-
-    def __len__(self) -> int:
-        return len(self.table)
-
-    def __getitem__(self, index: int) -> EncodedImage:
-        cell = self.table[index][self.column]
-        if isinstance(cell, dict):
-            return EncodedImage(cell["bytes"], cell.get("path"))
-        return EncodedImage(cell, None)
 
 
 @dataclass

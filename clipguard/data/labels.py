@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 EMPTY = "the data set is empty; choose another split, or give one that has images"
 
 _NUMBERED = re.compile(
-    r"(?:(?:class|cls|c|label|lbl|category|categ|id|idx|index|n|no|num|nr|folder|dir|group|cluster)?[\s_.#-]*|[+-])"
+    r"(?!n\d{8}$)(?:(?:class|cls|c|label|lbl|category|categ|id|idx|index|n|no|num|nr|folder|dir|group|cluster)?[\s_.#-]*|[+-])"
     r"(?P<number>\d+)(?:\.0+)?",
     re.IGNORECASE,
 )
@@ -224,12 +224,11 @@ def _by_position(native: list[str], given: GivenNames) -> Labels:
                 f"{given.origin} has {name!r} as class {place[name]}, but in the data it is class {index}; "
                 "use the data's class order"
             )
-    if not are_ids(native):
-        notice(
-            "guessed",
-            f"{given.origin}: {len(absent):,} of {len(native):,} classes are not among its names and take those in the "
-            f"same place: {absent[0]!r} is {given.names[native.index(absent[0])]!r}",
-        )
+    notice(
+        "guessed",
+        f"{given.origin}: {len(absent):,} of {len(native):,} classes are not among its names and take those in the "
+        f"same place: {absent[0]!r} is {given.names[native.index(absent[0])]!r}",
+    )
     return np.arange(len(native), dtype=np.int64)
 
 

@@ -7,24 +7,25 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from clipguard.data.cache import check_cache
 from clipguard.data.columns import find_image_column, find_label_column
 from clipguard.data.folders import Located, files_by_split
-from clipguard.data.images import TableImages
 from clipguard.data.labels import EMPTY
 from clipguard.data.rows import ALL, Request, Rows, choose_split, sidecar_names
+from clipguard.data.table_images import table_images
 from clipguard.errors import DatasetError, first_line
 
 
-def rows_of_table(table: Any, source: str, split: str, request: Request) -> Rows:
-    """Rows of a `datasets.Dataset`: columns found, images left encoded. Raises DatasetError if a column is unclear."""
+def rows_of_table(table: Any, source: str, split: str, request: Request, folder: Path | None = None) -> Rows:
+    """Rows of a `datasets.Dataset`: columns found, images left encoded. Raises DatasetError if a column is unclear.
+
+    folder: where paths in an image column may start.
+    """
     import datasets
     import pandas as pd
 
     image_column = find_image_column(table.features, request.image_column)
-    selected = table.select_columns([image_column])
-    if isinstance(table.features[image_column], datasets.Image):
-        selected = selected.cast_column(image_column, datasets.Image(decode=False))
-    images = TableImages(selected, image_column)
+    images = table_images(table, image_column, folder)
     if not request.labelled:
         return Rows(source, split, images, pd.Series())
     label_column = find_label_column(table.features, request.label_column)
@@ -66,7 +67,7 @@ def open_saved(located: Located, request: Request) -> Rows:
     if not isinstance(loaded, datasets.DatasetDict):
         loaded = {str(loaded.split or ALL): loaded}
     split = choose_split(loaded, request.split)
-    rows = rows_of_table(loaded[split], str(located.path), split, request)
+    rows = rows_of_table(loaded[split], str(located.path), split, request, located.root)
     rows.given_names = sidecar_names([located.path])
     return rows
 
@@ -77,7 +78,7 @@ def _open_files(located: Located, request: Request, load: Callable[[list[str]], 
     located.say_skipped()
     with _readable(located.path), _no_progress_bars():
         table = load([str(located.root / file) for file in splits[split]])
-    rows = rows_of_table(table, str(located.path), split, request)
+    rows = rows_of_table(table, str(located.path), split, request, located.root)
     rows.given_names = sidecar_names([located.root])
     return rows
 
@@ -89,6 +90,7 @@ def _readable(path: Path) -> Iterator[None]:
     except DatasetError:
         raise
     except Exception as error:  # pyarrow and datasets share no base class for "this file is broken"
+        check_cache(error)
         raise DatasetError(
             f"cannot read {path}: {first_line(error)}; corrupt, or of another format: copy or export it again"
         ) from error

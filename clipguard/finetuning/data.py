@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import logging
 import math
 import os
 import signal
@@ -27,8 +26,8 @@ from clipguard.data.dataset import stratified_subset
 from clipguard.data.decoding import PixelCount
 from clipguard.errors import DatasetError, FinetuneError, SplitError
 from clipguard.finetuning.config import FinetuneConfig
+from clipguard.notices import notice
 
-log = logging.getLogger("clipguard")
 TRAINING_SPLITS = ("train", "training", "all")
 CACHED_BYTES = 1 << 30  # images that fit are decoded once and kept
 MOST_WORKERS = 8
@@ -84,7 +83,7 @@ def open_data(config: FinetuneConfig, *, needs_labels: bool) -> TrainingData:
                 config.dataset, split=split, image_column=config.image_column, data_root=_data_root(config)
             ),
         )
-        log.info("%s needs no labels, and is trained without: %s", config.method, error)
+        notice("skipped", f"{config.method} needs no labels and is trained without, for they cannot be read: {error}")
         train, validation = divide(config, np.zeros(len(images), dtype=np.int64), 1)
         return TrainingData(images, None, [], [], train, validation, None)
     train, validation = divide(config, labelled.labels, len(labelled.class_names))

@@ -105,9 +105,13 @@ def test_numbers_and_ids_are_no_names_and_the_cure_works(tmp_path: Path, names: 
             by_value = {int(float(n)): n for n in names}
             file.write_text("\n".join(f"name {by_value.get(i, 'none ' + str(i))}" for i in range(count)))
         assert name_of_each(load_dataset(path, classes=file)) == expected, path
-        file.write_text("\n".join(order))  # digits are meant: said by a file that has them
-        if not numeric:
-            assert name_of_each(load_dataset(path, classes=file)) == dict(enumerate(names)), path
+
+
+def test_a_file_that_holds_the_numbers_insists_on_them(tmp_path: Path) -> None:
+    file = tmp_path / "names.txt"
+    file.write_text("0\n1\n2")
+    for kind, path in write_all_formats(tmp_path, ["2", "0", "1"]).items():
+        assert name_of_each(load_dataset(path, classes=file)) == {0: "2", 1: "0", 2: "1"}, kind
 
 
 def test_a_classnames_file_beside_the_data_is_the_cure_too(tmp_path: Path) -> None:
@@ -137,6 +141,11 @@ def test_a_longer_list_of_imagenets_names_in_any_order_meets_the_ids(tmp_path: P
     (tmp_path / "names.txt").write_text("\n".join(["snail", "Cardigan_Welsh_Corgi", "tench"]))
     dataset = load_dataset(write_folder(tmp_path / "x", IDS), classes=tmp_path / "names.txt")
     assert name_of_each(dataset) == {0: "Cardigan_Welsh_Corgi", 1: "tench"}
+    (tmp_path / "names.txt").write_text("doggy\nfishy")  # other names: in the order of the ids, which is said
+    with noticing() as notices:
+        dataset = load_dataset(str(tmp_path / "x"), classes=tmp_path / "names.txt")
+    assert name_of_each(dataset) == {0: "fishy", 1: "doggy"}
+    assert "take those in the same place: 'n01440764' is 'doggy'" in notices[0]["text"]
     (tmp_path / "ids.txt").write_text("\n".join(IDS))
     dataset = load_dataset(str(tmp_path / "x"), classes=tmp_path / "ids.txt")
     assert dataset.class_names == [WORDS[i] for i in IDS]

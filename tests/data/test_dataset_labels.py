@@ -58,7 +58,7 @@ def test_ambiguous_and_missing_columns(tmp_path: Path) -> None:
         load_dataset(two, image_column="a")
     with pytest.raises(DatasetError, match=r"no column 'aa' for --image-column"):
         load_dataset(two, image_column="aa")
-    with pytest.raises(DatasetError, match=r"column 'x' holds no encoded images"):
+    with pytest.raises(DatasetError, match=r"column 'x' names image files, but 'p' in row 0 is no file"):
         load_dataset(two, image_column="x")
     with pytest.raises(DatasetError, match=r"labels must be integers or strings"):
         load_dataset(two, image_column="b", label_column="a")

@@ -16,6 +16,7 @@ from clipguard.finetuning import data as training_data
 from clipguard.finetuning.config import FinetuneConfig
 from clipguard.finetuning.data import Pixels, Visits, crop_and_mirror, divide, load_batches, open_data
 from clipguard.models import load_model
+from clipguard.notices import noticing
 
 ANIMALS = make_config("tiny", "emoji-animals")
 
@@ -68,12 +69,28 @@ def test_any_folder_of_images_serves_methods_without_labels(tmp_path: Path) -> N
     for empty in list(Path(folder).glob("kind*")):
         empty.rmdir()
     config = make_config("tiny", folder, method="fare")
-    data = open_data(config, needs_labels=False)
+    with noticing() as notices:
+        data = open_data(config, needs_labels=False)
+    assert [n["kind"] for n in notices] == ["skipped"]
+    assert "fare needs no labels and is trained without, for they cannot be read: " in notices[0]["text"]
     assert data.labels is None
     assert data.class_names == []
     assert len(data.train) + len(data.validation) == 24
     with pytest.raises(DatasetError, match=r"class/x\.jpg"):
         open_data(config, needs_labels=True)
+
+
+def test_numbered_class_folders_are_not_trained_on_as_names(tmp_path: Path) -> None:
+    folder = Path(write_images(tmp_path / "images"))
+    for number, path in enumerate(sorted(folder.iterdir())):
+        path.rename(folder / str(number))
+    classes = len(list(folder.iterdir()))
+    config = make_config("tiny", str(folder))
+    with pytest.raises(DatasetError, match=r"numbers or ids without class names .* give --classes FILE"):
+        open_data(config, needs_labels=True)
+    (tmp_path / "names.txt").write_text("\n".join(f"kind {i}" for i in range(classes)))
+    data = open_data(replace(config, classes=str(tmp_path / "names.txt")), needs_labels=True)
+    assert data.class_names == [f"kind {i}" for i in range(classes)]
 
 
 def visits(**changes: object) -> Visits:
