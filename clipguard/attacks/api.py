@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -9,10 +10,10 @@ from torch import Tensor, nn
 
 from clipguard.attacks.engine import Engine
 from clipguard.attacks.evaluator import Cost
+from clipguard.attacks.inputs import Array, check_eps, check_input, explained
 from clipguard.attacks.outcomes import EngineOptions, EpsMode, Example, ImageOutcome
 from clipguard.attacks.recipe_files import open_recipe
-from clipguard.attacks.threat import NORMS, Norm, ThreatModel
-from clipguard.errors import AttackError
+from clipguard.attacks.threat import Norm, ThreatModel
 
 
 @dataclass
@@ -38,8 +39,8 @@ class AttackResult:
 
 def attack(
     model: nn.Module,
-    images: Tensor,
-    labels: Tensor,
+    images: Tensor | Array,
+    labels: Tensor | Array | Sequence[int],
     *,
     eps: float,
     attack: str = "autoattack-fast",
@@ -51,16 +52,17 @@ def attack(
 ) -> AttackResult:
     """Attack a module that maps pixels (B, C, H, W) in [0,1] to logits (B, classes), in eval mode.
 
-    `eps` is in pixel units (8 / 255, not 8). The image's position is its identity: it seeds its random numbers.
-    Raises AttackError for an unknown attack or norm, images outside [0,1], bad labels, NaN, or a model in train mode.
+    images: (N, C, H, W), floating-point numbers in [0,1]; labels: (N,) class numbers. `eps` is in pixel units (8 / 255,
+    not 8). The image's position is its identity: it seeds its random numbers.
+    Raises AttackError for an unknown attack or norm, an eps of another unit, images outside [0,1], bad labels, NaN, a
+    model in train mode, or one that cannot take the images.
     """
-    check_input(images, labels, norm)
-    if not 0 <= eps < float("inf"):
-        raise AttackError(f"eps must be a number of at least 0, not {eps}.")
+    images, labels = check_input(model, images, labels, norm)
+    eps = check_eps(eps, norm)
     options = EngineOptions(batch_size=batch_size, seed=seed, eps_mode=eps_mode, keep_images=True)
     engine = Engine(model, open_recipe(attack), ThreatModel(norm, quantize), [eps], options)
-    examples = (Example(i, images[i], int(labels[i])) for i in range(len(images)))
-    with torch.inference_mode(False):  # gradients are needed, whatever the caller's mode
+    examples = (Example(i, images[i], label) for i, label in enumerate(labels.tolist()))
+    with torch.inference_mode(False), explained(model, images):  # gradients are needed, whatever the caller's mode
         outcomes = sorted(engine.run(examples), key=lambda o: o.index)
     levels = [o.levels[0] for o in outcomes]
     return AttackResult(
@@ -71,11 +73,3 @@ def attack(
         outcomes=outcomes,
         costs=engine.costs,
     )
-
-
-def check_input(images: Tensor, labels: Tensor, norm: str) -> None:
-    """Raises AttackError for an unknown norm, or images and labels that are no pairs."""
-    if norm not in NORMS:
-        raise AttackError(f"Unknown norm {norm!r}; use one of {', '.join(NORMS)}.")
-    if len(images) == 0 or len(images) != len(labels):
-        raise AttackError(f"{len(images)} images and {len(labels)} labels; give as many of both, at least one.")

@@ -9,15 +9,16 @@ import torch
 from torch import Tensor, nn
 
 from clipguard.attacks import losses
-from clipguard.attacks.api import check_input
 from clipguard.attacks.engine import Engine
 from clipguard.attacks.evaluator import Evaluator, frozen, require_finite
 from clipguard.attacks.findings import CHECKS, Finding, counted, not_checked
+from clipguard.attacks.inputs import Array, check_eps, check_input, check_model, explained
 from clipguard.attacks.outcomes import EngineOptions, Example, LevelOutcome
 from clipguard.attacks.probes import Subject, ascend, probe
 from clipguard.attacks.recipe_files import open_recipe
 from clipguard.attacks.recipes import Recipe, options, parse_recipe
 from clipguard.attacks.threat import Norm
+from clipguard.checking import check_type
 from clipguard.errors import AttackError, NoGradientError, NonFiniteError
 
 ANYTHING = 0.5  # a pixel; a ball so large holds the same grey image for every x
@@ -29,8 +30,8 @@ TRANSFER_STEPS = 50  # of gradient ascent on the other model
 
 def doctor(
     model: nn.Module,
-    images: Tensor,
-    labels: Tensor,
+    images: Tensor | Array,
+    labels: Tensor | Array | Sequence[int],
     *,
     eps: float,
     attack: str = "autoattack-fast",
@@ -46,12 +47,19 @@ def doctor(
     module with the same classes. A model in train mode is not run at all. A few dozen images are enough.
     Raises AttackError for an unknown attack or norm, images outside [0,1], bad labels, or outputs that are no logits.
     """
-    check_input(images, labels, norm)
-    if not 0 < eps < float("inf"):
-        raise AttackError(f"eps must be a number above 0, not {eps}.")
+    images, labels = check_input(model, images, labels, norm)
+    eps = check_eps(eps, norm)
+    if eps == 0:
+        raise AttackError("eps must be above 0: the doctor examines an attack.")
+    check_type("batch_size", batch_size, int, AttackError)
+    EngineOptions(batch_size, seed)
+    if class_names is not None:
+        check_type("class_names", class_names, list | tuple, AttackError)
+    if transfer_from is not None:
+        check_model(transfer_from, images)
     if not ((images >= 0) & (images <= 1)).all():
         raise AttackError("Images must lie in [0,1]; normalisation belongs inside the model.")
-    with torch.inference_mode(False):
+    with torch.inference_mode(False), explained(model, images):
         evaluator = Evaluator(model, batch_size)
         x, y = images.detach().float().clone(), labels.to(images.device)
         subject = Subject(evaluator, x, y, range(len(x)), norm, eps, seed, class_names)

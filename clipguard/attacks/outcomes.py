@@ -8,6 +8,7 @@ from typing import Literal
 
 from torch import Tensor
 
+from clipguard.checking import check_type
 from clipguard.errors import AttackError
 
 Fill = Literal["least", "multiple", "full", "alone"]  # how passes are filled up: see invariance.py
@@ -77,6 +78,8 @@ class EngineOptions:
     fill: Fill = "least"
 
     def __post_init__(self) -> None:
+        check_type("batch_size", self.batch_size, int | None, AttackError)
+        check_type("seed", self.seed, int, AttackError)
         if self.batch_size is not None and self.batch_size < 1:
             raise AttackError(f"The batch size must be at least 1, not {self.batch_size}.")
         for what, value, known in (("eps mode", self.eps_mode, EPS_MODES), ("precision", self.precision, PRECISIONS)):

@@ -6,9 +6,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from clipguard.attacks.recipes import ATTACKS, SUITES, Recipe, parse_recipe
+from clipguard.attacks.recipes import ATTACKS, SUITES, Recipe, options, parse_recipe, stage_name
+from clipguard.attacks.rows import Attack
+from clipguard.checking import check_type
 from clipguard.config_files import SUFFIXES, read_config_file
 from clipguard.errors import AttackError
+from clipguard.notices import notice
 
 KEYS = ("name", "eot", "stages")
 
@@ -20,6 +23,25 @@ def open_recipe(text: str) -> Recipe:
     (`{attack = "apgd-ce", restarts = 5}`), and may have `name` (default: the file's) and `eot`.
     Raises AttackError for an unknown name or option, or a value that makes no sense.
     """
+    check_type("An attack's name", text, str, AttackError)
+    recipe = _open(text)
+    for stage in recipe.stages:
+        notice_odd_steps(stage)
+    return recipe
+
+
+def notice_odd_steps(stage: Attack) -> None:
+    """Say how a step size is taken where 2/255, in pixels or in 1/255, may have been meant."""
+    fraction = options(stage).get("step_size")
+    if fraction is not None and (fraction > 1 or fraction * stage.iterations < 0.5):
+        notice(
+            "guessed",
+            f"{stage_name(stage)}: step_size {fraction:g} is a fraction of eps: {stage.iterations} steps of it come to "
+            f"{fraction * stage.iterations:.3g} eps; a step of 1/255 at eps 4/255 is 0.25",
+        )
+
+
+def _open(text: str) -> Recipe:
     if not text.strip().lower().endswith(SUFFIXES):
         return parse_recipe(text)
     path = Path(text.strip())
@@ -48,5 +70,5 @@ def _spell(path: Path, stage: Any) -> str:
         return stage
     if not isinstance(stage, Mapping) or not isinstance(stage.get("attack"), str):
         raise AttackError(f"{path}: a stage is a name or a table with `attack`, not {stage!r}.")
-    options = ",".join(f"{key}={value}" for key, value in stage.items() if key != "attack")
-    return f"{stage['attack']}({options})" if options else str(stage["attack"])
+    given = ",".join(f"{key}={value}" for key, value in stage.items() if key != "attack")
+    return f"{stage['attack']}({given})" if given else str(stage["attack"])

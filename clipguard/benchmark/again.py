@@ -13,7 +13,7 @@ import numpy as np
 from clipguard.attacks.recipe_files import open_recipe
 from clipguard.benchmark.adversarial import AdversarialImage
 from clipguard.benchmark.attack import attack_task
-from clipguard.benchmark.plan import DEFAULT_EPS, BenchPlan, parse_eps
+from clipguard.benchmark.plan import DEFAULT_EPS, BenchPlan, radii_of, spell_eps
 from clipguard.benchmark.protocols import find_protocol
 from clipguard.benchmark.run import Progress, Silent, Task, choose_device, open_task
 from clipguard.errors import ClipguardError, ResultError
@@ -52,6 +52,7 @@ def rerun_command(run: Mapping[str, Any]) -> str:
         defaults |= {name: plan[name] for name in brought}
     for name, value in plan.items():
         if name not in ("datasets", "protocol", "overrides") and value != defaults[name]:
+            value = [spell_eps(eps, plan["norm"]) for eps in value] if name == "eps" else value
             words += _option(name, value, defaults[name])
     return shlex.join(words)
 
@@ -122,7 +123,7 @@ def _in_cell(
     plan: BenchPlan, model: LoadedModel, task: Task, attack: str, eps: float, wanted: list[Wanted], progress: Progress
 ) -> Iterator[tuple[Wanted, AdversarialImage | str]]:
     recipe = next(r for typed in plan.attacks if (r := open_recipe(typed)).name == attack)
-    one = replace(plan, datasets=(task.name,), attacks=(attack,), eps=tuple(parse_eps([repr(eps)], plan.norm)))
+    one = replace(plan, datasets=(task.name,), attacks=(attack,), eps=tuple(radii_of([eps], plan.norm)))
     indices = np.array(sorted(w.index for w in wanted), dtype=np.int64)
     found = attack_task(one, model, replace(task, indices=indices), recipe, {"costs": []}, progress)
     images = {image.index: image for image in found.images}

@@ -8,19 +8,20 @@ from pathlib import Path
 from typing import Any
 
 from clipguard.benchmark.compare import METRICS, Comparison, Rules, compare_results
-from clipguard.benchmark.protocols import make_plan
+from clipguard.benchmark.protocols import as_names, make_plan
 from clipguard.benchmark.results import BenchResult
 from clipguard.benchmark.run import bench as run_plan
 from clipguard.benchmark.sequential import FIRST, compare_in_batches
 from clipguard.benchmark.sides import find_sides
 from clipguard.benchmark.store import Store
+from clipguard.checking import check_type
 
 
 def bench(
-    models: Sequence[str] = ("tiny",),
-    datasets: Sequence[str] = (),
-    eps: Sequence[str] = (),
-    attacks: Sequence[str] = (),
+    models: str | Sequence[str] = "tiny",
+    datasets: str | Sequence[str] = (),
+    eps: str | float | Sequence[str | float] = (),
+    attacks: str | Sequence[str] = (),
     *,
     protocol: str | None = None,
     store: str | Path | None = None,
@@ -28,16 +29,16 @@ def bench(
 ) -> BenchResult:
     """Clean and robust accuracy of every model on every data set, under every attack at every eps.
 
-    Without data sets: the protocol's, else the embedded ones. `eps` as on the command line (`["1,4,8"]`, units of
-    1/255 for linf). `options` are the other fields of `BenchPlan`, by name; whatever is given wins over the protocol.
+    Without data sets: the protocol's, else the embedded ones. `eps` as on the command line (`"1,4,8"`) or in numbers
+    (`[1, 4, 8]`), in units of 1/255 for linf. One name may stand for a list of one. `options` are the other fields of
+    `BenchPlan`, by name; whatever is given wins over the protocol.
     What the folder `store` holds is not computed again, and what is computed goes there (docs/store.md).
     Raises ClipguardError for anything that cannot be run.
     """
-    if attacks:
-        options["attacks"] = tuple(attacks)
-    if eps:
-        options["eps"] = tuple(eps)
-    return run_plan(make_plan(models, datasets, protocol=protocol, **options), store=_open(store))
+    if given := as_names("attack", attacks):
+        options["attacks"] = given
+    place = _open(store)
+    return run_plan(make_plan(models, datasets, protocol=protocol, eps=eps, **options), store=place)
 
 
 def compare(
@@ -46,7 +47,7 @@ def compare(
     *,
     max_drop: float = 1.0,
     alpha: float = 0.05,
-    metrics: Sequence[str] = METRICS,
+    metrics: str | Sequence[str] = METRICS,
     sequential: bool = False,
     first: int = FIRST,
     force: bool = False,
@@ -61,7 +62,9 @@ def compare(
     regression is.
     Raises ClipguardError for what cannot be read or run, and for results that are not like for like unless `force`.
     """
-    rules = Rules(max_drop, alpha, tuple(metrics))
+    for side, given in (("base", base), ("candidate", candidate)):
+        check_type(f"{side}, a result or a model's name,", given, str | Path)
+    rules = Rules(max_drop, alpha, as_names("metric", metrics))
     measure = partial(run_plan, store=_open(store))
     sides = find_sides(str(base), str(candidate), options)
     if sequential:
@@ -70,4 +73,5 @@ def compare(
 
 
 def _open(store: str | Path | None) -> Store | None:
+    check_type("store", store, str | Path | None)
     return None if store is None else Store(Path(store))

@@ -18,6 +18,7 @@ from clipguard.benchmark.comparable import differences, model_name
 from clipguard.benchmark.decide import AnytimeTests, FixedTests, Seen, Tests, detectable_drop, n_to_decide
 from clipguard.benchmark.results import BenchResult
 from clipguard.benchmark.tables import AVERAGE
+from clipguard.checking import check_type
 from clipguard.errors import ClipguardError, ResultError
 from clipguard.statistics import Pairs, mcnemar_p_value
 
@@ -46,6 +47,8 @@ class Rules:
 
     def __post_init__(self) -> None:
         """Check the values."""
+        check_type("--max-drop", self.max_drop, float)
+        check_type("--alpha", self.alpha, float)
         if not 0 <= self.max_drop < 100:
             raise ClipguardError(f"--max-drop must be points of accuracy, at least 0 and below 100: {self.max_drop}.")
         if not 0 < self.alpha < 0.5:

@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
+from pathlib import Path
+from typing import Any, get_type_hints
+
+import numpy as np
 
 from clipguard.benchmark.plan import DEFAULT_EPS, BenchPlan, parse_eps
+from clipguard.checking import check_type
 from clipguard.data import expand_groups
-from clipguard.errors import ClipguardError, did_you_mean
+from clipguard.errors import AttackError, ClipguardError, did_you_mean
+
+TYPES = get_type_hints(BenchPlan)
 
 
 @dataclass(frozen=True)
@@ -104,6 +110,7 @@ PLAIN: dict[str, Any] = {"quantize": False, "eps_mode": "ascending", "split": No
 
 def find_protocol(name: str) -> Protocol:
     """The protocol of a name. Raises ClipguardError for an unknown one."""
+    check_type("--protocol", name, str)
     if name not in PROTOCOLS:
         raise ClipguardError(
             f"--protocol {name!r} is unknown.{did_you_mean(name, PROTOCOLS)} Use {', '.join(PROTOCOLS)}."
@@ -112,25 +119,81 @@ def find_protocol(name: str) -> Protocol:
 
 
 def make_plan(
-    models: Sequence[str], datasets: Sequence[str] = (), *, protocol: str | None = None, **options: Any
+    models: str | Sequence[str],
+    datasets: str | Sequence[str] | None = (),
+    *,
+    protocol: str | None = None,
+    **options: Any,
 ) -> BenchPlan:
     """A plan from a protocol, where one is named, and from `options`, which win over it.
 
     datasets: names and groups; default the protocol's group, else the embedded sets. options: fields of `BenchPlan`,
-    but `eps` as on the command line (`["1,4"]`); default radii depend on the norm. What differs from the protocol is
-    kept in the plan's `overrides`. Raises ClipguardError for an unknown protocol and bad radii.
+    but `eps` as on the command line (`["1,4"]`) or as numbers; default radii depend on the norm. One name or number may
+    stand for a list of one. What differs from the protocol is kept in the plan's `overrides`.
+    Raises ClipguardError for an unknown protocol or option, bad radii, and what is no name.
     """
+    options = _options(options)
     family = find_protocol(protocol) if protocol is not None else None
     fixed = family.settings() if family else {}
     plain = PLAIN if family else {}
     settings = fixed | options
     norm = settings.setdefault("norm", "linf")
-    eps: Sequence[str] = options.get("eps", ())
+    eps = _eps_texts(options.get("eps"))
     if not eps and fixed and norm == fixed["norm"]:
         eps = [f"{value:g}" for value in fixed["eps"]]
-    settings["eps"] = tuple(parse_eps(list(eps or DEFAULT_EPS.get(norm, ())), norm))
+    settings["eps"] = tuple(parse_eps(eps or list(DEFAULT_EPS.get(norm, ())), norm))
     typed = settings | {"eps": tuple(radius.typed for radius in settings["eps"])}
-    names = expand_groups(datasets or [family.datasets if family else "embedded"])
+    names = expand_groups(as_names("dataset", datasets) or [family.datasets if family else "embedded"])
     overrides = {key: typed[key] for key, value in fixed.items() if typed[key] != value}
     overrides |= {key: str(options[key]) for key, value in plain.items() if options.get(key, value) != value}
-    return BenchPlan(tuple(models), tuple(names), protocol=protocol, overrides=overrides, **settings)
+    return BenchPlan(as_names("model", models), tuple(names), protocol=protocol, overrides=overrides, **settings)
+
+
+def as_names(what: str, given: Any) -> tuple[str, ...]:
+    """Names as a tuple: one alone is a list of one, and a path is its text. Raises ClipguardError for anything else."""
+    if given is None:
+        return ()
+    names: list[str] = []
+    for item in [given] if isinstance(given, (str, Path)) or not isinstance(given, Iterable) else given:
+        if not isinstance(item, (str, Path)):
+            advice = "; clipguard.attack takes modules and tensors" if what in ("model", "dataset") else ""
+            raise ClipguardError(f"--{what} takes names, not {_describe(item)}{advice}.")
+        names.append(str(item))
+    return tuple(names)
+
+
+def _describe(value: Any) -> str:
+    """A value on one line, or its type where it has no short text."""
+    return repr(value) if value is None or isinstance(value, (bool, int, float)) else f"a {type(value).__name__}"
+
+
+def _options(given: Mapping[str, Any]) -> dict[str, Any]:
+    """Options of the types that a plan has: NumPy's numbers are numbers, and paths may be texts."""
+    known = [name for name in TYPES if name not in ("models", "datasets", "protocol", "overrides")]
+    for name in given:
+        if name not in known:
+            raise ClipguardError(f"{name!r} is no option.{did_you_mean(name, known)} There are {', '.join(known)}.")
+    options = {name: value.item() if isinstance(value, np.generic) else value for name, value in given.items()}
+    for name, word in (("n_samples", "all"), ("batch_size", "auto")):  # as on the command line
+        if name in options and options[name] == word:
+            options[name] = None
+    for name in ("classes", "data_root"):
+        if isinstance(options.get(name), str):
+            options[name] = Path(options[name])
+    if "attacks" in options:
+        options["attacks"] = as_names("attack", options["attacks"])
+    check_type("--norm", options.get("norm", "linf"), TYPES["norm"])
+    return options
+
+
+def _eps_texts(given: Any) -> list[str]:
+    """Radii as texts for `parse_eps`, from a text, a number, or several of them."""
+    array = isinstance(given, np.ndarray)
+    items = [] if given is None else given.tolist() if array else given if isinstance(given, (list, tuple)) else [given]
+    texts = []
+    for item in items if isinstance(items, (list, tuple)) else [items]:
+        number = item.item() if isinstance(item, np.generic) else item
+        if isinstance(number, bool) or not isinstance(number, (str, int, float)):
+            raise AttackError(f"--eps takes numbers, or texts such as '1,4,8' or '4/255', not {_describe(number)}.")
+        texts.append(str(number))
+    return texts

@@ -22,7 +22,7 @@ from clipguard.attacks.threat import ThreatModel
 from clipguard.benchmark.findings import find
 from clipguard.benchmark.invariance import settle_fill
 from clipguard.benchmark.ledger import Known, Ledger, cell_key
-from clipguard.benchmark.plan import BenchPlan
+from clipguard.benchmark.plan import BenchPlan, notice_small_eps
 from clipguard.benchmark.preprocess import prepare
 from clipguard.benchmark.provenance import fingerprint, image_hash, machine, versions
 from clipguard.benchmark.results import BenchResult
@@ -167,6 +167,7 @@ def provenance(
     plan: BenchPlan, infos: Mapping[str, ModelInfo], tasks: list[Task], recipes: list[Recipe], device: str
 ) -> dict[str, Any]:
     """`run` in the result files, as a run starts: everything that can change a number."""
+    notice_small_eps(plan.eps, plan.norm)
     return {
         "complete": False,
         "started": datetime.now(timezone.utc).isoformat(timespec="seconds"),

@@ -16,6 +16,7 @@ from clipguard.benchmark.plan import BenchPlan
 from clipguard.benchmark.results import BenchResult
 from clipguard.benchmark.run import Progress, Silent, Task, choose_images, open_task, read_task
 from clipguard.benchmark.sides import Sides
+from clipguard.checking import check_type
 from clipguard.errors import ClipguardError, ResultError
 from clipguard.notices import noticing
 
@@ -42,6 +43,7 @@ def compare_in_batches(
     """
     if sides.plan is None:
         raise ResultError("--sequential is for models to bench; BASE and CANDIDATE are measured already. Leave it out.")
+    check_type("--first", first, int)
     if first < 1:
         raise ClipguardError(f"--first must be at least 1, not {first}.")
     with noticing():  # of all batches, each once

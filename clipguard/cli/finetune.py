@@ -99,7 +99,7 @@ def finetune(
         Whole, typer.Option("--attack-steps", help="Of the training attack, PGD. Default: 10 (tiny: 3).")
     ] = None,
     step_size: Annotated[
-        Real,
+        Text,
         typer.Option("--step-size", help="Of the attack, in the units of --eps. Default: 2.5 eps / steps."),
     ] = None,
     random_start: Annotated[
@@ -184,7 +184,6 @@ def finetune(
 
 def _resolve(given: dict[str, Any], config: Path | None) -> FinetuneConfig:
     """The settings of the command line, over those of the file."""
-    from clipguard.benchmark.plan import parse_eps
     from clipguard.finetuning.settings import resolve
     from clipguard.models.source import add_to_files
 
@@ -193,11 +192,6 @@ def _resolve(given: dict[str, Any], config: Path | None) -> FinetuneConfig:
         if "model" not in given:
             raise ClipguardError("--base and --normalization go with --model; add it (in a file: model: FILE@BASE).")
         (given["model"],) = add_to_files([given["model"]], base, normalization)
-    if "eps" in given:
-        radii = parse_eps([given["eps"]], given.get("norm", "linf"))
-        if len(radii) != 1:
-            raise ClipguardError(f"--eps takes one budget to train with, not {len(radii)}.")
-        given["eps"] = radii[0].typed
     given |= {name: str(given[name]) for name in ("out", "data_root") if name in given}
     return resolve(given, config)
 

@@ -5,12 +5,11 @@ from __future__ import annotations
 import re
 from collections import Counter
 from functools import cache
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 from clipguard.errors import DatasetError
 
 ClassNames = Literal["source", "tecoa"]
-STYLES: tuple[ClassNames, ...] = get_args(ClassNames)
 WNID = re.compile(r"n\d{8}")
 # Published lists give two ImageNet classes one name, so that no model can tell them apart. "source": wise-ft's list,
 # which CLIP_benchmark and open_clip use (missile, sunglasses); "tecoa": the first word of each synset (crane,

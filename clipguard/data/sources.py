@@ -6,9 +6,11 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
+from clipguard.checking import check_type
 from clipguard.data.class_lists import parse_classes
-from clipguard.data.class_names import STYLES, ClassNames, check_words, ids_in_words, imagenet_templates, style_names
+from clipguard.data.class_names import ClassNames, check_words, ids_in_words, imagenet_templates, style_names
 from clipguard.data.dataset import ImageDataset, ZeroShotDataset
 from clipguard.data.embedded import embedded_folders, open_embedded
 from clipguard.data.folders import Located, kind_of, locate
@@ -59,10 +61,18 @@ def load_dataset(
     data_root: folder with copies of registered datasets, each at `<id>`. Default: CLIPGUARD_DATA.
     Raises DatasetError, one line that starts with `name` and names the cure.
     """
+    name = _name(name)
     request = Request(split, image_column, label_column)
     with _named(name):
-        if class_names not in STYLES:
-            raise DatasetError(f"class names {class_names!r} are unknown; use {' or '.join(STYLES)}")
+        _check_arguments(
+            split=split,
+            image_column=image_column,
+            label_column=label_column,
+            classes=classes,
+            templates=templates,
+            class_names=class_names,
+            data_root=data_root,
+        )
         entry = find_entry(name)
         given = parse_classes(str(classes)) if classes else None
         rows = _open(name, request, entry, data_root)
@@ -89,11 +99,34 @@ def load_images(
     name, split, image_column, data_root: as for `load_dataset`.
     Raises DatasetError, one line that starts with `name` and names the cure.
     """
+    name = _name(name)
     with _named(name):
+        _check_arguments(split=split, image_column=image_column, data_root=data_root)
         rows = _open(name, Request(split, image_column, labelled=False), find_entry(name), data_root)
         if len(rows.images) == 0:
             raise DatasetError(EMPTY)
     return ImageDataset(name, rows.source, rows.split, rows.images)
+
+
+ARGUMENTS: dict[str, Any] = {
+    "split": str | None,
+    "image_column": str | None,
+    "label_column": str | None,
+    "templates": str,
+}
+ARGUMENTS |= {"classes": str | Path | None, "data_root": str | Path | None, "class_names": ClassNames}
+
+
+def _name(given: Any) -> str:
+    """The name of a data set. Raises DatasetError for what is none."""
+    check_type("A data set's name", given, str | Path, DatasetError)
+    return str(given)
+
+
+def _check_arguments(**given: Any) -> None:
+    """Raises DatasetError for a value that is of another type than the argument."""
+    for what, value in given.items():
+        check_type(what, value, ARGUMENTS[what], DatasetError)
 
 
 @contextmanager

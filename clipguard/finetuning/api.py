@@ -5,6 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from clipguard.checking import check_type
+from clipguard.errors import FinetuneError
 from clipguard.finetuning.run import FinetuneResult, run_finetune
 from clipguard.finetuning.settings import resolve
 
@@ -16,5 +18,6 @@ def finetune(method: str = "tima", *, out: str | Path, **settings: Any) -> Finet
     linf), `lr` ... An interrupted run goes on with `clipguard finetune --resume`.
     Raises ClipguardError for anything that cannot be run, before anything is written.
     """
+    check_type("out", out, str | Path, FinetuneError)
     config = resolve({"method": method, "out": str(out), **settings})
     return run_finetune(config, Path(out), f"clipguard.finetune({method!r}, out={str(out)!r}, **{settings!r})")

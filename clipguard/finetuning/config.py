@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import math
 from dataclasses import asdict, dataclass
-from typing import Any, Literal, get_args, get_type_hints
+from typing import Any, Literal, get_type_hints
 
 from clipguard.attacks.threat import Norm
+from clipguard.checking import check_type
 from clipguard.errors import FinetuneError
 
 PIXEL = 255
@@ -75,7 +76,7 @@ class FinetuneConfig:
     def check(self) -> None:
         """Raises FinetuneError for a value that no run could use."""
         for name, expected in get_type_hints(type(self)).items():
-            _check_type(name, getattr(self, name), expected)
+            check_type(option(name), getattr(self, name), expected, FinetuneError)
         for name, (low, high, strict) in RANGES.items():
             _check_range(name, getattr(self, name), low, high, strict)
         if (self.steps is None) == (self.epochs is None):
@@ -140,22 +141,6 @@ RANGES: dict[str, tuple[float, float, bool]] = {
 def option(name: str) -> str:
     """A setting as it is written on the command line."""
     return f"--{name.replace('_', '-')}"
-
-
-def _check_type(name: str, value: Any, expected: Any) -> None:
-    """Raise FinetuneError unless the value, perhaps from a file, is of the field's type (whole numbers are floats)."""
-    choices = get_args(expected)
-    if choices and all(isinstance(choice, str) for choice in choices):  # a Literal
-        if value not in choices:
-            raise FinetuneError(f"{option(name)} must be {', '.join(choices)}, not {value!r}.")
-        return
-    kinds = choices or (expected,)
-    kinds = (*kinds, int) if float in kinds else kinds
-    if not isinstance(value, kinds) or (isinstance(value, bool) and bool not in kinds):
-        raise FinetuneError(f"{option(name)} must be {NAMES[kinds[0]]}, not {value!r}.")
-
-
-NAMES = {str: "a text", int: "a whole number", float: "a number", bool: "true or false"}
 
 
 def _check_range(name: str, value: float | None, low: float, high: float, strict: bool) -> None:

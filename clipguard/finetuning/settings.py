@@ -7,9 +7,13 @@ from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any, get_args, get_type_hints
 
+import numpy as np
+
+from clipguard.benchmark.plan import parse_eps
+from clipguard.checking import check_type
 from clipguard.config_files import read_config_file
 from clipguard.errors import FinetuneError, did_you_mean
-from clipguard.finetuning.config import FinetuneConfig
+from clipguard.finetuning.config import FinetuneConfig, option
 from clipguard.finetuning.methods import parse_method
 
 NO_PRESET = "none"
@@ -31,6 +35,7 @@ def resolve(given: Mapping[str, Any], file: Path | None = None) -> FinetuneConfi
     Without a preset the embedded model gets its own, "embedded".
     Raises ClipguardError for an unknown setting or preset, or a value that no run could use.
     """
+    given = {name: _plain(value) for name, value in given.items()}
     from_file = {name: _number(name, value) for name, value in (read_config_file(file) if file else {}).items()}
     known = [field.name for field in fields(FinetuneConfig)]
     for name in [*from_file, *given]:
@@ -39,13 +44,22 @@ def resolve(given: Mapping[str, Any], file: Path | None = None) -> FinetuneConfi
             hint = did_you_mean(name, known)
             raise FinetuneError(f"{where}{name!r} is no setting.{hint} `clipguard finetune --help` lists them.")
     chosen = replace(FinetuneConfig(), **_overlay(from_file, given))
+    for setting in ("method", "model", "preset"):  # which say what the others are by default
+        check_type(option(setting), getattr(chosen, setting), TYPES[setting], FinetuneError)
     name = chosen.preset or ("embedded" if chosen.model == "tiny" else NO_PRESET)
     layers = [_preset(name, chosen.method), from_file, given, {"preset": name}]
     config = FinetuneConfig()
     for layer in layers:
         config = replace(config, **_overlay({}, layer))
+    for name in ("eps", "step_size"):
+        config = replace(config, **{name: _budget(config, name)})
     config.check()
     return config
+
+
+def _plain(value: Any) -> Any:
+    """A value from Python as a file would have it: NumPy's numbers are numbers, and a path is its text."""
+    return str(value) if isinstance(value, Path) else value.item() if isinstance(value, np.generic) else value
 
 
 def _number(name: str, value: Any) -> Any:
@@ -56,6 +70,31 @@ def _number(name: str, value: Any) -> Any:
         except ValueError:
             return value
     return value
+
+
+def _budget(config: FinetuneConfig, name: str) -> Any:
+    """`eps` or `step_size` as a number: a text such as "4/255" is read, a number of the wrong unit refused.
+
+    What is no number at all is left to `check`. Raises AttackError.
+    """
+    value = getattr(config, name)
+    if isinstance(value, bool) or not isinstance(value, (str, int, float)):
+        return value
+    text = str(value)
+    if name == "step_size" and "/" not in text and _arrives(text, config):
+        return float(text)
+    radii = parse_eps([text], config.norm, option(name))
+    if len(radii) != 1:
+        raise FinetuneError(f"{option(name)} takes one budget to train with, not {len(radii)}.")
+    return radii[0].typed
+
+
+def _arrives(step_size: str, config: FinetuneConfig) -> bool:
+    """Whether the steps of the attack come to half of eps: then small ones are what they seem to be."""
+    try:
+        return 2 * float(step_size) * config.attack_steps >= config.eps
+    except (TypeError, ValueError):
+        return False  # said better elsewhere
 
 
 def _preset(name: str, method: str) -> Mapping[str, Any]:

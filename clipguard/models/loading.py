@@ -8,7 +8,8 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
-from typing import Any, get_args
+from pathlib import Path
+from typing import Any
 
 import torch
 from PIL import Image
@@ -16,6 +17,7 @@ from torch import Tensor, nn
 from torchvision.transforms import Compose, InterpolationMode, Resize
 from torchvision.transforms.functional import to_tensor
 
+from clipguard.checking import check_type
 from clipguard.errors import ModelError
 from clipguard.hub import hub_access
 from clipguard.models.build import Checkpoint, build, load_tokenizer, load_tower, load_weights
@@ -162,7 +164,7 @@ class LoadedModel:
         return self
 
 
-def load_model(spec: str, *, device: str | torch.device = "cpu", text: TextChoice = "tuned") -> LoadedModel:
+def load_model(spec: str | Path, *, device: str | torch.device = "cpu", text: TextChoice = "tuned") -> LoadedModel:
     """Load a model named as on the command line.
 
     Args:
@@ -175,8 +177,10 @@ def load_model(spec: str, *, device: str | torch.device = "cpu", text: TextChoic
     Raises:
         ModelError: one line that says what is wrong with the name, the files or the weights, and the cure.
     """
+    check_type("A model's name", spec, str | Path, ModelError)
+    check_type("text", text, TextChoice, ModelError)
     target = check_device(device)
-    source, file, detected = detect(parse_source(spec))
+    source, file, detected = detect(parse_source(str(spec)))
     with hub_access() if needs_hub(source) else nullcontext():
         whole = locate(source, file) if source.base is None or file is None else locate_base(source.base, file.path)
         if source.normalization is not None:
@@ -223,8 +227,6 @@ def _load_text(
     info: ModelInfo, checkpoint: Checkpoint, model: nn.Module, text: TextChoice
 ) -> tuple[ModelInfo, TextMap | None]:
     """Apply what a fine-tuning run left about the text beside the weights, and say so in the info."""
-    if text not in get_args(TextChoice):
-        raise ModelError(f"text must be tuned or original, not {text!r}.")
     tuned, original = (checkpoint.weights.parent / name for name in (TEXT_FILE, ORIGINAL_FILE))
     if text == "original":
         if original.is_file():

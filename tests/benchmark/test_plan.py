@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from clipguard.benchmark.plan import BenchPlan, parse_eps
+from clipguard.benchmark.plan import BenchPlan, parse_eps, spell_eps
 from clipguard.errors import AttackError, ClipguardError
 
 
@@ -51,3 +51,16 @@ def test_plans_that_cannot_run(change: dict[str, object], message: str) -> None:
     fields = {"models": ("tiny",), "datasets": ("emoji-food",), "eps": tuple(parse_eps(["1"], "linf"))} | change
     with pytest.raises(ClipguardError, match=message):
         BenchPlan(**fields).check()  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("norm", ["linf", "l2"])
+@pytest.mark.parametrize("typed", [0.0, 1e-5, 0.0157, 0.05, 0.1, 1 / 3, 0.5, 128 / 255, 0.3765, 1.0, 4.0, 16.0, 128.0])
+def test_every_number_can_be_spelled_so_that_it_is_read_back(typed: float, norm: str) -> None:
+    assert [radius.typed for radius in parse_eps([spell_eps(typed, norm)], norm)] == [typed]
+
+
+def test_a_plan_reads_back_what_it_wrote_whatever_the_budget() -> None:
+    plan = BenchPlan(("tiny",), ("emoji-food",), tuple(parse_eps(["0.0157/255,0.05/255,4"], "linf")))
+    assert BenchPlan.from_dict(plan.to_dict(), ["tiny"]) == plan
+    plan = BenchPlan(("tiny",), ("emoji-food",), tuple(parse_eps(["128/1,128/255"], "l2")), norm="l2")
+    assert BenchPlan.from_dict(plan.to_dict(), ["tiny"]) == plan

@@ -92,3 +92,40 @@ def test_a_step_size_is_derived_and_never_larger_than_eps() -> None:
     assert FinetuneConfig(eps=4, attack_steps=1).attack_step == pytest.approx(4 / 255)
     assert FinetuneConfig(eps=0.5, norm="l2", attack_steps=5).attack_step == pytest.approx(0.25)
     assert FinetuneConfig(eps=0.5, norm="l2", step_size=0.2).attack_step == 0.2
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"eps": 4 / 255}, r"--eps 0.01569: did you mean 4 \(4/255\)"),
+        ({"eps": "0.0157"}, r"did you mean 4 \(4/255\)"),
+        ({"eps": 128, "norm": "l2"}, "did you mean 128/255"),
+        ({"step_size": 1 / 255}, r"--step-size 0.003922: did you mean 1 \(1/255\)"),
+        ({"step_size": "x"}, "--step-size 'x' is not a number"),
+        ({"eps": "4,8"}, "--eps takes one budget"),
+        ({"eps": [4]}, "--eps must be a number"),
+        ({"method": 3}, "--method must be a text"),
+        ({"preset": 3}, "--preset must be a text"),
+        ({"model": ["tiny"]}, "--model must be a text"),
+    ],
+)
+def test_budgets_of_the_wrong_unit_and_values_of_the_wrong_type(given: dict[str, Any], message: str) -> None:
+    with pytest.raises(ClipguardError, match=message):
+        resolve(given)
+
+
+def test_budgets_may_be_written_as_fractions(tmp_path: Path) -> None:
+    assert resolve({"eps": "4/255"}).eps == 4
+    assert resolve({"eps": "0.0157/255"}).eps == 0.0157
+    assert resolve({"eps": "128/255", "norm": "l2"}).radius == 128 / 255
+    assert resolve({"eps": 4, "step_size": "0.05/255"}).step_size == 0.05
+    (tmp_path / "a.yaml").write_text("eps: 4/255\nstep_size: 1/255\n", encoding="utf-8")
+    assert (resolve({}, tmp_path / "a.yaml").eps, resolve({}, tmp_path / "a.yaml").step_size) == (4, 1)
+    (tmp_path / "a.yaml").write_text("eps: 0.0157\n", encoding="utf-8")
+    with pytest.raises(ClipguardError, match="did you mean 4"):
+        resolve({}, tmp_path / "a.yaml")
+
+
+def test_small_steps_that_arrive_are_not_questioned() -> None:
+    """A hundred steps of 0.025/255 are the usual ones at eps 1/255."""
+    assert resolve({"eps": 1, "attack_steps": 100, "step_size": 0.025}).step_size == 0.025

@@ -1,0 +1,131 @@
+"""Are values from Python images, labels and a budget? What is no such thing is refused, with a cure."""
+
+from __future__ import annotations
+
+import math
+import traceback
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from numbers import Integral, Real
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor, nn
+
+from clipguard.attacks.evaluator import is_out_of_memory
+from clipguard.attacks.threat import NORMS
+from clipguard.errors import AttackError, ClipguardError, first_line
+
+Array = npt.NDArray[Any]
+LARGEST_L2 = 16  # from here on a whole number is rather one of 1/255
+
+
+def check_input(
+    model: nn.Module, images: Tensor | Array, labels: Tensor | Array | Sequence[int], norm: str
+) -> tuple[Tensor, Tensor]:
+    """Images (N, C, H, W) and labels (N,) int64 as tensors.
+
+    Raises AttackError for an unknown norm, images and labels that are no pairs, and a model that is no module, or on
+    another device.
+    """
+    if norm not in NORMS:
+        raise AttackError(f"Unknown norm {norm!r}; use one of {', '.join(NORMS)}.")
+    pixels, numbers = _images(images), _labels(labels)
+    if len(pixels) == 0 or len(pixels) != len(numbers):
+        raise AttackError(f"{len(pixels)} images and {len(numbers)} labels; give as many of both, at least one.")
+    check_model(model, pixels)
+    low, high = (float(end) for end in pixels.detach().aminmax())
+    if low >= 0 and 2 < high <= 255:
+        raise AttackError(f"Images must lie in [0,1], and theirs go up to {high:g}: give images / 255.")
+    return pixels, numbers
+
+
+def check_eps(eps: Any, norm: str) -> float:
+    """A radius in pixel units.
+
+    Raises AttackError for what is no number of at least 0, and for one that looks like units of 1/255: above 1 for
+    linf, a whole number from 16 on for l2 (16.0 is taken as it is).
+    """
+    if isinstance(eps, (np.ndarray, Tensor)) and eps.ndim == 0:
+        eps = eps.item()
+    if isinstance(eps, bool) or not isinstance(eps, Real):
+        raise AttackError(f"eps must be one number in pixel units, as in eps=4 / 255, not {eps!r}.")
+    value, whole = float(eps), isinstance(eps, Integral)
+    if not 0 <= value < math.inf:
+        raise AttackError(f"eps must be a number of at least 0, not {eps}.")
+    if norm == "linf" and (value > 1 or (whole and value == 1)):
+        insist = "" if value > 1 else "; write 1.0 if you mean every possible image"
+        raise AttackError(f"eps {eps:g}: did you mean {eps:g}/255? It is in pixels of [0,1], as in 4 / 255{insist}.")
+    if norm == "l2" and whole and value >= LARGEST_L2:
+        cure = f"did you mean {eps}/255? It is the Euclidean norm of pixels in [0,1]; write {eps}.0 if you mean it."
+        raise AttackError(f"eps {eps}: {cure}")
+    return value
+
+
+def check_model(model: Any, images: Tensor) -> None:
+    """Raises AttackError unless `model` is a module on the device of the images."""
+    if not isinstance(model, nn.Module):
+        cure = "put what it does into a module's forward"
+        if hasattr(model, "classifier") and hasattr(model, "preprocess"):  # a LoadedModel
+            cure = "give its classifier(class_names, templates)"
+        elif isinstance(model, str):
+            cure = "clipguard.bench takes names"
+        raise AttackError(f"The model must be a torch.nn.Module, not {type(model).__name__}: {cure}.")
+    devices = {tensor.device for tensor in (*model.parameters(), *model.buffers())}
+    if devices and images.device not in devices:
+        there = sorted(map(str, devices))[0]
+        raise AttackError(f"The model is on {there} and the images on {images.device}; give images.to({there!r}).")
+
+
+def _images(given: Any) -> Tensor:
+    images = torch.from_numpy(given) if isinstance(given, np.ndarray) and given.dtype.kind in "biuf" else given
+    if not isinstance(images, Tensor):
+        what = f"a {type(given).__name__}" + (f" of {given.dtype}" if isinstance(given, np.ndarray) else "")
+        raise AttackError(f"Images must be a tensor (N, C, H, W) in [0,1], not {what}: give torch.stack of tensors.")
+    if images.ndim != 4:
+        cure = "images[None]" if images.ndim == 3 else "a batch of images"
+        raise AttackError(f"Images must be (N, C, H, W), not {tuple(images.shape)}: give {cure}.")
+    _, channels, height, last = images.shape
+    if last in (1, 3, 4) and channels > 4 and height > 4:
+        raise AttackError(
+            f"Images must be (N, C, H, W), and {tuple(images.shape)} has its channels last: "
+            "give images.permute(0, 3, 1, 2)."
+        )
+    if not images.is_floating_point():
+        raise AttackError(f"Images must be numbers in [0,1], not {images.dtype}: give images.float() / 255.")
+    return images
+
+
+def _labels(given: Any) -> Tensor:
+    try:
+        labels = torch.as_tensor(given)
+    except (TypeError, ValueError, RuntimeError):
+        raise AttackError(f"Labels must be class numbers (N,), not {type(given).__name__}.") from None
+    if labels.ndim != 1:
+        column = labels.shape[1:] == (1,)
+        cure = "labels.squeeze(1)" if column else "labels.argmax(dim=1)" if labels.ndim == 2 else "one number an image"
+        raise AttackError(f"Labels must be class numbers (N,), not {tuple(labels.shape)}: give {cure}.")
+    whole = labels.long() if not labels.is_complex() else labels
+    if labels.dtype == torch.bool or (len(labels) and not torch.equal(whole.to(labels.dtype), labels)):
+        cure = "labels.long()" if labels.dtype == torch.bool else "whole numbers"
+        raise AttackError(f"Labels must be class numbers (N,), not {labels.dtype}: give {cure}.")
+    return whole
+
+
+@contextmanager
+def explained(model: nn.Module, images: Tensor) -> Iterator[None]:
+    """Raise AttackError where the model itself fails on the images; what is not its doing stays as it is."""
+    try:
+        yield
+    except Exception as error:
+        frames = (frame for frame, _ in traceback.walk_tb(error.__traceback__))
+        in_model = any(frame.f_locals.get("self") is model for frame in frames)
+        if isinstance(error, ClipguardError) or is_out_of_memory(error) or not in_model:
+            raise
+        kinds = {p.dtype for p in model.parameters()} - {torch.float32}
+        hint = f" Its weights are {kinds.pop()}, and images come as float32: give model.float()." if kinds else ""
+        shape = ("B", *images.shape[1:])
+        text = ", ".join(map(str, shape))
+        raise AttackError(f"The model fails on images ({text}): {first_line(error)}.{hint}") from error

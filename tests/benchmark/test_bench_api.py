@@ -1,0 +1,136 @@
+"""`clipguard.bench` and `clipguard.compare` from Python: what is meant is taken, the rest is refused in one line."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+import clipguard
+from clipguard.benchmark.again import rerun_command
+from clipguard.cli import run
+from clipguard.errors import ClipguardError
+
+SMALL: dict[str, Any] = {"datasets": "emoji-food", "attacks": "pgd-2", "n_samples": 4}
+
+
+@pytest.mark.parametrize("eps", [[1, 4], "1,4", ["4/255", 1.0], np.array([4, 1]), (np.float32(1), 4)])
+def test_numbers_are_in_the_unit_of_the_command_line(eps: Any) -> None:
+    result = clipguard.bench(eps=eps, **SMALL)
+    assert result.run["eps"] == [1.0, 4.0]
+    assert result.samples.equals(clipguard.bench(["tiny"], ["emoji-food"], ["1,4"], ["pgd-2"], n_samples=4).samples)
+
+
+def test_one_name_is_a_list_of_one() -> None:
+    result = clipguard.bench(models="tiny", datasets="emoji-food", attacks="none", n_samples=np.int64(4))
+    assert [(c.model, c.dataset, c.n) for c in result.cells] == [("tiny", "emoji-food", 4)]
+    assert json.loads(result.to_json())["run"]["plan"]["n_samples"] == 4
+    everything = clipguard.bench(datasets="emoji-food", attacks="none", n_samples="all", batch_size="auto")
+    assert everything.cells[0].n > 200
+
+
+REFUSED: dict[str, tuple[dict[str, Any], str]] = {
+    "pixels": ({"eps": [4 / 255]}, r"did you mean 4 \(4/255\)"),
+    "a number of pixels": ({"eps": 8 / 255}, r"did you mean 8 \(8/255\)"),
+    "pixels beside a protocol": ({"eps": 1 / 255, "protocol": "tecoa"}, r"did you mean 1 \(1/255\)"),
+    "l2": ({"eps": 128, "norm": "l2"}, r"did you mean 128/255 \(0.502\)"),
+    "a truth": ({"eps": True}, "--eps takes numbers"),
+    "a list in a list": ({"eps": [[1, 4]]}, "--eps takes numbers"),
+    "a function": ({"models": [lambda x: x]}, "--model takes names, not a function; clipguard.attack takes modules"),
+    "modules": ({"models": torch.nn.Sequential(torch.nn.Identity())}, "--model takes names, not a Identity"),
+    "tensors": ({"datasets": torch.zeros(2, 3)}, "--dataset takes names, not a Tensor"),
+    "a number for an attack": ({"attacks": [3]}, "--attack takes names, not 3"),
+    "a typing error": ({"nsamples": 5}, "Did you mean 'n_samples'"),
+    "eps mode": ({"eps_mode": "ascendng"}, "--eps-mode 'ascendng' is unknown; use ascending, independent or nested"),
+    "text": ({"text": "tunde"}, "--text 'tunde' is unknown"),
+    "norm": ({"norm": "Linf"}, "--norm 'Linf' is unknown; use linf or l2"),
+    "no seed": ({"seed": None}, "--seed must be a whole number, not None"),
+    "half an image": ({"n_samples": 4.5}, "--n-samples must be a whole number"),
+    "templates": ({"templates": ["a {}"]}, "--templates must be a text"),
+    "classes": ({"classes": ["a", "b"]}, "--classes must be a path"),
+    "no protocol": ({"protocol": 3}, "--protocol must be a text"),
+    "a store": ({"store": True}, "store must be a text or a path"),
+    "part": ({"part": 3}, "part must be two numbers"),
+}
+
+
+@pytest.mark.parametrize(("given", "message"), REFUSED.values(), ids=REFUSED)
+def test_what_cannot_be_benched_is_told_before_anything_is_loaded(
+    given: dict[str, Any], message: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CLIPGUARD_DATA", "/nowhere")  # would be the error if data were looked for first
+    with pytest.raises(ClipguardError, match=message) as caught:
+        clipguard.bench(**({"datasets": "cifar10"} | given))
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"candidate": lambda x: x}, "candidate, a result or a model's name, must be a text or a path"),
+        ({"eps": 4 / 255}, "did you mean 4"),
+        ({"epss": 4}, "Did you mean 'eps'"),
+        ({"max_drop": "1"}, "--max-drop must be a number"),
+        ({"metrics": "cleen"}, "--metric 'cleen' is unknown"),
+        ({"sequential": True, "first": "1"}, "--first must be a whole number"),
+    ],
+)
+def test_what_cannot_be_compared(given: dict[str, Any], message: str) -> None:
+    with pytest.raises(ClipguardError, match=message):
+        clipguard.compare(**({"base": "tiny", "candidate": "tiny"} | given))
+
+
+def test_one_metric_is_a_list_of_one() -> None:
+    found = clipguard.compare("tiny", "tiny", metrics="clean", datasets="emoji-food", attacks="none", n_samples=4)
+    assert {cell.attack for cell in found.cells} == {"none"}
+
+
+@pytest.mark.parametrize("name", [None, 3, ["tiny"], lambda x: x])
+def test_models_and_data_sets_are_named(name: Any) -> None:
+    for load in (clipguard.load_model, clipguard.load_dataset):
+        with pytest.raises(ClipguardError, match="name must be a text or a path"):
+            load(name)
+
+
+@pytest.mark.parametrize("wrong", [{"split": 3}, {"classes": ["a"]}, {"templates": ["a {}"]}, {"class_names": "mine"}])
+def test_arguments_of_load_dataset_are_checked(wrong: dict[str, Any]) -> None:
+    with pytest.raises(ClipguardError, match=next(iter(wrong))):
+        clipguard.load_dataset("emoji-food", **wrong)
+
+
+def test_a_stored_run_with_a_tiny_budget_is_compared_and_rerun_as_it_was(tmp_path: Path) -> None:
+    """0.05 was a legal number once, so a stored plan may have it; what is printed to run it again is legal now."""
+    result = clipguard.bench(eps="0.05/255", **SMALL)
+    assert result.run["plan"]["eps"] == [0.05]
+    for cell in result.cells:
+        assert cell.eps in (0, 0.05)
+    (tmp_path / "results.json").write_text(result.to_json(), encoding="utf-8")
+    result.samples.to_parquet(tmp_path / "samples.parquet")
+    found = clipguard.compare(tmp_path, "tiny")
+    assert {cell.eps for cell in found.cells} == {0, 0.05}
+    assert found.verdict != "regression"
+    words = rerun_command(result.run).split()
+    assert words[words.index("--eps") + 1] == "0.05/255"
+    out = tmp_path / "again"
+    assert run([*words[1:], "--no-store", "--out", str(out)]) == 0
+    assert json.loads((out / "results.json").read_text(encoding="utf-8"))["run"]["eps"] == [0.05]
+
+
+def test_a_budget_below_a_grey_level_is_taken_as_such_and_said() -> None:
+    def texts(eps: str) -> list[str]:
+        return [entry["text"] for entry in clipguard.bench(eps=eps, **SMALL).run["notices"]]
+
+    assert texts("0.3") == ["--eps 0.3 is 0.3/255, in units of 1/255; for pixels of [0,1] write 76.5"]
+    assert texts("0.5,0.25,1/255") == []
+
+
+def test_a_step_size_that_leads_nowhere_is_said() -> None:
+    """2/255 in pixels, where a fraction of eps is expected: ten steps of 0.00784 come to 0.08 eps."""
+    result = clipguard.bench(eps=4, **(SMALL | {"attacks": "pgd-10(step_size=0.00784)"}))
+    (entry,) = result.run["notices"]
+    assert "is a fraction of eps: 10 steps of it come to 0.0784 eps" in entry["text"]
+    assert clipguard.bench(eps=4, **(SMALL | {"attacks": "pgd-10(step_size=0.25)"})).run["notices"] == []
