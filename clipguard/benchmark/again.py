@@ -48,8 +48,8 @@ def rerun_command(run: Mapping[str, Any]) -> str:
     defaults = {f.name: f.default for f in fields(BenchPlan)} | {"eps": DEFAULT_EPS[plan["norm"]]}
     if plan["protocol"] is not None:  # it brings the other values, but for these
         words += ["--protocol", plan["protocol"]]
-        brought = find_protocol(plan["protocol"]).settings().keys() - plan["overrides"].keys()
-        defaults |= {name: plan[name] for name in brought}
+        brought = find_protocol(plan["protocol"]).settings()
+        defaults |= {name: brought[name] if name in plan["overrides"] else plan[name] for name in brought.keys() & plan}
     for name, value in plan.items():
         if name not in ("datasets", "protocol", "overrides") and value != defaults[name]:
             value = [spell_eps(eps, plan["norm"]) for eps in value] if name == "eps" else value

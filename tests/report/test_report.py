@@ -278,6 +278,7 @@ def rerun(**options: Any) -> str:
         ({"attacks": ("pgd-10", "apgd-ce(restarts=2)")}, " --attack 'pgd-10,apgd-ce(restarts=2)'"),
         ({"protocol": "fare"}, " --protocol fare"),
         ({"protocol": "fare", "n_samples": 7, "seed": 1}, " --protocol fare --n-samples 7 --seed 1"),
+        ({"protocol": "fare", "resolution": "model"}, " --protocol fare --resolution model"),
     ],
 )
 def test_the_command_to_rerun_says_what_differs_from_defaults(options: dict[str, Any], words: str) -> None:
