@@ -133,9 +133,9 @@ def _read(path: Path) -> tuple[Container, Any]:
     if _is_safetensors(path):
         return "safetensors", _read_safetensors(path)
     try:
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), path.open("rb") as stream:  # of a path, torch looks at the suffix
             warnings.simplefilter("ignore")
-            return "torch.save", torch.load(path, map_location="cpu", weights_only=True)
+            return "torch.save", torch.load(stream, map_location="cpu", weights_only=True)
     except Exception as error:  # corrupt files raise KeyError, EOFError, RuntimeError, UnpicklingError ...
         if zipfile.is_zipfile(path):  # more than plain tensors, or damaged
             return "torch.save", _read_archive(path, "PyTorch checkpoint")
