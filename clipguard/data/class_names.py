@@ -10,6 +10,7 @@ from typing import Any, Literal
 from clipguard.errors import DatasetError
 
 ClassNames = Literal["source", "tecoa"]
+SAY_NUMBERS = ", or, where the images show numbers, say so in the prompt, as in --templates 'the number {}.'"
 WNID = re.compile(r"n\d{8}")
 # Published lists give two ImageNet classes one name, so that no model can tell them apart. "source": wise-ft's list,
 # which CLIP_benchmark and open_clip use (missile, sunglasses); "tecoa": the first word of each synset (crane,
@@ -73,22 +74,24 @@ def ids_in_words(names: list[str], style: ClassNames) -> list[str] | None:
 
 
 def check_words(names: list[str], templates: list[str]) -> None:
-    """Raise DatasetError where all names are numbers or WordNet ids: prompts of these mean nothing to a text model.
+    """Raise DatasetError where all names that a file gives are numbers or WordNet ids: they mean nothing in a prompt.
 
-    Numbers are names where every prompt says that there are some to be seen: "a photo of the number: {}".
+    Numbers are names where prompts say that there are some to be seen: see `show_numbers`.
     """
     numbers = all(name.strip().isdecimal() for name in names)
-    if numbers and all(re.search(r"\b(number|digit)", template, re.IGNORECASE) for template in templates):
+    if numbers and show_numbers(templates):
         return
     if numbers or all(WNID.fullmatch(name.strip()) for name in names):
-        what, cure = "WordNet ids", ""
-        if numbers:
-            what = "numbers"
-            cure = ", or, where the images show numbers, say so in the prompt, as in --templates 'the number {}.'"
         raise DatasetError(
-            f"the class names are all {what} ({', '.join(names[:3])}{', ...' if len(names) > 3 else ''}), which mean "
-            f"nothing to a text model; give words with --classes FILE, one name a line, in label order{cure}"
+            f"the class names are all {'numbers' if numbers else 'WordNet ids'} ({', '.join(names[:3])}"
+            f"{', ...' if len(names) > 3 else ''}), which mean nothing to a text model; give words with --classes "
+            f"FILE, one name a line, in label order{SAY_NUMBERS if numbers else ''}"
         )
+
+
+def show_numbers(templates: list[str]) -> bool:
+    """Whether every prompt says that the images show numbers: "a photo of the number: {}"."""
+    return all(re.search(r"\b(number|digit)", template, re.IGNORECASE) for template in templates)
 
 
 def imagenet_templates() -> tuple[str, ...]:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 
-from clipguard.data.class_names import ids_in_words
+from clipguard.data.class_names import SAY_NUMBERS, ids_in_words, show_numbers
 from clipguard.errors import DatasetError
 from clipguard.notices import notice
 
@@ -83,12 +83,24 @@ def are_ids(names: list[str]) -> bool:
     return all(_ID.fullmatch(name.strip()) for name in names)
 
 
-def refuse_ids(names: list[str]) -> None:
-    """Raise DatasetError for names that came with the data and say nothing in a prompt: numbers, ids, punctuation."""
+def refuse_ids(names: list[str], templates: list[str]) -> None:
+    """Raise DatasetError for names that came with the data and say nothing in a prompt: numbers, ids, punctuation.
+
+    Numbers pass if the prompts say that the images show numbers.
+    """
+    numbers = all(name.isdecimal() for name in names)
+    if numbers and show_numbers(templates):
+        return
     if are_ids(names):
         shown = ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")
         raise DatasetError(
             f"the labels are numbers or ids without class names ({shown}); give --classes FILE with one name a line, "
+            f"in label order{SAY_NUMBERS if numbers else ''}"
+        )
+    ids = [name for name in names if re.fullmatch(r"n\d{8}", name)]
+    if ids:
+        raise DatasetError(
+            f"some labels are WordNet ids ({ids[0]}) and others are not; give names with --classes FILE, one a line, "
             "in label order"
         )
     for name in names:
@@ -158,9 +170,12 @@ def _match(native: list[str], given: GivenNames) -> Labels:
     By position only if the lengths agree and no shared name changes place: anything else would mislabel in silence.
     Numbers are positions.
     """
+    if native == given.names:
+        return np.arange(len(native), dtype=np.int64)
     for mine, theirs in _spellings(native, given):
         place = {name: index for index, name in enumerate(theirs)}
-        if len(place) == len(theirs) and len(set(mine)) == len(mine) and all(name in place for name in mine):
+        distinct = len(place) == len(theirs) and len(set(mine)) == len(mine)
+        if all(name in place for name in mine) and (distinct or mine is native):
             return np.array([place[name] for name in mine], dtype=np.int64)
     if all(_NUMBERED.fullmatch(name) for name in native):
         return _by_number(native, given)

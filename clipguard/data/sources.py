@@ -82,11 +82,11 @@ def load_dataset(
         winner = _winner(rows, written)
         labels, names = _settle(name, rows, winner)
         names = _write_names(name, names, entry, class_names, winner, given, duplicates=duplicate_names)
-        if winner is None:
-            refuse_ids(names)
         check_names(names, distinct=not duplicate_names)
         prompts = resolve_templates(templates, _template_sets(rows, entry, templates), name)
-        if winner is not None:
+        if winner is None:
+            refuse_ids(names, prompts)
+        else:
             check_words(names, prompts)
     return ZeroShotDataset(name, rows.source, rows.split, rows.images, names, prompts, labels)
 

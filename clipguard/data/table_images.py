@@ -77,13 +77,15 @@ class PathImages:
     def check(self, index: int) -> None:
         """Raise DatasetError if there is no file."""
         path = self[index].path
-        if path is not None and not Path(path).is_file():
-            what = "an address; download the files" if "://" in path else "no file here; put the files there"
-            place = f" (looked for in {self.folder} and in the working folder)" if self.folder else ""
-            raise DatasetError(
-                f"column {self.column!r} names image files, but {self.table[index][self.column]!r} in row {index} is "
-                f"{what}{place}, or name another column with --image-column"
-            )
+        if path is None or _is_file(Path(path)):
+            return
+        what = "an address; download the files" if "://" in path else "no file here; put the files there"
+        place = f" (looked for in {self.folder} and in the working folder)" if self.folder else ""
+        shown = path if len(path) < 100 else f"{path[:50]}..."
+        raise DatasetError(
+            f"column {self.column!r} names image files, but {shown!r} in row {index} is {what}{place}, or name another "
+            "column with --image-column"
+        )
 
 
 @dataclass
@@ -147,4 +149,11 @@ def _check_pixels(pixels: np.ndarray[Any, Any]) -> None:
 def _resolve(path: str, folder: Path | None) -> str:
     """As it is if it is absolute or exists here; else, if it exists there, below `folder`."""
     beside = folder / path if folder is not None else None
-    return str(beside) if beside is not None and beside.is_file() else path
+    return str(beside) if beside is not None and _is_file(beside) else path
+
+
+def _is_file(path: Path) -> bool:
+    try:
+        return path.is_file()
+    except (OSError, ValueError):  # longer than a path may be, as images in base64 are
+        return False

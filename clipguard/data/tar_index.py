@@ -177,7 +177,7 @@ def _read_label(path: Path, name: str, content: bytes) -> str | None:
         text = content.decode("utf-8-sig").strip()
     except UnicodeDecodeError:
         text = "\n"
-    if "\n" in text or text.startswith(("{", "[")):
+    if any(ord(character) < 32 for character in text) or text.startswith(("{", "[")):
         raise DatasetError(f"{path}: {name} holds {content[:40]!r}; write only the class number or name, as UTF-8 text")
     return text or None
 

@@ -107,11 +107,18 @@ def test_numbers_and_ids_are_no_names_and_the_cure_works(tmp_path: Path, names: 
         assert name_of_each(load_dataset(path, classes=file)) == expected, path
 
 
-def test_a_file_that_holds_the_numbers_insists_on_them(tmp_path: Path) -> None:
-    file = tmp_path / "names.txt"
-    file.write_text("0\n1\n2")
-    for kind, path in write_all_formats(tmp_path, ["2", "0", "1"]).items():
-        assert name_of_each(load_dataset(path, classes=file)) == {0: "2", 1: "0", 2: "1"}, kind
+def test_numbers_are_names_where_the_prompt_says_that_there_are_some_to_be_seen(tmp_path: Path) -> None:
+    digits = {0: "2", 1: "0", 2: "1"}
+    for kind, path in write_all_formats(tmp_path, list(digits.values())).items():
+        (tmp_path / "names.txt").write_text("0\n1\n2")
+        if kind != "x.tar":  # there they are integers
+            with pytest.raises(
+                DatasetError, match=r"or, where the images show numbers, .*--templates 'the number {}\.'"
+            ):
+                load_dataset(path)
+            assert name_of_each(load_dataset(path, templates="the number {}.")) == digits, kind
+        dataset = load_dataset(path, classes=tmp_path / "names.txt", templates="the number {}.")
+        assert name_of_each(dataset) == digits, kind
 
 
 def test_a_classnames_file_beside_the_data_is_the_cure_too(tmp_path: Path) -> None:
@@ -174,6 +181,24 @@ def test_punctuation_is_no_name(tmp_path: Path, name: str) -> None:
     for path in paths.values():
         with pytest.raises(DatasetError, match=f"a class is called '{name}'; give names with --classes FILE"):
             load_dataset(path)
+
+
+def test_ids_among_words_are_refused(tmp_path: Path) -> None:
+    path = write_folder(tmp_path / "x", ["background", "n01440764"])
+    with pytest.raises(DatasetError, match=r"some labels are WordNet ids \(n01440764\) and others are not; give names"):
+        load_dataset(path)
+    (tmp_path / "names.txt").write_text("background\ntench")
+    assert name_of_each(load_dataset(path, classes=tmp_path / "names.txt")) == {0: "background", 1: "tench"}
+
+
+def test_equal_names_that_are_allowed_keep_their_places(tmp_path: Path) -> None:
+    cells = [{"bytes": png((number, 0, 0)), "path": None} for number in range(3)]
+    features = datasets.Features({"image": datasets.Image(), "label": datasets.ClassLabel(num_classes=3)})
+    table = datasets.Dataset.from_dict({"image": cells, "label": [0, 1, 2]}, features=features)
+    table.to_parquet(tmp_path / "x.parquet")
+    (tmp_path / "names.txt").write_text("missile\ndog\nmissile")
+    dataset = load_dataset(str(tmp_path / "x.parquet"), classes=tmp_path / "names.txt", duplicate_names=True)
+    assert dataset.labels.tolist() == [0, 1, 2]
 
 
 def test_a_registered_copy_in_numbered_folders_is_refused_too(tmp_path: Path) -> None:

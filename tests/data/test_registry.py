@@ -228,7 +228,7 @@ def test_bad_files_of_ones_own(tmp_path: Path, content: str, message: str) -> No
     [
         ("cifar1O", {}, "Did you mean 'cifar10'"),
         ("fare13", {}, "a group of data sets .*name one"),
-        ("cifar10", {"class_names": "mine"}, "class names 'mine' are unknown; use source or tecoa"),
+        ("cifar10", {"class_names": "mine"}, "class_names 'mine' is unknown; use source or tecoa"),
         ("cifar10", {"data_root": Path("none")}, "none is no folder"),
         ("caltech256", {}, "no public source .*DIR/caltech256 and say --data-root DIR"),
         ("wds:org", {}, "is written wds:org/name"),

@@ -119,6 +119,13 @@ def test_paths_that_lead_nowhere_are_refused(tmp_path: Path, cell: str, message:
         load_dataset(path)
 
 
+def test_images_in_base64_are_no_paths_and_the_message_stays_short(tmp_path: Path) -> None:
+    path = write(tmp_path / "x.parquet", ["iVBORw0KGgo" * 1000] * 2, datasets.Value("string"))
+    with pytest.raises(DatasetError, match=r"'iVBORw0.*\.\.\.' in row 0 is no file here") as caught:
+        load_dataset(path)
+    assert len(str(caught.value)) < 500
+
+
 def test_the_label_column_taken_among_several_is_said(tmp_path: Path) -> None:
     label = datasets.ClassLabel(names=CLASSES)
     features = datasets.Features({"img": datasets.Image(), "coarse_label": label, "fine_label": label})

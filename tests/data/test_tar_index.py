@@ -115,7 +115,7 @@ def test_labels_as_tools_write_them(tmp_path: Path, labels: list[str], expected:
     assert dataset.labels.tolist() == expected
 
 
-@pytest.mark.parametrize("content", [b'{"label": 3}', b"[3]", b"\x80\x03K\x03.", b"tench\ngoldfish"])
+@pytest.mark.parametrize("content", [b'{"label": 3}', b"[3]", b"\x80\x03K\x03.", b"\x03\x00", b"tench\ngoldfish"])
 def test_labels_that_are_no_number_or_name_are_refused(tmp_path: Path, content: bytes) -> None:
     path = write_tar(tmp_path / "x.tar", [*samples([0, 1]), ("9.cls", content), ("9.png", png((0, 0, 0)))])
     with pytest.raises(DatasetError, match=r"x.tar: 9.cls holds b.*; write only the class number or name") as caught:
