@@ -50,6 +50,8 @@ def rerun_command(run: Mapping[str, Any]) -> str:
         words += ["--protocol", plan["protocol"]]
         brought = find_protocol(plan["protocol"]).settings()
         defaults |= {name: brought[name] if name in plan["overrides"] else plan[name] for name in brought.keys() & plan}
+        if "decode" not in plan:  # older than the field: all were decoded upright
+            words += ["--decode", "upright"]
     for name, value in plan.items():
         if name not in ("datasets", "protocol", "overrides") and value != defaults[name]:
             value = [spell_eps(eps, plan["norm"]) for eps in value] if name == "eps" else value

@@ -81,7 +81,7 @@ def _attack_images(
 
 
 def _open_files(plan: BenchPlan, files: ImageFiles, progress: Progress) -> Task:
-    dataset = files.open(plan.templates)
+    dataset = files.open(plan.templates, plan.decode)
     return read_task(files.name, dataset, np.arange(len(dataset)), progress)
 
 

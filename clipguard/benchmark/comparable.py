@@ -16,6 +16,7 @@ RUN_FIELDS = (
     "quantize",
     "resolution",
     "resize",
+    "decode",
     "logit_scale",
     "class_names",
     "engine",
@@ -27,6 +28,7 @@ DATASET_FIELDS = {
     "templates": "other templates",
     "fingerprint": "other data (fingerprint)",
 }
+BEFORE = {"decode": "upright"}  # what runs did that are older than the field
 MOST = 3  # cells named before "and more"
 
 
@@ -49,9 +51,9 @@ def unlike(
 ) -> list[str]:
     """What two runs (`BenchResult.run`) were set to do differently; none if nothing but models and cells differ."""
     reasons = [
-        f"{name} is {_plain(one.get(name))} in {sides[0]} and {_plain(other.get(name))} in {sides[1]}"
+        f"{name} is {_plain(_value(one, name))} in {sides[0]} and {_plain(_value(other, name))} in {sides[1]}"
         for name in RUN_FIELDS  # an older run may lack some
-        if one.get(name) != other.get(name)
+        if _value(one, name) != _value(other, name)
     ]
     for name in _shared(one["datasets"], other["datasets"]):
         first, second = one["datasets"][name], other["datasets"][name]
@@ -64,6 +66,10 @@ def unlike(
         if one["attacks"][name] != other["attacks"][name]
     ]
     return reasons
+
+
+def _value(run: Mapping[str, Any], name: str) -> Any:
+    return run.get(name, BEFORE.get(name))
 
 
 def _shared(one: Mapping[str, Any], other: Mapping[str, Any]) -> list[str]:

@@ -10,7 +10,7 @@ import pandas as pd
 from clipguard.data import ZeroShotDataset
 from clipguard.data.class_lists import parse_classes
 from clipguard.data.class_names import check_words
-from clipguard.data.decoding import decode
+from clipguard.data.decoding import Decode, decode
 from clipguard.data.images import EncodedImage, FileImages, reason
 from clipguard.data.labels import settle_labels
 from clipguard.data.templates import PHOTO, resolve_templates
@@ -33,13 +33,13 @@ class ImageFiles:
         """What the data set is called in the results."""
         return str(self.paths[0]) if len(self.paths) == 1 else f"{len(self.paths)} images"
 
-    def open(self, templates: str) -> ZeroShotDataset:
+    def open(self, templates: str, how: Decode = "upright") -> ZeroShotDataset:
         """The data set, every image decoded once; without labels, all are 0 until the model has named them.
 
         Raises DatasetError for a file that is no image, unusable class names, and labels that are no class.
         """
         for path in self.paths:
-            _check_image(path)
+            _check_image(path, how)
         given = parse_classes(self.classes)
         numbers = self._label_numbers(given.names)
         prompts = resolve_templates(templates, PHOTO)
@@ -56,6 +56,7 @@ class ImageFiles:
             templates=prompts,
             labels=labels,
             images=FileImages([str(path) for path in self.paths]),
+            decode=how,
         )
 
     def _label_numbers(self, names: list[str]) -> list[int]:
@@ -74,13 +75,13 @@ def _listed(names: list[str]) -> str:
     return ", ".join(names[:8]) + (" ..." if len(names) > 8 else "")
 
 
-def _check_image(path: Path) -> None:
+def _check_image(path: Path, how: Decode) -> None:
     if path.is_dir():
         raise DatasetError(f"{path} is a folder; attack a folder of images with --dataset {path}.")
     if not path.is_file():
         raise DatasetError(f"{path}: no such image file. Check the path; a data set is named with --dataset.")
     try:
-        decode(EncodedImage(None, str(path)))
+        decode(EncodedImage(None, str(path)), how)
     except Exception as error:  # PIL reports a broken file with a dozen types
         raise DatasetError(
             f"{path} cannot be read as an image: {reason(error)}. Give a PNG, JPEG or the like."

@@ -10,6 +10,7 @@ from typing import Any, Literal, get_type_hints
 
 from clipguard.checking import check_type
 from clipguard.data.class_names import ClassNames
+from clipguard.data.decoding import Decode
 from clipguard.errors import AttackError, ClipguardError
 from clipguard.notices import notice
 
@@ -128,6 +129,7 @@ class BenchPlan:
     batch_size: int | None = None  # None: what fits
     resolution: ThreatResolution = "model"  # mixed: native for the data sets that papers attack so
     resize: Resize = "model"
+    decode: Decode = "upright"
     logit_scale: float | None = None  # None: the model's own
     quantize: bool = False
     eps_mode: Literal["ascending", "independent", "nested"] = "ascending"

@@ -35,6 +35,7 @@ class Protocol:
     duplicate_names: bool = False
     resolution: str = "model"
     resize: str = "model"
+    decode: str = "upright"
     precision: str = "float32"
     logit_scale: float | None = None
 
@@ -54,6 +55,7 @@ PROTOCOLS: dict[str, Protocol] = {
         attacks=("apgd-ce(restarts=5)+apgd-t",),
         eps=(2, 4),
         resolution="mixed",
+        decode="plain",
         logit_scale=100,
     ),
     # Mao et al. 2023.
@@ -67,6 +69,7 @@ PROTOCOLS: dict[str, Protocol] = {
         class_names="tecoa",
         resolution="mixed",
         resize="crop256",
+        decode="plain",
     ),
     # Yu et al. 2024 (TGA-ZSR, Comp-TGA).
     "tga": Protocol(
@@ -78,6 +81,7 @@ PROTOCOLS: dict[str, Protocol] = {
         templates="single",
         class_names="tecoa",
         resize="crop256-squash",
+        decode="plain",
     ),
     # Xing et al. 2025 (TTC).
     "ttc": Protocol(
@@ -88,6 +92,7 @@ PROTOCOLS: dict[str, Protocol] = {
         n_samples=None,
         templates="This is a photo of a {}.",
         resize="crop256",
+        decode="plain",
     ),
     # Wang et al. 2024 (PMG-AFT). Its code has two mistakes that are not set here: docs/protocols.md.
     "pmg": Protocol(
@@ -100,6 +105,7 @@ PROTOCOLS: dict[str, Protocol] = {
         class_names="tecoa",
         resolution="mixed",
         resize="crop256",
+        decode="plain",
     ),
 }
 

@@ -182,6 +182,7 @@ def provenance(
         "protocol": {"name": plan.protocol, "overrides": dict(plan.overrides)} if plan.protocol else None,
         "resolution": plan.resolution,
         "resize": plan.resize,
+        "decode": plan.decode,
         "logit_scale": plan.logit_scale or "model",
         "class_names": plan.class_names,
         "quantize": plan.quantize,
@@ -245,6 +246,7 @@ def open_task(plan: BenchPlan, name: str, progress: Progress) -> Task:
         class_names=plan.class_names,
         duplicate_names=plan.duplicate_names,
         data_root=plan.data_root,
+        decode=plan.decode,
     )
     indices = np.sort(choose_images(plan, dataset))
     if plan.part is None and len(indices) < len(dataset):

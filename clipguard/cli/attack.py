@@ -112,6 +112,7 @@ def attack(
     label_column: options.LabelColumn = None,
     resolution: options.Resolution = None,
     resize: options.Resize = None,
+    decode: options.Decode = None,
     logit_scale: options.LogitScale = None,
     quantize: options.Quantize = False,
     device: options.Device = "auto",
@@ -137,6 +138,7 @@ def attack(
         duplicate_names=duplicate_names,
         resolution=resolution,
         resize=resize,
+        decode=decode,
         logit_scale=logit_scale,
         precision=precision,
     )

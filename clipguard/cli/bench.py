@@ -110,6 +110,7 @@ def bench(
     label_column: options.LabelColumn = None,
     resolution: options.Resolution = None,
     resize: options.Resize = None,
+    decode: options.Decode = None,
     logit_scale: options.LogitScale = None,
     quantize: options.Quantize = False,
     eps_mode: Annotated[
@@ -149,6 +150,7 @@ def bench(
         duplicate_names=duplicate_names,
         resolution=resolution,
         resize=resize,
+        decode=decode,
         logit_scale=logit_scale,
         precision=precision,
     )

@@ -85,6 +85,13 @@ Resize = Annotated[
         "crop256-squash: the same, but CIFAR and STL squashed. Default: model."
     ),
 ]
+Decode = Annotated[
+    str | None,
+    typer.Option(
+        help="upright: EXIF rotation applied, transparency over white, 16 bits scaled; plain: as PIL's "
+        'convert("RGB"), like other code of the field. Default: upright.'
+    ),
+]
 LogitScale = Annotated[
     float | None, typer.Option("--logit-scale", help="Factor on the cosines. Default: the model's own.")
 ]

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 
-from clipguard.data.decoding import Decoded, decode
+from clipguard.data.decoding import Decode, Decoded, decode
 from clipguard.data.images import EncodedImages, reason
 from clipguard.errors import DatasetError
 
@@ -31,12 +31,14 @@ class ImageDataset:
     """The split in use, `"all"` where the format has none."""
     images: EncodedImages = field(repr=False)
     """N encoded images, read from disk when asked for."""
+    decode: Decode = field(default="upright", kw_only=True)
+    """How they become pixels; see `decode`."""
 
     def __len__(self) -> int:
         return len(self.images)
 
     def image(self, index: int) -> PIL.Image.Image:
-        """Image `index` (in [0, N)), upright, in RGB, at its native size.
+        """Image `index` (in [0, N)), in RGB, at its native size, upright unless `decode` is "plain".
 
         Raises as `read`.
         """
@@ -53,7 +55,7 @@ class ImageDataset:
         try:
             encoded = self.images[int(index)]
             path = encoded.path
-            return decode(encoded)
+            return decode(encoded, self.decode)
         except (
             Exception
         ) as error:  # PIL reports a broken file with a dozen types, SyntaxError and struct.error among them

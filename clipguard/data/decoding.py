@@ -1,4 +1,4 @@
-"""From an encoded image to RGB pixels, and what was done to them on the way."""
+"""From an encoded image to RGB pixels, in one of two ways, and what was done to them on the way."""
 
 from __future__ import annotations
 
@@ -14,13 +14,19 @@ if TYPE_CHECKING:
     import PIL.Image
     import PIL.ImageFile
 
-Change = Literal["rotated", "over white", "16 bits", "first frame", "unreadable EXIF"]
+Decode = Literal["upright", "plain"]
+Change = Literal[
+    "rotated", "over white", "16 bits", "first frame", "unreadable EXIF", "not rotated", "not over white", "clipped"
+]
 SAID: dict[Change, str] = {
     "rotated": "rotated as their EXIF says",
     "over white": "with transparency laid over white",
     "16 bits": "scaled from 16 to 8 bits",
     "first frame": "with several frames, of which the first is taken",
     "unreadable EXIF": "with EXIF that cannot be read, taken as upright",
+    "not rotated": "not rotated as their EXIF says",
+    "not over white": "with transparency dropped",
+    "clipped": "of more than 8 bits clipped to 255",
 }
 SIXTEEN_BIT_FORMATS = ("PNG", "PPM")  # whose "I" pixels are 0 to 65535; elsewhere they are integers of any range
 DARK = 4096 >> 8  # the first grey of 8 bits that no 12-bit value comes to, where 16 bits are scaled to 8
@@ -35,12 +41,17 @@ class Decoded(NamedTuple):
     brightest: int | None = None
 
 
-def decode(encoded: EncodedImage) -> Decoded:
-    """An upright RGB image: EXIF rotation applied, transparency laid over white, 16-bit greys scaled to 8.
+def decode(encoded: EncodedImage, how: Decode = "upright") -> Decoded:
+    """An RGB image.
+
+    how: "upright": EXIF rotation applied, transparency laid over white, 16-bit greys scaled to 8; "plain": what
+        `PIL.Image.open(...).convert("RGB")` gives, as open_clip, torchvision and CLIP_benchmark read images.
 
     Of several frames it is the first. Raises ValueError for pixels whose range nothing tells, and whatever PIL raises
     on a broken file; the caller knows the row and turns it into a DatasetError.
     """
+    if how == "plain":
+        return _decode_plain(encoded)
     with _open(encoded) as image:
         changes: set[Change] = set()
         if _has_frames(image):
@@ -61,6 +72,20 @@ def decode(encoded: EncodedImage) -> Decoded:
         rgb = rgb.transpose(method)
     brightest = max(high for _, high in rgb.getextrema()) if deep and "I;12" not in layout else None  # type: ignore[misc]
     return Decoded(rgb, frozenset(changes), brightest)
+
+
+def _decode_plain(encoded: EncodedImage) -> Decoded:
+    """As PIL alone, and what `decode` would have done beside it."""
+    with _open(encoded) as image:
+        left: set[Change] = {"first frame"} if _has_frames(image) else set()
+        rgb = image.convert("RGB")
+        if find_transpose(image)[0] is not None:
+            left.add("not rotated")
+        if has_transparency(image):
+            left.add("not over white")
+        if image.mode.startswith(("I", "F")):
+            left.add("clipped")
+    return Decoded(rgb, frozenset(left))
 
 
 def _open(encoded: EncodedImage) -> PIL.ImageFile.ImageFile:
@@ -154,6 +179,8 @@ class PixelCount:
         begin = f"{name}: of {self.of} images "
         if pixels := listed("rotated", "over white", "16 bits"):
             notice("rescaled", f"{begin}{pixels} (docs/datasets.md, Decoding)")
+        if left := listed("not rotated", "not over white", "clipped"):
+            notice("skipped", f'{begin}{left}, as convert("RGB") does; --decode upright sets them right')
         if frames := listed("first frame"):
             notice("skipped", begin + frames)
         if guessed := listed("unreadable EXIF"):

@@ -12,6 +12,7 @@ from clipguard.checking import check_type
 from clipguard.data.class_lists import parse_classes
 from clipguard.data.class_names import ClassNames, check_words, ids_in_words, imagenet_templates, style_names
 from clipguard.data.dataset import ImageDataset, ZeroShotDataset
+from clipguard.data.decoding import Decode
 from clipguard.data.embedded import embedded_folders, open_embedded
 from clipguard.data.folders import Located, kind_of, locate
 from clipguard.data.hub import open_hub, open_hub_tars
@@ -45,6 +46,7 @@ def load_dataset(
     class_names: ClassNames = "source",
     duplicate_names: bool = False,
     data_root: Path | None = None,
+    decode: Decode = "upright",
 ) -> ZeroShotDataset:
     """Open a dataset and check all of it but the pixels, which are decoded when asked for.
 
@@ -59,6 +61,7 @@ def load_dataset(
     class_names: how names are written; see `style_names`. No effect on `classes`.
     duplicate_names: allow equal names, and keep those of published lists, which are told apart by default.
     data_root: folder with copies of registered datasets, each at `<id>`. Default: CLIPGUARD_DATA.
+    decode: "upright", or "plain" as PIL's convert("RGB"); see `clipguard.data.decoding.decode`.
     Raises DatasetError, one line that starts with `name` and names the cure.
     """
     name = _name(name)
@@ -72,6 +75,7 @@ def load_dataset(
             templates=templates,
             class_names=class_names,
             data_root=data_root,
+            decode=decode,
         )
         entry = find_entry(name)
         given = parse_classes(str(classes)) if classes else None
@@ -88,7 +92,7 @@ def load_dataset(
             refuse_ids(names, prompts)
         else:
             check_words(names, prompts)
-    return ZeroShotDataset(name, rows.source, rows.split, rows.images, names, prompts, labels)
+    return ZeroShotDataset(name, rows.source, rows.split, rows.images, names, prompts, labels, decode=decode)
 
 
 def load_images(
@@ -114,7 +118,7 @@ ARGUMENTS: dict[str, Any] = {
     "label_column": str | None,
     "templates": str,
 }
-ARGUMENTS |= {"classes": str | Path | None, "data_root": str | Path | None, "class_names": ClassNames}
+ARGUMENTS |= {"classes": str | Path | None, "data_root": str | Path | None, "class_names": ClassNames, "decode": Decode}
 
 
 def _name(given: Any) -> str:

@@ -279,4 +279,30 @@ def test_bench_and_attack_say_what_was_done_to_the_pixels(
     assert said[0]["text"].startswith(f"{root}: of 30 images 1 rotated as their EXIF says")
     photo = next(root.glob("*/0.jpg"))
     assert run(["attack", str(photo), "--classes", "fruit, drink", "--attack", "pgd-2", "--out", "out"]) == 0
-    assert "of 1 images 1 rotated as their EXIF says" in capfd.readouterr().err
+    assert "of 1 images 1 rotated as their EXIF says" in " ".join(capfd.readouterr().err.split())
+
+
+def plain_inputs() -> dict[str, bytes]:
+    turned = encode(IMAGE, "JPEG", quality=95, exif=exif([orientation(6)]))
+    clear = IMAGE.copy()
+    clear.putalpha(PIL.Image.fromarray(PIXELS[..., 0]))
+    return {
+        "not rotated": turned,
+        "not over white": encode(clear, "PNG"),
+        "clipped": encode(PIL.Image.fromarray(GREYS), "PNG"),
+        "": encode(IMAGE, "PNG"),
+    }
+
+
+@pytest.mark.parametrize("left", plain_inputs())
+def test_plain_is_what_pil_gives_and_what_is_left_undone_is_counted(left: str) -> None:
+    data = plain_inputs()[left]
+    found = decode(EncodedImage(data, None), "plain")
+    assert np.array_equal(np.asarray(found.image), by_pil(data))
+    assert found.changes == ({left} if left else frozenset())
+
+
+def test_floats_and_integers_are_clipped_where_pil_alone_decodes() -> None:
+    for dtype in (np.int32, np.float32):
+        data = encode(PIL.Image.fromarray(GREYS.astype(dtype)), "TIFF")
+        assert np.array_equal(np.asarray(decode(EncodedImage(data, None), "plain").image), by_pil(data))
