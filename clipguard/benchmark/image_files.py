@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pandas as pd
 
 from clipguard.data import ZeroShotDataset
 from clipguard.data.class_lists import parse_classes
-from clipguard.data.class_names import check_words
+from clipguard.data.class_names import check_words, ids_in_words
 from clipguard.data.decoding import Decode, decode
 from clipguard.data.images import EncodedImage, FileImages, reason
-from clipguard.data.labels import settle_labels
+from clipguard.data.labels import GivenNames, settle_labels
 from clipguard.data.templates import PHOTO, resolve_templates
 from clipguard.errors import DatasetError, did_you_mean
+from clipguard.notices import notice
 
 
 @dataclass(frozen=True)
@@ -40,8 +41,8 @@ class ImageFiles:
         """
         for path in self.paths:
             _check_image(path, how)
-        given = parse_classes(self.classes)
-        numbers = self._label_numbers(given.names)
+        given = self._class_names()
+        numbers = self._label_numbers(given)
         prompts = resolve_templates(templates, PHOTO)
         try:
             labels, class_names = settle_labels(pd.Series(numbers), None, given)
@@ -59,15 +60,25 @@ class ImageFiles:
             decode=how,
         )
 
-    def _label_numbers(self, names: list[str]) -> list[int]:
-        n = len(self.paths)
+    def _class_names(self) -> GivenNames:
+        """The names, those that are WordNet ids in words."""
+        given = parse_classes(self.classes)
+        words = ids_in_words(given.names, "source")
+        if words is None:
+            return given
+        first = f"{given.names[0]!r} is {words[0]!r}"
+        notice("translated", f"{given.origin}: {len(words):,} WordNet ids are put in words: {first}")
+        return replace(given, names=words, ids=given.names)
+
+    def _label_numbers(self, given: GivenNames) -> list[int]:
+        n, known = len(self.paths), [*given.names, *(given.ids or ())]
         if len(self.labels) not in (0, 1, n):
             raise DatasetError(f"{len(self.labels)} labels for {n} images; give --label once, or once for each image.")
         for label in self.labels:
-            if label not in names:
-                hint = did_you_mean(label, names) or f" They are {_listed(names)}."
+            if label not in known:
+                hint = did_you_mean(label, known) or f" They are {_listed(given.names)}."
                 raise DatasetError(f"--label {label!r} is not one of --classes.{hint}")
-        numbers = [names.index(label) for label in self.labels] or [0]
+        numbers = [known.index(label) % len(given.names) for label in self.labels] or [0]
         return numbers if len(numbers) == n else numbers * n
 
 

@@ -312,8 +312,10 @@ def _incomplete(cells: Sequence[str], numbers: Sequence[int], path: Path) -> Dat
 def _in_order(names: GivenNames, index: list[int]) -> tuple[GivenNames, str]:
     """Names, and ids if any, sorted by an index that is complete; and how to say so."""
     order = sorted(range(len(index)), key=index.__getitem__)
-    ids = None if names.ids is None else [names.ids[i] for i in order]
-    said = f"their index ({min(index)} to {max(index)}{', so its 1 is label 0' if min(index) == 1 else ''}"
+    from_one = min(index) == 1
+    # Labels that are texts (`1`, `2`, ... of folders) are the file's own numbers, however many of them there are.
+    ids = [names.ids[i] for i in order] if names.ids else [str(index[i]) for i in order] if from_one else None
+    said = f"their index ({min(index)} to {max(index)}{', so its 1 is label 0' if from_one else ''}"
     said += ", not in order: sorted by it)" if order != list(range(len(index))) else ")"
     return replace(names, names=[names.names[i] for i in order], ids=ids), said
 

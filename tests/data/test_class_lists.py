@@ -10,6 +10,7 @@ import pytest
 from dataset_files import write_images
 
 import clipguard
+from clipguard.benchmark.image_files import ImageFiles
 from clipguard.data import load_dataset
 from clipguard.data.class_lists import parse_classes, read_class_list
 from clipguard.data.labels import GivenNames
@@ -120,6 +121,15 @@ def test_ids_go_with_the_first_word_of_their_synset_and_match_the_labels(tmp_pat
     assert [data.class_names[label] for label in data.labels] == ["tench", "great white shark", "great white shark"]
 
 
+def test_folders_that_are_numbers_go_with_the_numbers_of_a_list_from_one(tmp_path: Path) -> None:
+    write_images(tmp_path / "images", [0, 1, 1])
+    (tmp_path / "images" / "red thing").rename(tmp_path / "images" / "1")
+    (tmp_path / "images" / "blue thing").rename(tmp_path / "images" / "3")
+    (tmp_path / "names.txt").write_text("1. tench\n2. goldfish\n3. shark")
+    data = load_dataset(str(tmp_path / "images"), classes=tmp_path / "names.txt")
+    assert [data.class_names[label] for label in data.labels] == ["tench", "shark", "shark"]
+
+
 REFUSED = {
     "a gap": ("0,tench\n1,fish\n3,cat", ".txt", r"line 3 has the number 3, .* 2 is missing"),
     "twice": ("0,tench\n1,fish\n1,cat", ".txt", "line 3 has the index 1 for the second time"),
@@ -152,6 +162,12 @@ def test_names_that_are_numbers_or_ids_are_refused_unless_prompts_show_numbers(t
         (tmp_path / "names.txt").write_text(text)
         with pytest.raises(DatasetError, match=f"all {what} .*give words with --classes FILE"):
             load_dataset(str(tmp_path / "images"), classes=tmp_path / "names.txt")
+    (tmp_path / "names.txt").write_text("n01440764\nn01443537")  # ids that ImageNet has are put in words
+    assert load_dataset(str(tmp_path / "images"), classes=tmp_path / "names.txt").class_names == ["tench", "goldfish"]
+    red = next((tmp_path / "images").glob("*/*.png"))
+    for label in ("goldfish", "n01443537"):
+        opened = ImageFiles((red,), str(tmp_path / "names.txt"), (label,)).open("single")
+        assert (opened.class_names, opened.labels.tolist()) == (["tench", "goldfish"], [1])
     (tmp_path / "names.txt").write_text("0\n1")
     options = {"classes": tmp_path / "names.txt", "templates": "the number {}."}  # the cure that is printed
     assert load_dataset(str(tmp_path / "images"), **options).class_names == ["0", "1"]  # type: ignore[arg-type]
