@@ -18,6 +18,7 @@ from clipguard.models.layouts import explain_adapter
 from clipguard.models.locate import config_folder, detect, locate
 from clipguard.models.source import DIR_PREFIX, ModelSource, parse_source, uses_quick_gelu
 from clipguard.models.weights import WeightFile, find_release, read_weights
+from clipguard.notices import noticing
 
 
 @dataclass(frozen=True)
@@ -55,6 +56,11 @@ def inspect_model(spec: str) -> Inspection:
     Raises:
         ModelError: when there is nothing that can be read there.
     """
+    with noticing():  # a file may be read twice; what is said of it, once
+        return _inspect(spec)
+
+
+def _inspect(spec: str) -> Inspection:
     source = parse_source(spec)
     if source.kind == "tag":
         raise ModelError(f"{spec} names weights that open_clip publishes: `clipguard bench --model {spec}`.")
@@ -91,7 +97,15 @@ def _inspect_file(source: ModelSource) -> Inspection:
     if folder is not None:
         checkpoint = locate(parse_source(f"{DIR_PREFIX}{folder}"))
         command = f"clipguard bench --model {DIR_PREFIX}{folder}"
-        return _inspection(source, file, found, _activation(checkpoint), None, list(checkpoint.notes), command)
+        return _inspection(
+            source,
+            file,
+            found or [checkpoint.architecture],
+            _activation(checkpoint),
+            None,
+            list(checkpoint.notes),
+            command,
+        )
     try:
         resolved, _, notes = detect(source)
     except ModelError as error:

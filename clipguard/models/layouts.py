@@ -77,10 +77,11 @@ def find_contents(raw: Any, path: Path, entry: str = "") -> Contents:
         raise ModelError(f"{path} holds no state dict but {type(raw).__name__}: save model.state_dict() and load that.")
     found = dict(_state_dicts(raw))
     chosen = _choose(found, path, entry, raw)
-    tensors = _unwrap(found[chosen], path)
+    tensors, outside = _unwrap(found[chosen], path)
     adapter = _is_adapter(tensors, path)
     metadata = tuple(key for key in METADATA_KEYS if tensors.pop(key, None) is not None)
-    notes = [f"left out: {name} ({len(state)} tensors)" for name, state in found.items() if name != chosen]
+    others = [f"left out: {name} ({len(state)} tensors)" for name, state in found.items() if name != chosen]
+    notes = [*others, *outside]
     if tensors.pop(_UNUSED, None) is not None:
         notes.append(f"left out: {_UNUSED}, which serves visual prompts only")
     layout = LINEAGES.get(chosen)
@@ -133,15 +134,18 @@ def _choose(found: Mapping[str, Any], path: Path, entry: str, raw: Mapping[Any, 
     )
 
 
-def _unwrap(state: dict[str, Tensor], path: Path) -> dict[str, Tensor]:
-    """The model's own names; says which tensors are left out because they are outside it."""
+def _unwrap(state: dict[str, Tensor], path: Path) -> tuple[dict[str, Tensor], list[str]]:
+    """The tensors under the model's own names, and what was done to get there; both are said."""
+    notes = []
     stripped = strip_prefixes(state)
     if stripped.unknown:
-        notice("translated", f"{path}: all names of the model begin with {stripped.unknown!r}, read without that")
+        notes.append(f"all names of the model begin with {stripped.unknown!r}: read without that")
+        notice("translated", f"{path}: {notes[-1]}")
     if stripped.outside:
-        names = shorten(stripped.outside)
-        notice("skipped", f"{path}: left out {len(stripped.outside)} tensors outside the model: {names}")
-    return stripped.state
+        count = len(stripped.outside)
+        notes.append(f"left out: {shorten(stripped.outside)} ({count} tensor{'s' * (count > 1)} outside the model)")
+        notice("skipped", f"{path}: {notes[-1]}")
+    return stripped.state, notes
 
 
 def _is_adapter(tensors: Iterable[str], path: Path) -> bool:

@@ -102,3 +102,59 @@ def test_list_models_shows_what_others_published(capfd: pytest.CaptureFixture[st
     assert "hf-hub:chs20/fare4-clip" in text
     assert "clean 61.1; eps 2/255 45.9, eps 4/255 32.4" in text
     assert "not verified: contents of the repository" in text
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["bench", "-m", "FILE", "-o", "OUT"],
+        ["bench", "-m", "FILE", "--base", "tiny", "-o", "OUT"],
+        ["bench", "-m", "TOWER", "--base", "FILE", "-o", "OUT"],
+        ["attack", "-m", "FILE", "-o", "OUT"],
+        ["finetune", "--method", "fare", "-m", "FILE", "-o", "OUT"],
+        ["doctor", "-m", "FILE"],
+        ["compare", "FILE", "tiny"],
+        ["merge", "tiny", "FILE", "--alpha", "0.5", "-o", "OUT"],
+        ["convert", "FILE", "-o", "OUT"],
+        ["inspect", "FILE"],
+    ],
+)
+@pytest.mark.parametrize(
+    ("content", "part"),
+    [
+        (b"<!DOCTYPE html><html><title>Sign in</title></html>", "is a web page"),
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 1\n", "run git lfs pull"),
+    ],
+)
+def test_a_file_that_is_no_weight_file_is_named_by_every_command(
+    content: bytes, part: str, arguments: list[str], tower: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    path, out = tmp_path / "w.pth", tmp_path / "out"
+    path.write_bytes(content)
+    names = {"FILE": str(path), "TOWER": str(tower), "OUT": str(out)}
+    assert run([names.get(argument, argument) for argument in arguments]) == 2
+    last = capfd.readouterr().err.splitlines()[-1]
+    assert last.startswith("Error: ")
+    assert str(path) in last
+    assert part in last
+    assert not out.exists()
+
+
+def test_what_is_left_out_of_a_checkpoint_is_in_the_results(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    """torch's AveragedModel of the embedded model scores as the embedded model does."""
+    model = clipguard.load_model("tiny").model
+    folder = tmp_path / "average"
+    folder.mkdir()
+    torch.save(torch.optim.swa_utils.AveragedModel(model).state_dict(), folder / "pytorch_model.bin")
+    config = Path(clipguard.__file__).parent / "assets" / "models" / "tiny" / "open_clip_config.json"
+    (folder / config.name).write_bytes(config.read_bytes())
+    options = ["-n", "20", "-d", "emoji-food", "-a", "none", "-f", "json", "--device", "cpu", "--no-store"]
+    assert run(["bench", *options, "-m", "tiny", "-m", f"local-dir:{folder}", "-o", str(tmp_path / "o")]) == 0
+    captured = capfd.readouterr()
+    result = json.loads(captured.out)
+    accuracies = [cell["accuracy"] for cell in result["cells"]]
+    assert len(accuracies) == 2
+    assert accuracies[0] == accuracies[1]
+    text = f"{folder / 'pytorch_model.bin'}: left out: n_averaged (1 tensor outside the model)"
+    assert {"kind": "skipped", "text": text} in result["run"]["notices"]
+    assert "left out: n_averaged" in " ".join(captured.err.split())

@@ -68,7 +68,7 @@ def test_an_averaged_model_of_torch(model_folder: Folder, architecture: str, tmp
         loaded, notices = load(tmp_path / "w.pt", content, f"{architecture}:FILE")
         assert all(torch.equal(tensor, loaded[key]) for key, tensor in state_of(model).items())
         assert [notice["kind"] for notice in notices] == ["skipped"]
-        assert notices[0]["text"].endswith("left out 1 tensors outside the model: n_averaged")
+        assert notices[0]["text"].endswith("left out: n_averaged (1 tensor outside the model)")
     tower = torch.optim.swa_utils.AveragedModel(model.visual).state_dict()
     loaded, notices = load(tmp_path / "w.pt", tower, f"FILE@local-dir:{model_folder('vit')}")
     assert "n_averaged" in notices[0]["text"]
@@ -81,7 +81,7 @@ def test_what_lightning_keeps_beside_the_model_is_left_out_and_named(
     content = {"state_dict": {**under(vit_state, "model."), **stray}, "epoch": 3}
     loaded, notices = load(tmp_path / "last.ckpt", content, f"{architecture}:FILE")
     assert all(torch.equal(tensor, loaded[key]) for key, tensor in vit_state.items())
-    assert "left out 3 tensors outside the model: head.weight, head.bias, criterion.weight" in notices[0]["text"]
+    assert "left out: head.weight, head.bias, criterion.weight (3 tensors outside the model)" in notices[0]["text"]
 
 
 def test_an_unknown_prefix_is_said(architecture: str, vit_state: State, tmp_path: Path) -> None:
