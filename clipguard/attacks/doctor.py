@@ -14,6 +14,7 @@ from clipguard.attacks.evaluator import Evaluator, frozen, require_finite
 from clipguard.attacks.findings import CHECKS, Finding, counted, not_checked
 from clipguard.attacks.inputs import Array, check_eps, check_input, check_model, explained
 from clipguard.attacks.outcomes import EngineOptions, Example, LevelOutcome
+from clipguard.attacks.predictions import prediction_findings
 from clipguard.attacks.probes import Subject, ascend, probe
 from clipguard.attacks.recipe_files import open_recipe
 from clipguard.attacks.recipes import Recipe, options, parse_recipe
@@ -76,7 +77,11 @@ def examine(subject: Subject, recipe: Recipe, transfer_from: nn.Module | None = 
         _check_classes(subject, transfer_from)
     examination = None
     if reason is None:
-        right = _right_when_clean(subject)
+        logits = subject.evaluator.verify(subject.x)
+        predictions = logits.argmax(dim=1)
+        known = (subject.labels.cpu(), predictions.cpu(), logits.shape[1], subject.class_names or ())
+        findings |= {finding.id: finding for finding in prediction_findings(*known)}
+        right = _only(subject, predictions == subject.labels)
         reason = None if right.n else "no image is right when clean"
     if reason is None:
         try:
@@ -84,9 +89,10 @@ def examine(subject: Subject, recipe: Recipe, transfer_from: nn.Module | None = 
         except NonFiniteError as error:
             findings["finite"] = Finding("finite", "failure", str(error))
             reason = "logits or gradients are not finite"
-    yield from findings.values()
     for check in CHECKS:
-        if check not in findings:
+        if check in findings:
+            yield findings[check]
+        else:
             yield not_checked(check, reason or "") if examination is None else examination.finding(check)
 
 
@@ -104,11 +110,6 @@ def _check_classes(subject: Subject, other: nn.Module) -> None:
     ours = subject.evaluator.verify(subject.x[:1]).shape[1]
     if ours != theirs:
         raise AttackError(f"The model to transfer from has {theirs} classes, not {ours}; both need the same.")
-
-
-def _right_when_clean(subject: Subject) -> Subject:
-    """The images that the model gets right."""
-    return _only(subject, subject.evaluator.verify(subject.x).argmax(dim=1) == subject.labels)
 
 
 def _only(subject: Subject, keep: Tensor) -> Subject:

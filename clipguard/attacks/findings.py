@@ -29,9 +29,28 @@ CARLINI = "Carlini et al. 2019, On Evaluating Adversarial Robustness"
 ATHALYE = "Athalye et al. 2018, Obfuscated Gradients Give a False Sense of Security"
 CROCE = "Croce & Hein 2020, AutoAttack"
 PINTOR = "Pintor et al. 2022, Indicators of Attack Failure"
+COHEN = "Cohen 1960, A Coefficient of Agreement for Nominal Scales"
+KUHN = "Kuhn 1955, The Hungarian Method for the Assignment Problem"
+LANDIS = "Landis & Koch 1977, The Measurement of Observer Agreement for Categorical Data"
 TRAMER = "Tramèr et al. 2020, On Adaptive Attacks to Adversarial Example Defenses"
 
 CHECKS: dict[str, Check] = {
+    "above-chance": Check(
+        "Is clean accuracy above chance?",
+        "Look at the class names first (--classes FILE: words, in the order of the labels), then at --normalization, "
+        "then at --base and the architecture (its -quickgelu form).",
+        COHEN,
+    ),
+    "class-order": Check(
+        "Are the classes in the order of the labels?",
+        "Give the names in the order of the labels' numbers: --classes FILE, one name a line.",
+        KUHN,
+    ),
+    "predicted-classes": Check(
+        "Is every class predicted for some image?",
+        "Look at the names of these classes: other words (--classes), no ids, and no two alike.",
+        LANDIS,
+    ),
     "train-mode": Check(
         "Is every part of the model in eval mode?",
         "Call model.eval(), and keep a wrapper's train() from undoing it.",

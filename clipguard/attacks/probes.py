@@ -93,9 +93,8 @@ def probe(subject: Subject, recipe: Recipe) -> Iterator[Finding]:
     model = subject.evaluator.model
     finding = train_mode(model)
     yield finding
-    rest = ["finite", "probabilities", "randomised", "duplicate-classes", *GRADIENT_CHECKS]
     if finding.verdict != "ok":
-        yield from (not_checked(check, "the model is in train mode") for check in rest)
+        yield from (not_checked(check, "the model is in train mode") for check in PROBE_CHECKS[1:])
         return
     devices = [subject.x.device] if subject.x.device.type == "cuda" else []
     with torch.random.fork_rng(devices=devices):
@@ -104,6 +103,7 @@ def probe(subject: Subject, recipe: Recipe) -> Iterator[Finding]:
 
 
 GRADIENT_CHECKS = ("gradients", "saturation", "loss-increase", "eps-zero")
+PROBE_CHECKS = ("train-mode", "finite", "probabilities", "randomised", "duplicate-classes", *GRADIENT_CHECKS)
 
 
 def _probe_in_eval_mode(subject: Subject, recipe: Recipe) -> Iterator[Finding]:
@@ -118,8 +118,7 @@ def _probe_in_eval_mode(subject: Subject, recipe: Recipe) -> Iterator[Finding]:
     finding = finite(logits, gradients)
     yield finding
     if finding.verdict != "ok":
-        rest = ("probabilities", "randomised", "duplicate-classes", *GRADIENT_CHECKS)
-        yield from (not_checked(check, "logits or gradients are not finite") for check in rest)
+        yield from (not_checked(check, "logits or gradients are not finite") for check in PROBE_CHECKS[2:])
         return
     yield probabilities(logits)
     yield randomised(subject, logits)
@@ -253,7 +252,7 @@ def saturation(logits: Tensor, labels: Tensor, gradients: Gradients, recipe: Rec
     found = counted("saturation", int(dead.sum()), right, "images give cross-entropy no gradient", more)
     scale_free = [s.name for s in recipe.stages if s.loss is not losses.cross_entropy and s.name != "square"]
     if found.verdict == "failure" and scale_free:
-        evidence = f"{found.evidence}; {recipe.name} has {scale_free[0]}, which does not saturate"
+        evidence = f"{found.evidence}; the attack has {scale_free[0]}, which does not saturate"
         return Finding(found.id, "warning", evidence, found.numbers)
     return found
 

@@ -15,10 +15,12 @@ from torch import Tensor
 
 from clipguard.attacks.engine import Engine, ImageOutcome
 from clipguard.attacks.evaluator import CPU_BATCH, Evaluator, require_finite
+from clipguard.attacks.predictions import prediction_findings
 from clipguard.attacks.recipe_files import open_recipe
 from clipguard.attacks.recipes import Recipe
 from clipguard.attacks.threat import ThreatModel
 from clipguard.benchmark.adversarial import PREDICTED, AdversarialImage, AdversarialResult, Opinion, rounded
+from clipguard.benchmark.findings import entry, say
 from clipguard.benchmark.image_files import ImageFiles
 from clipguard.benchmark.invariance import settle_fill
 from clipguard.benchmark.plan import BenchPlan
@@ -76,6 +78,12 @@ def _attack_images(
     run["notices"] = notices
     run["labels"] = "data set" if not files else "given" if files.labels else PREDICTED
     result = attack_task(plan, model, task, recipe, run, progress)
+    if run["labels"] != PREDICTED:
+        rows = [image.row for image in result.images]
+        known = ([row["label"] for row in rows], [row["clean_pred"] for row in rows])
+        names = task.dataset.class_names
+        run["findings"] = [entry(model.info.name, task.name, prediction_findings(*known, len(names), names))]
+        say(run["findings"])
     run |= {"complete": True, "wall_seconds": round(time.monotonic() - started, 3)}
     return result
 

@@ -16,6 +16,7 @@ import pandas as pd
 from clipguard.anytime import Outcomes
 from clipguard.benchmark.comparable import differences, model_name
 from clipguard.benchmark.decide import AnytimeTests, FixedTests, Seen, Tests, detectable_drop, n_to_decide
+from clipguard.benchmark.findings import alarms, prediction_entries
 from clipguard.benchmark.results import BenchResult
 from clipguard.benchmark.tables import AVERAGE
 from clipguard.checking import check_type
@@ -93,7 +94,8 @@ class Comparison:
     """What `clipguard compare` found: a `CellChange` for each cell, and what was compared under which rules.
 
     `base` and `candidate` are model names, `models` their provenance, `differences` why the results are not like for
-    like (empty unless comparing was forced), `sequential` when it stopped, if in batches (`Batches.to_dict`).
+    like (empty unless comparing was forced), `sequential` when it stopped, if in batches (`Batches.to_dict`),
+    `warnings` what the clean predictions of either give away, a line each (docs/doctor.md).
     """
 
     base: str
@@ -103,6 +105,7 @@ class Comparison:
     differences: tuple[str, ...]
     cells: tuple[CellChange, ...]
     sequential: Mapping[str, Any] | None = None
+    warnings: tuple[str, ...] = ()
 
     @property
     def verdict(self) -> Verdict:
@@ -170,7 +173,9 @@ def compare_results(
     adjusted = tests.regressions(seen, rules.max_drop / 100)
     cells = tuple(_change(tests, s, p, rules, len(seen)) for s, p in zip(seen, adjusted, strict=True))
     models = {"base": base.run["models"][names[0]], "candidate": candidate.run["models"][names[1]]}
-    return Comparison(*names, models, rules, tuple(reasons), cells, batches.to_dict() if batches else None)
+    warnings = dict.fromkeys(line for side in (base, candidate) for line in alarms(prediction_entries(side)))
+    how = batches.to_dict() if batches else None
+    return Comparison(*names, models, rules, tuple(reasons), cells, how, tuple(warnings))
 
 
 def _cells(base: pd.DataFrame, candidate: pd.DataFrame, batches: Batches | None) -> list[Seen]:

@@ -38,7 +38,7 @@ def cell_values(cell: CellChange) -> list[str]:
 
 
 def comparison_notes(comparison: Comparison) -> list[str]:
-    """Lines under the table: what the numbers are, what is undecided, and what was forced."""
+    """Lines under the table: what the numbers are, what is undecided, what was forced, and what looks wrong."""
     rules = comparison.rules
     allowed = f"{rules.max_drop:g} {'point' if rules.max_drop == 1 else 'points'}"
     notes = [
@@ -55,7 +55,7 @@ def comparison_notes(comparison: Comparison) -> list[str]:
         )
     if comparison.differences:
         notes.append(f"FORCED, not like for like: {'; '.join(comparison.differences)}.")
-    return notes
+    return [*notes, *comparison.warnings]
 
 
 def _how_it_was_decided(comparison: Comparison, allowed: str) -> list[str]:

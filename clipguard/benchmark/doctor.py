@@ -14,7 +14,7 @@ from clipguard.attacks.evaluator import CPU_BATCH, Evaluator
 from clipguard.attacks.findings import CHECKS, Finding, Verdict, worst
 from clipguard.attacks.probes import Subject
 from clipguard.attacks.recipe_files import open_recipe
-from clipguard.benchmark.findings import pick_images, with_prompts
+from clipguard.benchmark.findings import entry, pick_images, say, with_prompts
 from clipguard.benchmark.plan import BenchPlan
 from clipguard.benchmark.preprocess import prepare
 from clipguard.benchmark.run import Progress, Silent, choose_device, describe_model, open_task, provenance
@@ -99,6 +99,7 @@ def _diagnose(plan: BenchPlan, transfer_from: str | None, progress: Progress, no
             finding = with_prompts(finding, dataset.templates)
         findings.append(finding)
         progress.advance(finding.id)
+    say([entry(plan.models[0], task.name, findings)])
     for unused in ("batch_invariant", "costs", "wall_seconds"):
         del run[unused]
     run["complete"] = True

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Container, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -11,58 +12,67 @@ import numpy as np
 import pandas as pd
 import torch
 from PIL.Image import Image
-from torch import Tensor, nn
+from torch import Tensor
 
-from clipguard.attacks.evaluator import Evaluator
 from clipguard.attacks.findings import CHECKS, Finding, counted, not_checked
-from clipguard.attacks.probes import Subject, probe
+from clipguard.attacks.predictions import PREDICTION_CHECKS, prediction_findings
 from clipguard.attacks.recipes import Recipe, stage_name
 from clipguard.attacks.threat import TOLERANCE
 from clipguard.benchmark.plan import PIXEL, BenchPlan
+from clipguard.benchmark.results import BenchResult
 from clipguard.data import ZeroShotDataset
 
-PROBED = 8  # images a model and data set
-BLACK_BOX = "square"
+log = logging.getLogger("clipguard")
 INTEREST = ("failure", "warning", "ok", "not checked")
+BLACK_BOX = "square"
+NO_PROBES = "--no-probes"  # how probes are switched off
 HUGE = 127.5  # of 255: a ball that holds the all-grey image
+Entry = dict[str, Any]  # of `run.findings`: model, dataset, findings
 
 
 def find(
     plan: BenchPlan,
-    classifier: nn.Module,
     dataset: ZeroShotDataset,
-    preprocess: Callable[[Image], Tensor],
     recipes: Sequence[Recipe],
-    device: str,
     samples: pd.DataFrame,
+    probe: Callable[[Recipe], list[Finding]],
 ) -> list[Finding]:
-    """The findings about one model on one data set, whose rows are `samples`; none if nothing was attacked."""
+    """The findings about one model on one data set, whose rows are `samples`.
+
+    `probe` gives those of the probes; it is only called where something was attacked.
+    """
+    found = {finding.id: finding for finding in of_predictions(samples, dataset.class_names)}
     attacked = [recipe for recipe in recipes if recipe.stages]
-    if not attacked or plan.eps[-1].pixels == 0:
-        return []
-    clean = samples[samples["attack"] == "none"]
-    right = clean[clean["robust"]]
-    index, x = pick_images(dataset, preprocess, (right if len(right) else clean)["index"].to_numpy(), PROBED)
-    labels = torch.from_numpy(dataset.labels[index]).long()
-    subject = Subject(
-        Evaluator(classifier, PROBED),
-        x.to(device),
-        labels.to(device),
-        index.tolist(),
-        plan.norm,
-        plan.eps[-1].pixels,
-        plan.seed,
-        dataset.class_names,
-    )
-    stages = tuple(stage for recipe in attacked for stage in recipe.stages)
-    recipe = Recipe(" and ".join(recipe.name for recipe in attacked), stages)
-    found: dict[str, Finding] = {}
-    for finding in (*probe(subject, recipe), *row_findings(samples, attacked, plan.norm)):
-        known = found.setdefault(finding.id, finding)
-        if INTEREST.index(finding.verdict) < INTEREST.index(known.verdict):  # of rows and probes, the worse counts
-            found[finding.id] = finding
-    found["duplicate-classes"] = with_prompts(found["duplicate-classes"], dataset.templates)
+    if attacked and plan.eps[-1].pixels > 0:
+        stages = tuple(stage for recipe in attacked for stage in recipe.stages)
+        recipe = Recipe(" and ".join(recipe.name for recipe in attacked), stages)
+        for finding in (*probe(recipe), *row_findings(samples, attacked, plan.norm)):
+            known = found.setdefault(finding.id, finding)
+            if INTEREST.index(finding.verdict) < INTEREST.index(known.verdict):  # the worse of rows and probes counts
+                found[finding.id] = finding
+        found["duplicate-classes"] = with_prompts(found["duplicate-classes"], dataset.templates)
     return [found[check] for check in CHECKS if check in found]
+
+
+def of_predictions(samples: pd.DataFrame, class_names: Sequence[str]) -> list[Finding]:
+    """Whether the clean predictions of one model on one data set know anything of the labels."""
+    clean = samples[samples["attack"] == "none"]
+    return prediction_findings(clean["label"], clean["clean_pred"], len(class_names), class_names)
+
+
+def prediction_entries(result: BenchResult) -> list[Entry]:
+    """The same for every model and data set of a result, whatever clipguard it is of: its rows tell."""
+    groups = result.samples.groupby(["model", "dataset"], sort=False)
+    return [
+        entry(str(model), str(dataset), of_predictions(rows, result.run["datasets"][dataset]["class_names"]))
+        for (model, dataset), rows in groups
+        if (rows["attack"] == "none").any()
+    ]
+
+
+def entry(model: str, dataset: str, findings: Sequence[Finding]) -> Entry:
+    """One of `run.findings`."""
+    return {"model": model, "dataset": dataset, "findings": [finding.to_dict() for finding in findings]}
 
 
 def pick_images(
@@ -185,18 +195,29 @@ def _silent_success(rows: pd.DataFrame, norm: str) -> Finding:
     )
 
 
-def finding_lines(findings: Sequence[dict[str, Any]]) -> list[str]:
-    """`run.findings` for people: a line for each warning and failure, or one that says that there are none."""
+def alarms(findings: Sequence[Entry], checks: Container[str] = CHECKS) -> list[str]:
+    """A line for each warning and failure of these checks in `run.findings`."""
+    return [
+        f"{f['verdict'].upper()} {f['id']}, {entry['model']} on {entry['dataset']}: {f['evidence']}. {f['advice']}"
+        for entry in findings
+        for f in entry["findings"]
+        if f["id"] in checks and f["verdict"] in ("failure", "warning")
+    ]
+
+
+def say(findings: Sequence[Entry]) -> None:
+    """Log what the predictions give away: nothing that is computed from them can be trusted before it is understood."""
+    for line in alarms(findings, PREDICTION_CHECKS):
+        log.warning(line)
+
+
+def finding_lines(findings: Sequence[Entry]) -> list[str]:
+    """`run.findings` for people: a line for each warning and failure, and one that counts all."""
     if not findings:
         return []
-    lines = []
-    for entry in findings:
-        where = f"{entry['model']} on {entry['dataset']}"
-        lines += [
-            f"{f['verdict'].upper()} {f['id']}, {where}: {f['evidence']}. {f['advice']}"
-            for f in entry["findings"]
-            if f["verdict"] in ("failure", "warning")
-        ]
-    verdicts = Counter(f["verdict"] for entry in findings for f in entry["findings"])
+    lines = alarms(findings)
+    off = any(f["evidence"].endswith(f"({NO_PROBES})") for e in findings for f in e["findings"])
+    why = f"; the probes were not made ({NO_PROBES})" if off else ""
+    verdicts = Counter(f["verdict"] for e in findings for f in e["findings"])
     counts = ", ".join(f"{verdicts[v]} {v}" for v in ("ok", "warning", "failure", "not checked") if verdicts[v])
-    return [*lines, f"Sanity checks: {counts}; `clipguard doctor` makes more, docs/doctor.md explains them."]
+    return [*lines, f"Sanity checks: {counts}{why}; `clipguard doctor` makes more, docs/doctor.md explains them."]

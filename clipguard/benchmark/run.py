@@ -19,11 +19,12 @@ from clipguard.attacks.recipe_files import open_recipe
 from clipguard.attacks.recipes import Recipe
 from clipguard.attacks.reference import ReferenceEngine
 from clipguard.attacks.threat import ThreatModel
-from clipguard.benchmark.findings import find
+from clipguard.benchmark.findings import entry, find, say
 from clipguard.benchmark.invariance import settle_fill
 from clipguard.benchmark.ledger import Known, Ledger, cell_key
 from clipguard.benchmark.plan import BenchPlan, notice_small_eps
 from clipguard.benchmark.preprocess import prepare
+from clipguard.benchmark.probing import PROBED, PROBES, Prober, switched_off
 from clipguard.benchmark.provenance import fingerprint, image_hash, machine, versions
 from clipguard.benchmark.results import BenchResult
 from clipguard.benchmark.rows import attack_rows, clean_row, cost_table
@@ -109,19 +110,22 @@ def bench(
     result: BenchResult | None = None,
     progress: Progress | None = None,
     store: Store | None = None,
+    *,
+    probes: bool = True,
 ) -> BenchResult:
     """Run a plan and return its result.
 
     A `result` given is filled cell by cell, so that its finished cells survive an interruption. What a `store` holds is
-    not computed again, and what is computed goes there.
+    not computed again, and what is computed goes there. `probes`: also the sanity checks that take passes of their own.
     Raises ClipguardError for anything wrong with the plan, the models or the data, before the first attack.
     """
     with noticing() as notices:
-        return _bench(plan, result if result is not None else BenchResult({}), progress or Silent(), store, notices)
+        filled = result if result is not None else BenchResult({})
+        return _bench(plan, filled, progress or Silent(), store, probes, notices)
 
 
 def _bench(
-    plan: BenchPlan, result: BenchResult, progress: Progress, store: Store | None, notices: list[Notice]
+    plan: BenchPlan, result: BenchResult, progress: Progress, store: Store | None, probes: bool, notices: list[Notice]
 ) -> BenchResult:
     plan.check()
     recipes = [open_recipe(name) for name in plan.attacks]
@@ -142,13 +146,13 @@ def _bench(
         for task in tasks:
             _check_text(plan, read, task.dataset, encode=number == 0)
     started = time.monotonic()
-    result.run.update(provenance(plan, infos, tasks, recipes, device) | {"notices": notices})
+    result.run.update(provenance(plan, infos, tasks, recipes, device) | {"notices": notices, "probes": probes})
     for number, name in enumerate(plan.models):
         model = model if number == 0 else load_model(name, device=device, text=plan.text)
         for line in describe_model(model):
             log.info(line)
         for task in tasks:
-            _run_task(plan, model, task, recipes, device, result, progress, store)
+            _run_task(plan, model, task, recipes, device, result, progress, store, probes)
             result.run["wall_seconds"] = round(time.monotonic() - started, 3)
     result.run["complete"] = True
     return result
@@ -289,11 +293,13 @@ def _run_task(
     result: BenchResult,
     progress: Progress,
     store: Store | None,
+    probes: bool,
 ) -> None:
     """All cells of one model on one data set."""
     classifier, preprocess = prepare(plan, model, task.dataset)
     options = engine_options(plan, device)
     threat = ThreatModel(plan.norm, plan.quantize)
+    attacked: list[str] = []  # names of cells in the store
     for number, recipe in enumerate(recipes):
         base = {"model": model.info.name, "dataset": task.name, "norm": plan.norm}
         radii = [r.pixels for r in plan.eps]
@@ -301,6 +307,7 @@ def _run_task(
         if store:
             key = cell_key(plan, model, classifier, task.dataset.name, recipe, options, task.indices.tolist())
             cell = store.cell(key)
+            attacked += [cell.name] if recipe.stages else []
         ledger = Ledger(cell, plan, base | {"attack": recipe.name}, task.hashes)
         outcomes, known = ledger.recall(task.labels(), radii if recipe.stages else [])
         stored_costs = ledger.stored_costs()
@@ -339,7 +346,16 @@ def _run_task(
         )
         log.info("%s on %s: %d images done", recipe.name, task.name, len(outcomes))
     mine = (result.samples["model"] == model.info.name) & (result.samples["dataset"] == task.name)
-    findings = find(plan, classifier, task.dataset, preprocess, recipes, device, result.samples[mine])
-    if findings:
-        entry = {"model": model.info.name, "dataset": task.name, "findings": [f.to_dict() for f in findings]}
-        result.run.setdefault("findings", []).append(entry)
+    samples = result.samples[mine]
+    prober = Prober(
+        plan, classifier, task.dataset, task.hashes, preprocess, device, samples, store=store, cells=attacked
+    )
+    findings = find(plan, task.dataset, recipes, samples, prober if probes else switched_off)
+    if prober.costs or prober.stored:
+        about = {"model": model.info.name, "dataset": task.name, "norm": plan.norm, "attack": PROBES}
+        size = {"batch_size": PROBED if prober.costs else None}
+        reused = {"reused": 0, "computed": 0, "stored": prober.stored}
+        result.run["costs"].append({**about, **size, "stages": cost_table(prober.costs), **reused})
+    result.run.setdefault("findings", []).append(entry(model.info.name, task.name, findings))
+    if plan.part is None:  # of a part, who asked for it says it of all
+        say(result.run["findings"][-1:])

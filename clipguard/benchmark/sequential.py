@@ -11,7 +11,9 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from clipguard.attacks.predictions import PREDICTION_CHECKS
 from clipguard.benchmark.compare import Batches, Comparison, Rules, compare_results
+from clipguard.benchmark.findings import Entry, prediction_entries, say
 from clipguard.benchmark.plan import BenchPlan
 from clipguard.benchmark.results import BenchResult
 from clipguard.benchmark.run import Progress, Silent, Task, choose_images, open_task, read_task
@@ -75,6 +77,7 @@ def _compare_in_batches(
             break
     used = [read_task(t.name, t.dataset, np.sort(order[t.name][:stop]), progress) for t in tasks]
     _label(measured, plan, used, stop if stop < most else None)
+    say(measured.run["findings"])
     return comparison, measured
 
 
@@ -101,13 +104,18 @@ def _join(parts: Sequence[BenchResult], datasets: dict[str, Any]) -> BenchResult
         "batch_invariant": {k: v for part in parts for k, v in part.run["batch_invariant"].items()},
         "costs": [cost for part in parts for cost in part.run["costs"]],
     }
-    if "findings" in run:
-        run["findings"] = [finding for part in parts for finding in part.run.get("findings", [])]
     rows = pd.concat([part.samples for part in parts], ignore_index=True)
     keys = [pd.factorize(rows[name])[0] for name in ("attack", "dataset", "model")]
     result = BenchResult(run)
     result.add(rows.iloc[np.lexsort([rows["index"].to_numpy(), *keys])].reset_index(drop=True))
+    result.run["findings"] = prediction_entries(result) + [_of_batch(e) for part in parts for e in part.run["findings"]]
+    result.run["findings"] = [e for e in result.run["findings"] if e["findings"]]
     return result
+
+
+def _of_batch(entry: Entry) -> Entry:
+    """The findings of a batch, but for those that its images alone are too few for."""
+    return {**entry, "findings": [f for f in entry["findings"] if f["id"] not in PREDICTION_CHECKS]}
 
 
 def _label(result: BenchResult, plan: BenchPlan, tasks: Sequence[Task], stop: int | None) -> None:

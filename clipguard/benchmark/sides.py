@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from clipguard.benchmark.comparable import model_name
+from clipguard.benchmark.findings import prediction_entries, say
 from clipguard.benchmark.plan import BenchPlan
 from clipguard.benchmark.protocols import make_plan
 from clipguard.benchmark.results import RESULTS, BenchResult
@@ -52,6 +53,7 @@ def find_sides(base: str, candidate: str, options: Mapping[str, Any]) -> Sides:
         raise ResultError(f"{given} is for models to bench; {measured}. Leave it out.")
     for side, result in read.items():
         model_name(result, side)
+        say(prediction_entries(result))
     return Sides(names, read, _plan(missing, read, options) if missing else None)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import asdict, dataclass
 from datetime import datetime, timezone
 from fnmatch import fnmatchcase
@@ -13,6 +13,9 @@ from typing import Any, ClassVar
 import pandas as pd
 
 from clipguard.benchmark.store import CELLS, COLUMNS, KEY, MARKER, PARTS, Store, StoredCell, canonical, distinct
+from clipguard.benchmark.stored_probes import FOLDER as PROBES
+from clipguard.benchmark.stored_probes import files as probe_files
+from clipguard.benchmark.stored_probes import read as read_probes
 from clipguard.errors import OutputError, ResultError
 
 OLD = 3600.0  # seconds after which a part of a file is of a killed writer: a living one needs far less
@@ -88,6 +91,7 @@ def summaries(store: Store) -> list[Summary]:
 def check(store: Store) -> dict[str, Any]:
     """Read everything: how many cells and segments are whole, and what was damaged and is set aside now."""
     damaged, cells, number = [], store.cells(), 0
+    damaged += [f"{PROBES}/{path.name}" for path in probe_files(store) if read_probes(store, path) is None]
     for cell in cells:
         before = {path.name for path in cell.folder.glob("*.parquet")}
         whole = {segment.path.name for segment in cell.segments()}
@@ -120,8 +124,11 @@ def select(store: Store, age: float, model: str | None, dataset: str | None) -> 
     ]
 
 
-def remove(store: Store, cells: Iterable[str], files: Iterable[Path]) -> None:
-    """Remove cells and files for good. A writer that is at work in a cell makes it again. Raises OutputError."""
+def remove(store: Store, cells: Collection[str], files: Iterable[Path]) -> None:
+    """Remove cells, what their probes found, and files for good. A writer that is at work in a cell makes it again.
+
+    Raises OutputError.
+    """
     try:
         for name in cells:
             folder = store.path / CELLS / name
@@ -129,6 +136,11 @@ def remove(store: Store, cells: Iterable[str], files: Iterable[Path]) -> None:
                 path.unlink(missing_ok=True)
             if folder.is_dir() and not any(folder.iterdir()):
                 folder.rmdir()
+        gone = set(cells)
+        for path in probe_files(store):
+            kept = read_probes(store, path) if gone else None
+            if kept and gone & set(kept["key"]["cells"]):
+                path.unlink(missing_ok=True)
         for path in files:
             path.unlink(missing_ok=True)
     except OSError as error:

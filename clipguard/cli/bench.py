@@ -132,6 +132,7 @@ def bench(
     ] = None,
     store: options.Store = options.DEFAULT_STORE,
     no_store: options.NoStore = False,
+    probes: options.Probes = True,
     name: Annotated[str | None, typer.Option(help="Name in the default folder. Default: the first model's.")] = None,
     output_format: Annotated[Format, typer.Option("--format", "-f", help="What stdout gets.")] = Format.table,
 ) -> None:
@@ -185,7 +186,7 @@ def bench(
     kept = None if no_store else Store(store)
     try:
         with RichProgress() as progress:
-            run_bench(plan, result, progress, kept)
+            run_bench(plan, result, progress, kept, probes=probes)
     except KeyboardInterrupt:
         if kept and result.run:
             log.info("What is done is kept in %s: the same command goes on from there.", store)
@@ -197,7 +198,9 @@ def bench(
 
 
 def _deliver(result: BenchResult, folder: OutputFolder, output_format: Format) -> None:
-    from clipguard.benchmark.findings import finding_lines
+    from clipguard.attacks.findings import CHECKS
+    from clipguard.attacks.predictions import PREDICTION_CHECKS
+    from clipguard.benchmark.findings import alarms
     from clipguard.benchmark.tables import to_markdown
     from clipguard.cli.render import print_table
 
@@ -212,7 +215,7 @@ def _deliver(result: BenchResult, folder: OutputFolder, output_format: Format) -
     else:
         typer.echo(markdown, nl=False)
     if output_format in (Format.json, Format.csv):  # tables say it themselves
-        for line in finding_lines(result.run.get("findings", []))[:-1]:
+        for line in alarms(result.run.get("findings", []), CHECKS.keys() - set(PREDICTION_CHECKS)):  # said already
             log.warning(line)
     state = "" if result.run["complete"] else " (interrupted: finished cells only)"
     log.info("Written to %s in %.0f s%s", folder.path, result.run["wall_seconds"], state)

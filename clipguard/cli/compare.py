@@ -103,6 +103,7 @@ def compare(
     device: Annotated[str | None, typer.Option(help="auto, cpu, cuda, cuda:1, mps.")] = None,
     store: options.Store = options.DEFAULT_STORE,
     no_store: options.NoStore = False,
+    probes: options.Probes = True,
     output_format: Annotated[Format, typer.Option("--format", "-f", help="What stdout gets.")] = Format.table,
     junit: Annotated[Path | None, typer.Option(help="Also write a JUnit XML file, a test a cell.")] = None,
     github: Annotated[
@@ -135,9 +136,9 @@ def compare(
     place = None if no_store else store
     sides = find_sides(base, candidate, asked)
     if sequential:
-        comparison = _compare_in_batches(sides, rules, first, force, place)
+        comparison = _compare_in_batches(sides, rules, first, force, place, probes)
     else:
-        found = sides.fill(_measure(sides.plan, place) if sides.plan else None)
+        found = sides.fill(_measure(sides.plan, place, probes) if sides.plan else None)
         comparison = compare_results(*found, rules, force=force)
     if report and junit:
         from clipguard.benchmark.compare_output import to_junit
@@ -152,7 +153,7 @@ def compare(
         raise typer.Exit(INCONCLUSIVE)
 
 
-def _measure(plan: BenchPlan, store: Path | None) -> BenchResult:
+def _measure(plan: BenchPlan, store: Path | None, probes: bool) -> BenchResult:
     """Bench models into a new folder below runs/."""
     from clipguard.benchmark.results import OutputFolder
     from clipguard.benchmark.run import bench
@@ -161,12 +162,14 @@ def _measure(plan: BenchPlan, store: Path | None) -> BenchResult:
 
     folder = OutputFolder(default_folder(plan.models[-1]))
     with RichProgress() as progress:
-        result = bench(plan, progress=progress, store=Store(store) if store else None)
+        result = bench(plan, progress=progress, store=Store(store) if store else None, probes=probes)
     _write(result, folder)
     return result
 
 
-def _compare_in_batches(sides: Sides, rules: Rules, first: int | None, force: bool, store: Path | None) -> Comparison:
+def _compare_in_batches(
+    sides: Sides, rules: Rules, first: int | None, force: bool, store: Path | None, probes: bool
+) -> Comparison:
     """The same for `--sequential`: one folder, of the images that were needed."""
     from clipguard.benchmark.results import OutputFolder
     from clipguard.benchmark.run import bench
@@ -176,7 +179,7 @@ def _compare_in_batches(sides: Sides, rules: Rules, first: int | None, force: bo
 
     folder = OutputFolder(default_folder(sides.plan.models[-1] if sides.plan else ""))
     with RichProgress() as progress:
-        measure = partial(bench, progress=progress, store=Store(store) if store else None)
+        measure = partial(bench, progress=progress, store=Store(store) if store else None, probes=probes)
         first = FIRST if first is None else first
         comparison, result = compare_in_batches(sides, rules, measure, first=first, force=force, progress=progress)
     _write(result, folder)

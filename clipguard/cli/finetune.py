@@ -212,6 +212,8 @@ def print_scores(result: FinetuneResult) -> None:
     from rich.console import Console
     from rich.table import Table
 
+    from clipguard.benchmark.findings import alarms
+    from clipguard.cli.render import print_findings
     from clipguard.finetuning.card import budget, percent
 
     run = result.run
@@ -224,5 +226,6 @@ def print_scores(result: FinetuneResult) -> None:
     console = Console()
     if found["scores"]:
         console.print(table)
+        print_findings(console, alarms(found["findings"]))
     console.print(f"local-dir:{result.out}", soft_wrap=True, highlight=False)
     log.info("Trained in %.0f s; look at %s", run["training_seconds"], result.out / "curves.png")

@@ -116,6 +116,12 @@ Store = Annotated[
     Path, typer.Option("--store", help="Folder of stored results: what is there is not computed again (docs/store.md).")
 ]
 NoStore = Annotated[bool, typer.Option("--no-store", help="Compute everything, and keep only the result.")]
+Probes = Annotated[
+    bool,
+    typer.Option(
+        "--probes/--no-probes", help="Sanity checks that take passes of their own, over 8 images of each data set."
+    ),
+]
 DEFAULT_STORE = Path("runs/store")
 
 

@@ -15,7 +15,7 @@ from clipguard.benchmark.adversarial import PREDICTED, AdversarialImage, Adversa
 from clipguard.benchmark.compare import Comparison
 from clipguard.benchmark.compare_output import cell_values, comparison_notes
 from clipguard.benchmark.doctor import Diagnosis
-from clipguard.benchmark.findings import finding_lines
+from clipguard.benchmark.findings import alarms, finding_lines
 from clipguard.benchmark.results import BenchResult
 from clipguard.benchmark.tables import AVERAGE, caption, columns, heading, interval, rows
 
@@ -51,7 +51,12 @@ def print_table(result: BenchResult) -> None:
         table.add_row(*head, str(row.n), *values, style=style, end_section=row.dataset == AVERAGE)
     console = Console()
     console.print(table)
-    for line in finding_lines(result.run.get("findings", [])):
+    print_findings(console, finding_lines(result.run.get("findings", [])))
+
+
+def print_findings(console: Console, lines: Iterable[str]) -> None:
+    """Lines below a table, in the colour of their verdict."""
+    for line in lines:
         console.print(Text(line, style=VERDICT_STYLES.get(line.partition(" ")[0].lower(), "dim")))
 
 
@@ -124,6 +129,7 @@ def print_images(result: AdversarialResult) -> None:
     console.print(table)
     for line in _summary(result):
         console.print(Text(line))
+    print_findings(console, alarms(result.run.get("findings", [])))
 
 
 def _opinion(opinion: Opinion, label: int, names: list[str]) -> Text:

@@ -7,6 +7,8 @@ from typing import Any
 
 import yaml
 
+from clipguard.benchmark.findings import alarms
+
 FRONT = {
     "library_name": "open_clip",
     "pipeline_tag": "zero-shot-image-classification",
@@ -86,7 +88,7 @@ def _accuracy(run: dict[str, Any]) -> str:
     ]
     for who, score in found["scores"].items():
         lines.append(f"| {who} | {score['clean']['n']} | {percent(score['clean'])} | {percent(score['robust'])} |")
-    return "\n".join(lines)
+    return "\n".join([*lines, *(text for line in alarms(found["findings"]) for text in ("", line))])
 
 
 def percent(accuracy: dict[str, float]) -> str:

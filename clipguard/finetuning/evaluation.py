@@ -36,10 +36,15 @@ class Accuracy:
 
 @dataclass(frozen=True)
 class Score:
-    """Accuracy on clean images, and under PGD-10 at the training budget (wrong when clean counts as not robust)."""
+    """Accuracy on clean images, and under PGD-10 at the training budget (wrong when clean counts as not robust).
+
+    labels, predictions: class numbers of the clean images.
+    """
 
     clean: Accuracy
     robust: Accuracy
+    labels: tuple[int, ...] = ()
+    predictions: tuple[int, ...] = ()
 
     @property
     def mean(self) -> float:
@@ -47,8 +52,8 @@ class Score:
         return (self.clean.accuracy + self.robust.accuracy) / 2
 
     def to_dict(self) -> dict[str, Any]:
-        """As plain JSON types."""
-        return asdict(self)
+        """The accuracies as plain JSON types."""
+        return {"clean": asdict(self.clean), "robust": asdict(self.robust)}
 
 
 def evaluate(
@@ -58,9 +63,11 @@ def evaluate(
     options = EngineOptions(config.batch_size, config.seed)
     engine = Engine(classifier, parse_recipe(ATTACK), ThreatModel(config.norm), [config.radius], options)
     progress.start(what, n)
-    clean = robust = 0
+    robust, labels, predictions = 0, [], []
     for outcome in engine.run(examples):
-        clean += outcome.clean_prediction == outcome.label
+        labels.append(outcome.label)
+        predictions.append(outcome.clean_prediction)
         robust += outcome.levels[0].robust
         progress.advance()
-    return Score(Accuracy.of(clean, n), Accuracy.of(robust, n))
+    clean = sum(label == said for label, said in zip(labels, predictions, strict=True))
+    return Score(Accuracy.of(clean, n), Accuracy.of(robust, n), tuple(labels), tuple(predictions))

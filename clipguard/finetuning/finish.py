@@ -10,6 +10,8 @@ import numpy as np
 from torch import Tensor, nn
 
 from clipguard.attacks.engine import Example
+from clipguard.attacks.predictions import prediction_findings
+from clipguard.benchmark.findings import entry, say
 from clipguard.benchmark.results import OutputFolder
 from clipguard.benchmark.run import Progress
 from clipguard.data import ZeroShotDataset
@@ -97,10 +99,23 @@ def score_both(
         return {"images": "none: no labels, or none set apart", "indices": [], "attack": ATTACK, "scores": {}}
     dataset, indices, what = chosen
     scores = {
-        name: score(config, model, dataset, indices, progress).to_dict()
+        name: score(config, model, dataset, indices, progress)
         for name, model in ((config.model, base), ("fine-tuned", tuned))
     }
-    return {"images": what, "indices": indices.tolist(), "attack": ATTACK, "scores": scores}
+    names = dataset.class_names
+    findings = [
+        entry(name, config.dataset, prediction_findings(s.labels, s.predictions, len(names), names))
+        for name, s in scores.items()
+    ]
+    say(findings)
+    plain = {name: s.to_dict() for name, s in scores.items()}
+    return {
+        "images": what,
+        "indices": indices.tolist(),
+        "attack": ATTACK,
+        "scores": plain,
+        "findings": findings,
+    }
 
 
 def choose_images(

@@ -23,7 +23,7 @@ from clipguard.errors import AttackError
 
 N, EPS = 8, 8 / 255
 SHORT = parse_recipe("apgd-ce(iterations=8)")
-CHEAP = tuple(CHECKS)[: tuple(CHECKS).index("eps-order")]
+CHEAP = tuple(CHECKS)[tuple(CHECKS).index("train-mode") : tuple(CHECKS).index("eps-order")]
 Change = Callable[[Tensor, Tensor, int], Tensor]
 
 

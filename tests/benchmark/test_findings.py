@@ -10,6 +10,7 @@ import pytest
 
 import clipguard
 from clipguard.attacks.findings import Finding
+from clipguard.attacks.predictions import PREDICTION_CHECKS
 from clipguard.attacks.recipes import parse_recipe
 from clipguard.benchmark.findings import ROW_CHECKS, finding_lines, pick_images, row_findings, with_prompts
 from clipguard.benchmark.results import BenchResult, sample_frame
@@ -117,10 +118,10 @@ def result() -> BenchResult:
 def test_every_bench_has_findings(result: BenchResult) -> None:
     (entry,) = result.run["findings"]
     assert (entry["model"], entry["dataset"]) == ("tiny", "emoji-food")
-    assert [f["id"] for f in entry["findings"]] == [*PROBES, "loss-increase", *ROW_CHECKS]
+    assert [f["id"] for f in entry["findings"]] == [*PREDICTION_CHECKS, *PROBES, "loss-increase", *ROW_CHECKS]
     assert {f["id"] for f in entry["findings"] if f["verdict"] != "ok"} == {"large-eps"}
     (line,) = finding_lines(result.run["findings"])
-    assert "12 ok, 1 not checked" in line
+    assert "15 ok, 1 not checked" in line
     assert line in to_markdown(result)
 
 
@@ -137,6 +138,9 @@ def test_a_bench_of_a_blinding_logit_scale_says_so() -> None:
     assert "apgd-dlr" in lines[0]
 
 
-def test_nothing_to_check_where_nothing_is_attacked() -> None:
-    clean = clipguard.bench(["tiny"], ["emoji-food"], ["4"], ["none"], n_samples=3)
-    assert "findings" not in clean.run
+def test_only_predictions_are_checked_where_nothing_is_attacked() -> None:
+    clean = clipguard.bench(["tiny"], ["emoji-food"], ["4"], ["none"], n_samples=20)
+    (entry,) = clean.run["findings"]
+    assert [f["id"] for f in entry["findings"]] == list(PREDICTION_CHECKS)
+    assert "WARNING" not in to_markdown(clean)
+    assert "Sanity checks: 3 ok" in to_markdown(clean)

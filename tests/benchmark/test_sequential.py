@@ -86,7 +86,8 @@ def test_undecided_to_the_end_gives_the_result_of_a_plain_bench() -> None:
     assert found.verdict == "inconclusive"
     assert [plan.part for plan in measure.plans] == [(0, 20), (20, 30), (30, 40)]
     same_result(result, clipguard.bench(["tiny"], **attacked))
-    assert len(result.run["findings"]) == len(result.run["costs"]) == 3 * 2  # of each batch
+    assert len(result.run["findings"]) == (1 + 3) * 2  # of the predictions of all images, and of each batch
+    assert len(result.run["costs"]) == 2 * 3 * 2  # of attacks and probes, of each batch
     assert {(cell.lost, cell.gained) for cell in found.cells} == {(0, 0)}
     assert "all 80 images, looked at 20, 30, 40 a data set" in "\n".join(comparison_notes(found))
     single, average = found.cells[0], found.cells[-1]

@@ -9,12 +9,14 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 import pytest
+from torch import nn
 
 import clipguard
 from clipguard.attacks.invariance import find_fill
@@ -28,6 +30,7 @@ from clipguard.cli import run
 from clipguard.data import load_dataset
 from clipguard.errors import OutputError, ResultError
 from clipguard.models import load_model
+from clipguard.models.classifier import ZeroShotClassifier
 
 FAST = {"datasets": ["emoji-food"], "attacks": ["apgd-ce(iterations=8)"], "eps": ["1,4"], "n_samples": 12} | {
     "device": "cpu"  # bytes are compared, and CUDA rounds differently in other batches
@@ -68,7 +71,24 @@ def counts(result: BenchResult) -> tuple[int, int]:
 
 
 def passes(result: BenchResult) -> int:
+    """As the run says."""
     return sum(s["forward"] for c in result.run["costs"] for s in c["stages"].values())
+
+
+@contextmanager
+def counted() -> Iterator[list[int]]:
+    """A list that gets the number of images of every forward pass of a classifier, but for the black ones below."""
+    made: list[int] = []
+
+    def note(module: nn.Module, inputs: tuple[Any, ...], _output: Any) -> None:
+        if isinstance(module, ZeroShotClassifier):
+            made.append(int((inputs[0] != 0).flatten(1).any(dim=1).sum()))
+
+    handle = nn.modules.module.register_module_forward_hook(note)
+    try:
+        yield made
+    finally:
+        handle.remove()
 
 
 def files(result: BenchResult, folder: Path) -> dict[str, bytes]:
@@ -104,10 +124,13 @@ def segments(store: Path) -> list[Path]:
 
 
 def test_a_rerun_computes_nothing_and_gives_the_same_bytes(fresh: BenchResult, filled: Path, tmp_path: Path) -> None:
-    again = measure(filled)
-    assert counts(again) == (12 * 3, 0)
-    assert passes(again) == 0
-    assert passes(measure(filled, batch_size=5)) == 0
+    with counted() as made:
+        again = measure(filled)
+        assert counts(again) == (12 * 3, 0)
+        assert passes(again) == 0
+        assert passes(measure(filled, batch_size=5)) == 0
+    assert made == []
+    assert again.run["findings"] == fresh.run["findings"]
     assert again.run["costs"][0]["stored"]["clean"]["forward"] == 12
     assert files(again, tmp_path / "again") == files(fresh, tmp_path / "fresh")
 
@@ -133,6 +156,68 @@ def test_only_what_is_new_is_computed(change: dict[str, Any], new: int | None, f
         assert computed == new
     assert files(grown, tmp_path / "grown") == files(whole, tmp_path / "whole")
     assert passes(measure(store, **change)) == 0
+
+
+# Sanity probes --------------------------------------------------------------------------------------------------
+
+
+def probe_costs(result: BenchResult) -> dict[str, Any]:
+    (cost,) = (c for c in result.run["costs"] if c["attack"] == "sanity probes")
+    return dict(cost)
+
+
+def test_every_pass_is_in_the_costs_those_of_the_probes_too() -> None:
+    with counted() as made:
+        result = measure(None)
+    assert sum(made) == passes(result)
+    stages = probe_costs(result)["stages"]["sanity probes"]
+    assert (stages["forward"], stages["backward"]) == (13 * 8, 7 * 8)
+    assert stages["seconds"] > 0
+
+
+def test_probes_are_kept_in_the_store(filled: Path, tmp_path: Path) -> None:
+    store = shutil.copytree(filled, tmp_path / "store")
+    cost = probe_costs(measure(store))
+    assert (cost["stages"], cost["stored"]["sanity probes"]["forward"]) == ({}, 13 * 8)
+    (path,) = (store / "probes").glob("*.json")
+    path.write_text(path.read_text().replace("warning", "failure").replace('"ok"', '"failure"'))
+    whole = measure(store)  # a damaged file is set aside, and its probes are made again
+    assert probe_costs(whole)["stages"]["sanity probes"]["forward"] == 13 * 8
+    assert whole.run["findings"] == measure(filled).run["findings"]
+    assert len(list((store / "damaged").iterdir())) == 1
+
+
+@pytest.mark.parametrize("change", [{"eps": ["1,2"]}, {"seed": 1}, {"logit_scale": 10.0}, {"n_samples": 6}])
+def test_other_probes_are_made_again(change: dict[str, Any], filled: Path, tmp_path: Path) -> None:
+    store = shutil.copytree(filled, tmp_path / "store")
+    found = measure(store, **change)
+    assert probe_costs(found)["stages"]
+    assert found.run["findings"] == measure(None, **change).run["findings"]
+
+
+def test_probes_can_be_left_out(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with counted() as made:
+        result = clipguard.bench(["tiny"], ["emoji-food"], ["4"], ["apgd-ce(iterations=2)"], n_samples=16, probes=False)
+    assert sum(made) == passes(result)
+    assert {c["attack"] for c in result.run["costs"]} == {"apgd-ce(iterations=2)"}
+    found = {f["id"]: f for f in result.run["findings"][0]["findings"]}
+    assert found["gradients"]["verdict"] == "not checked"
+    assert found["above-chance"]["verdict"] == "ok"
+    bench = ["-q", "bench", "-d", "emoji-food", "--attack", "pgd-2", "-n", "4", "--no-store", "--no-probes"]
+    assert run([*bench, "--out", str(tmp_path / "out")]) == 0
+    assert "the probes were not made (--no-probes)" in " ".join(capsys.readouterr().out.split())
+
+
+def test_probes_go_with_their_cells(filled: Path, tmp_path: Path) -> None:
+    store = shutil.copytree(filled, tmp_path / "store")
+    (path,) = (store / "probes").glob("*.json")
+    path.write_text("{")
+    assert run(["store", "verify", "--store", str(store)]) == 1
+    assert not path.exists()
+    measure(store)
+    assert run(["store", "verify", "--store", str(store)]) == 0
+    assert run(["store", "gc", "--store", str(store), "--model", "tiny", "--yes"]) == 0
+    assert list((store / "probes").iterdir()) == []
 
 
 @pytest.mark.parametrize("mode", ["ascending", "independent", "nested"])

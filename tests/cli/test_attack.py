@@ -166,7 +166,7 @@ def test_provenance_and_json(tmp_path: Path, capfd: pytest.CaptureFixture[str]) 
     assert "convnext_zepto_rms" in err
     result = json.loads(out)
     bench = clipguard.bench(datasets=["emoji-food"], attacks=["none"], n_samples=1).run
-    assert set(result["run"]) == {*bench, "labels"}
+    assert set(result["run"]) == {*bench, "labels"} - {"probes"}
     assert result["run"]["complete"] is True
     assert list(result["run"]["attacks"]) == ["pgd-5"]
     assert [c["attack"] for c in result["cells"]] == ["none", "pgd-5"]

@@ -9,6 +9,7 @@ import pytest
 
 import clipguard
 from clipguard.attacks.findings import CHECKS
+from clipguard.attacks.predictions import PREDICTION_CHECKS
 from clipguard.cli import run
 
 FAST = ["-q", "doctor", "-d", "emoji-food", "-n", "6", "--eps", "8", "--attack"]
@@ -19,7 +20,9 @@ def test_a_quiet_diagnosis_as_json(capsys: pytest.CaptureFixture[str]) -> None:
     assert run([*FAST, "pgd-5", "--transfer-from", "tiny", "--format", "json"]) == 0
     content = json.loads(capsys.readouterr().out)
     assert [f["id"] for f in content["findings"]] == list(CHECKS)
-    assert content["verdict"] == "ok", content["findings"]
+    quiet = {f["verdict"] for f in content["findings"] if f["id"] not in PREDICTION_CHECKS}
+    assert quiet == {"ok"}, content["findings"]  # six images are too few for some of the others
+    assert content["verdict"] in ("ok", "not checked")
     assert content["run"]["transfer_from"] == "tiny"
     assert len(content["run"]["examined"]) == 6
 

@@ -1,0 +1,109 @@
+"""The sanity probes of a bench run: a few passes over a few images, charged to the run and kept in the store."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+import torch
+from PIL.Image import Image
+from torch import Tensor, nn
+
+from clipguard.attacks.evaluator import Cost, Evaluator, Objective
+from clipguard.attacks.findings import Finding, not_checked
+from clipguard.attacks.probes import PROBE_CHECKS, Subject, probe
+from clipguard.attacks.recipes import Recipe
+from clipguard.benchmark.findings import NO_PROBES, pick_images
+from clipguard.benchmark.plan import BenchPlan
+from clipguard.benchmark.store import Store
+from clipguard.benchmark.stored_probes import path_of, read, write
+from clipguard.data import ZeroShotDataset
+
+PROBED = 8  # images a model and data set
+PROBES = "sanity probes"  # their name in `run.costs`
+VERSION = 1  # of what is stored. Increase it with any change of the probes
+
+
+class ChargedEvaluator(Evaluator):
+    """Charges every pass to the probes."""
+
+    def verify(self, x: Tensor) -> Tensor:
+        """(B, C) logits in float32."""
+        with self.charged({PROBES: len(x)}, {}):
+            return super().verify(x)
+
+    def gradient(self, x: Tensor, objective: Objective) -> tuple[Tensor, ...]:
+        """Logits (B, C), objective (B,) and its gradient (B, C, H, W) with respect to each row."""
+        with self.charged({PROBES: len(x)}, {PROBES: len(x)}):
+            return super().gradient(x, objective)
+
+
+@dataclass
+class Prober:
+    """Probes one model on one data set, unless `store` has what came of the same probes.
+
+    cells: names of the stored cells of what is attacked, which stand for all that can change an outcome.
+    """
+
+    plan: BenchPlan
+    classifier: nn.Module
+    dataset: ZeroShotDataset
+    hashes: Mapping[int, str]  # of its images, by index
+    preprocess: Callable[[Image], Tensor]
+    device: str
+    samples: pd.DataFrame
+    store: Store | None = None
+    cells: Sequence[str] = ()
+    costs: dict[str, Cost] = field(default_factory=dict)
+    stored: dict[str, Any] = field(default_factory=dict)  # what the findings took that were not computed again
+
+    def __call__(self, recipe: Recipe) -> list[Finding]:
+        """The findings of `PROBE_CHECKS`."""
+        clean = self.samples[self.samples["attack"] == "none"]
+        right = clean[clean["robust"]]
+        indices = (right if len(right) else clean)["index"].to_numpy()
+        index, x = pick_images(self.dataset, self.preprocess, indices, PROBED)
+        if self.store is None:
+            return self._probe(recipe, index, x)
+        key = self._key(index)
+        kept = read(self.store, path_of(self.store, key))
+        if kept is not None:
+            self.stored = kept["costs"]
+            return [Finding(**finding) for finding in kept["findings"]]
+        found = self._probe(recipe, index, x)
+        write(self.store, key, found, {name: asdict(cost) for name, cost in self.costs.items()})
+        return found
+
+    def _probe(self, recipe: Recipe, index: npt.NDArray[np.int64], x: Tensor) -> list[Finding]:
+        evaluator = ChargedEvaluator(self.classifier, PROBED)
+        self.costs = evaluator.costs
+        subject = Subject(
+            evaluator,
+            x.to(self.device),
+            torch.from_numpy(self.dataset.labels[index]).long().to(self.device),
+            index.tolist(),
+            self.plan.norm,
+            self.plan.eps[-1].pixels,
+            self.plan.seed,
+            self.dataset.class_names,
+        )
+        return list(probe(subject, recipe))
+
+    def _key(self, index: npt.NDArray[np.int64]) -> dict[str, Any]:
+        return {
+            "version": VERSION,
+            "cells": list(self.cells),
+            "eps": self.plan.eps[-1].pixels,
+            "images": [[i, self.hashes[i], int(self.dataset.labels[i])] for i in index.tolist()],
+            "class_names": self.dataset.class_names,
+        }
+
+
+def switched_off(recipe: Recipe) -> list[Finding]:
+    """Instead of a `Prober`, where the user wants no probes."""
+    del recipe
+    return [not_checked(check, f"probes are switched off ({NO_PROBES})") for check in PROBE_CHECKS]
