@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import io
 import json
-import tempfile
-from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -13,7 +11,8 @@ from typing import Any
 import pandas as pd
 
 from clipguard.benchmark.plan import BenchPlan
-from clipguard.errors import OutputError, ResultError, first_line
+from clipguard.errors import ResultError, first_line
+from clipguard.output import TakenFolder
 from clipguard.statistics import wilson_interval
 
 SCHEMA = 1
@@ -155,11 +154,6 @@ def parquet_bytes(frame: pd.DataFrame) -> bytes:
     return content.getvalue()
 
 
-def _is_free(path: Path) -> bool:
-    """An empty folder, or one in which a killed run had only begun to write its first file."""
-    return path.is_dir() and {entry.name for entry in path.iterdir()} <= {f".{RESULTS}.part"}
-
-
 def _is_unfinished(path: Path, plan: BenchPlan) -> bool:
     """Whether a folder holds an interrupted run of this plan, and so nothing that running it again would lose."""
     try:
@@ -170,28 +164,23 @@ def _is_unfinished(path: Path, plan: BenchPlan) -> bool:
     return before == (False, list(plan.models), json.loads(json.dumps(plan.to_dict())))
 
 
-class OutputFolder:
-    """Where a run's files go. Made when the first file is written; never one that holds something already, if new."""
+class OutputFolder(TakenFolder):
+    """Where a run's files go; one with an interrupted run of the very same `plan` is gone on with."""
 
-    def __init__(self, path: Path, *, new: bool = True, option: str = "--out", plan: BenchPlan | None = None) -> None:
-        """Raises OutputError if a new folder exists and is not empty, or could not be written.
+    def __init__(self, path: Path, *, plan: BenchPlan | None = None, **options: Any) -> None:
+        """The options, and what is raised, are those of `TakenFolder`."""
+        self._plan = plan
+        super().__init__(path, **options)
 
-        `option` is what named it on the command line. A folder whose run of this very `plan` was interrupted is new.
-        """
-        self.path = path
-        if new and path.exists() and not _is_free(path) and not (plan and _is_unfinished(path, plan)):
-            raise OutputError(f"{option} {path} exists already; nothing is overwritten. Name a new folder.")
-        parent = next(p for p in (path, *path.absolute().parents) if p.exists())
-        try:
-            tempfile.TemporaryDirectory(dir=parent).cleanup()
-        except OSError as error:
-            why = f"{error.strerror} in {parent}"
-            raise OutputError(f"{option} {path} cannot be written ({why}); name another.") from None
+    def may_go_on(self) -> bool:
+        """Whether it holds an interrupted run of the plan."""
+        return self._plan is not None and _is_unfinished(self.path, self._plan)
 
     def write(self, result: BenchResult, markdown: str) -> None:
-        """Write the four files of a bench run. Raises OutputError if the disk does not take them.
+        """Write the four files of a bench run, and let others have the folder.
 
-        Until the last is there, the folder is that of an interrupted run.
+        Until the last is there, the folder is that of an interrupted run. Raises OutputError if the disk does not take
+        them.
         """
         begun = BenchResult({**result.run, "complete": False})
         self.write_files({RESULTS: (begun.to_json() + "\n").encode()})
@@ -203,18 +192,4 @@ class OutputFolder:
                 RESULTS: (result.to_json() + "\n").encode(),
             }
         )
-
-    def write_files(self, files: Mapping[str, bytes]) -> None:
-        """Write files in their order, each complete or not at all; names are relative paths such as `png/0.png`.
-
-        Raises OutputError if the disk does not take them.
-        """
-        try:
-            for name, content in files.items():
-                path = self.path / name
-                path.parent.mkdir(parents=True, exist_ok=True)
-                part = path.with_name(f".{path.name}.part")
-                part.write_bytes(content)
-                part.replace(path)
-        except OSError as error:
-            raise OutputError(f"Cannot write to {self.path}: {error.strerror or error}.") from error
+        self.release()

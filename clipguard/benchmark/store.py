@@ -23,6 +23,7 @@ import pyarrow.parquet as pq
 
 from clipguard.benchmark.results import SAMPLE_COLUMNS
 from clipguard.errors import OutputError, ResultError, first_line
+from clipguard.output import make_folders
 
 FORMAT = 1
 MARKER, CELLS, DAMAGED, PARTS, KEY = "store.json", "cells", "damaged", "parts", "_key.json"
@@ -69,7 +70,8 @@ class Store:
         """Raises ResultError for a folder that holds something else, or a store of another format."""
         self.path = path
         try:
-            holds = path.is_dir() and any(path.iterdir())
+            # Nothing but parts: another process is just making it, or was killed when it did.
+            holds = path.is_dir() and any(entry.name != PARTS for entry in path.iterdir())
             found = json.loads((path / MARKER).read_text()) if holds else {"format": FORMAT}
         except (OSError, ValueError):
             raise ResultError(f"--store {path} is no store of clipguard; name another folder.") from None
@@ -102,7 +104,7 @@ class Store:
         """Write a file whole or not at all, and durably. Raises OutputError if the disk does not take it."""
         try:
             if not (self.path / MARKER).exists():
-                self.path.mkdir(parents=True, exist_ok=True)
+                make_folders(self.path, [])
                 self._replace(self.path / MARKER, f"{canonical({'format': FORMAT})}\n".encode())
             self._replace(path, content)
         except OSError as error:

@@ -10,10 +10,21 @@ from typing import Annotated
 import typer
 
 from clipguard import __version__
-from clipguard.cli import attack, bench, compare, convert, doctor, finetune, inspect, listing, merge, report, store
-from clipguard.errors import ClipguardError
-
-INTERRUPTED = 130
+from clipguard.cli import (
+    attack,
+    bench,
+    compare,
+    convert,
+    doctor,
+    finetune,
+    inspect,
+    listing,
+    merge,
+    report,
+    store,
+    streams,
+)
+from clipguard.errors import ClipguardError, ToldElsewhereError
 
 app = typer.Typer(
     name="clipguard",
@@ -53,6 +64,7 @@ def _global_options(
     if context.invoked_subcommand is None:
         typer.echo(context.get_help())
         raise typer.Exit
+    streams.require_folder()
     from rich.console import Console
     from rich.logging import RichHandler
 
@@ -62,27 +74,42 @@ def _global_options(
 
 
 def run(arguments: Sequence[str] | None = None) -> int:
-    """Run a command line and return its exit code: 0, 2 for bad input (one line on stderr), 130 for Ctrl-C.
+    """Run a command line and return its exit code: 0, 2 for bad input (one line on stderr), 130 for Ctrl-C, 143 for
+    SIGTERM, 141 when the reader of a pipe has gone.
 
     `compare` also has 1 for a regression and 3 for an inconclusive comparison, `doctor` 1 for a failure, `store verify`
     1 for damage.
     """
     command = typer.main.get_command(app)
     try:
+        streams.require_stdout()
         code = command.main(args=None if arguments is None else list(arguments), standalone_mode=False)
+        streams.flush()
+    except ToldElsewhereError:
+        return 2
     except ClipguardError as error:
         message = " ".join(str(error).split())
     except typer.TyperException as error:  # a wrong option or value
         message = " ".join(error.format_message().split())
     except (KeyboardInterrupt, typer.Abort):
-        print("Interrupted.", file=sys.stderr)
-        return INTERRUPTED
+        return streams.tell_interruption()
+    except (OSError, SystemExit) as error:
+        if streams.is_closed_pipe(error):
+            streams.drop_output()
+            return streams.PIPE_CLOSED
+        if not isinstance(error, OSError) or error.filename or not streams.stdout_fails():
+            raise
+        streams.drop_output()
+        message = f"The results cannot be printed ({error.strerror}). Files that were written are complete."
     else:
+        if code == streams.INTERRUPTED:  # Typer turns KeyboardInterrupt into it
+            return streams.tell_interruption()
         return code if isinstance(code, int) else 0
-    print(f"Error: {message}", file=sys.stderr)
+    streams.say(f"Error: {message}")
     return 2
 
 
 def main() -> None:
     """Entry point of the console script and of `python -m clipguard`."""
+    streams.prepare()
     sys.exit(run())

@@ -12,13 +12,14 @@ import typer
 
 from clipguard.benchmark.plan import DEFAULT_ATTACK
 from clipguard.cli import options
-from clipguard.cli.options import default_folder, one, parse_batch_size, parse_n_samples, split_attacks
+from clipguard.cli.options import one, parse_batch_size, parse_n_samples, split_attacks
 from clipguard.errors import ClipguardError
 
 if TYPE_CHECKING:
     from clipguard.benchmark.adversarial import AdversarialResult
     from clipguard.benchmark.image_files import ImageFiles
     from clipguard.benchmark.plan import BenchPlan
+    from clipguard.benchmark.results import OutputFolder
 
 EXAMPLES = """
 **Examples**
@@ -164,26 +165,29 @@ def attack(
         raise ClipguardError(
             f"--dataset names a group ({', '.join(plan.datasets)}); `clipguard attack` takes one of it."
         )
-    _run(plan, files, out or default_folder(name or plan.models[0], "attack-"), output_format)
-
-
-def _run(plan: BenchPlan, files: ImageFiles | None, out: Path, output_format: Format) -> None:
     from clipguard.benchmark.results import OutputFolder
 
     plan.check()
-    folder = OutputFolder(out)
+    named = name or plan.models[0]
+    with OutputFolder(out, whole=True) if out else OutputFolder.by_default(named, "attack-", whole=True) as folder:
+        result = _run(plan, files, folder)
+    if output_format is Format.json:
+        typer.echo(result.to_json())
+    else:
+        from clipguard.cli.render import print_images
+
+        print_images(result)
+    log.info("Written to %s in %.0f s; look at %s", folder.path, result.run["wall_seconds"], folder.path / "grid.png")
+
+
+def _run(plan: BenchPlan, files: ImageFiles | None, folder: OutputFolder) -> AdversarialResult:
     from clipguard.benchmark.attack import attack_images
     from clipguard.cli.progress import RichProgress
-    from clipguard.cli.render import print_images
 
     with RichProgress() as progress:
         result = attack_images(plan, files, progress)
     folder.write_files(result.files(_grid(result, plan)))
-    if output_format is Format.json:
-        typer.echo(result.to_json())
-    else:
-        print_images(result)
-    log.info("Written to %s in %.0f s; look at %s", folder.path, result.run["wall_seconds"], folder.path / "grid.png")
+    return result
 
 
 def _one_attack(protocol: str | None, attacks: list[str], eps: list[str] | None, norm: str) -> dict[str, Any]:

@@ -11,9 +11,10 @@ import typer
 
 from clipguard.benchmark.plan import DEFAULT_ATTACK, ENGINES
 from clipguard.cli import options
-from clipguard.cli.options import default_folder, parse_batch_size, parse_n_samples, split_attacks
+from clipguard.cli.options import parse_batch_size, parse_n_samples, split_attacks
 
 if TYPE_CHECKING:
+    from clipguard.benchmark.plan import BenchPlan
     from clipguard.benchmark.results import BenchResult, OutputFolder
 
 EXAMPLES = """
@@ -138,8 +139,7 @@ def bench(
 ) -> None:
     """Measure clean and robust accuracy of CLIP models, with intervals, and write every image's outcome."""
     from clipguard.benchmark.protocols import make_plan
-    from clipguard.benchmark.results import BenchResult, OutputFolder
-    from clipguard.cli.progress import RichProgress
+    from clipguard.benchmark.results import OutputFolder
     from clipguard.models.source import add_to_files
 
     settings = options.given(
@@ -178,12 +178,20 @@ def bench(
     )
     plan.check()
     # Without a store, a run that is started again would lose the finished cells of the interrupted one.
-    folder = OutputFolder(out or default_folder(name or plan.models[0]), plan=None if no_store else plan)
+    known = None if no_store else plan
+    named = name or plan.models[0]
+    with OutputFolder(out, plan=known) if out else OutputFolder.by_default(named, plan=known) as folder:
+        _run(plan, folder, None if no_store else store, output_format)
+
+
+def _run(plan: BenchPlan, folder: OutputFolder, store: Path | None, output_format: Format) -> None:
+    from clipguard.benchmark.results import BenchResult
     from clipguard.benchmark.run import bench as run_bench
     from clipguard.benchmark.store import Store
+    from clipguard.cli.progress import RichProgress
 
     result = BenchResult({})
-    kept = None if no_store else Store(store)
+    kept = Store(store) if store else None
     try:
         with RichProgress() as progress:
             run_bench(plan, result, progress, kept, probes=probes)

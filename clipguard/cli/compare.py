@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from clipguard.cli import options
-from clipguard.cli.options import default_folder, parse_batch_size, parse_n_samples, split_attacks
+from clipguard.cli.options import parse_batch_size, parse_n_samples, split_attacks
 from clipguard.errors import ClipguardError
 
 if TYPE_CHECKING:
@@ -113,8 +113,8 @@ def compare(
 ) -> None:
     """Tell whether a model got worse than another, image by image and beyond chance; for CI."""
     from clipguard.benchmark.compare import Rules, compare_results
-    from clipguard.benchmark.results import OutputFolder
     from clipguard.benchmark.sides import find_sides
+    from clipguard.output import OutputFile
 
     if first is not None and not sequential:
         raise ClipguardError("--first is for --sequential.")
@@ -132,7 +132,7 @@ def compare(
     )
     if n_samples is not None:
         asked["n_samples"] = parse_n_samples(n_samples)
-    report = OutputFolder(junit.parent, new=False) if junit else None
+    report = OutputFile(junit, option="--junit", replace=True) if junit else None
     place = None if no_store else store
     sides = find_sides(base, candidate, asked)
     if sequential:
@@ -140,10 +140,10 @@ def compare(
     else:
         found = sides.fill(_measure(sides.plan, place, probes) if sides.plan else None)
         comparison = compare_results(*found, rules, force=force)
-    if report and junit:
+    if report:
         from clipguard.benchmark.compare_output import to_junit
 
-        report.write_files({junit.name: to_junit(comparison, fail_on.value)})
+        report.write(to_junit(comparison, fail_on.value))
     _print(comparison, output_format)
     if os.environ.get("GITHUB_ACTIONS") == "true" if github is None else github:
         _annotate(comparison, fail_on)
@@ -160,10 +160,9 @@ def _measure(plan: BenchPlan, store: Path | None, probes: bool) -> BenchResult:
     from clipguard.benchmark.store import Store
     from clipguard.cli.progress import RichProgress
 
-    folder = OutputFolder(default_folder(plan.models[-1]))
-    with RichProgress() as progress:
+    with OutputFolder.by_default(plan.models[-1]) as folder, RichProgress() as progress:
         result = bench(plan, progress=progress, store=Store(store) if store else None, probes=probes)
-    _write(result, folder)
+        _write(result, folder)
     return result
 
 
@@ -177,12 +176,12 @@ def _compare_in_batches(
     from clipguard.benchmark.store import Store
     from clipguard.cli.progress import RichProgress
 
-    folder = OutputFolder(default_folder(sides.plan.models[-1] if sides.plan else ""))
-    with RichProgress() as progress:
+    name = sides.plan.models[-1] if sides.plan else ""
+    with OutputFolder.by_default(name) as folder, RichProgress() as progress:
         measure = partial(bench, progress=progress, store=Store(store) if store else None, probes=probes)
         first = FIRST if first is None else first
         comparison, result = compare_in_batches(sides, rules, measure, first=first, force=force, progress=progress)
-    _write(result, folder)
+        _write(result, folder)
     return comparison
 
 

@@ -46,10 +46,10 @@ def convert(
     from clipguard.models.loading import load_model
     from clipguard.models.source import add_to_files
 
-    folder = OutputFolder(out)
     (spec,) = add_to_files([source], base, normalization)
-    loaded = load_model(spec)
-    for line in describe_model(loaded):
-        log.info(line)
-    folder.write_files(convert_files(loaded, to.value))
+    with OutputFolder(out, whole=True) as folder:
+        loaded = load_model(spec)
+        for line in describe_model(loaded):
+            log.info(line)
+        folder.write_files(convert_files(loaded, to.value))
     typer.echo(f"local-dir:{out}")

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import logging
+import os
 import shlex
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from enum import Enum
 from pathlib import Path
@@ -14,8 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from clipguard.cli import options
-from clipguard.cli.options import default_folder
-from clipguard.errors import ClipguardError
+from clipguard.errors import ClipguardError, ToldElsewhereError
 
 if TYPE_CHECKING:
     from clipguard.finetuning.config import FinetuneConfig
@@ -43,7 +43,8 @@ log = logging.getLogger("clipguard")
 Text = str | None
 Whole = int | None
 Real = float | None
-NO_SETTINGS = ("config", "resume", "output_format")  # the others are fields of FinetuneConfig, or go into its `model`
+# The others are fields of FinetuneConfig, or go into its `model`.
+NO_SETTINGS = ("config", "resume", "rendezvous_timeout", "output_format")
 
 
 class Format(str, Enum):
@@ -155,25 +156,35 @@ def finetune(
     ] = None,
     workers: Annotated[Whole, typer.Option(help="Processes that make batches. Default: as many as pay.")] = None,
     tracker: Annotated[Text, typer.Option(help="none, tensorboard or wandb. Default: none.")] = None,
+    rendezvous_timeout: Annotated[
+        float,
+        typer.Option(
+            "--rendezvous-timeout",
+            min=0,
+            metavar="SECONDS",
+            help="In which the other processes of a launch (torchrun and the like) must have come.",
+        ),
+    ] = 60.0,
     output_format: Annotated[Format, typer.Option("--format", "-f", help="What stdout gets.")] = Format.table,
 ) -> None:
     """Make a CLIP model robust: train it on adversarial images, and write an ordinary open_clip checkpoint."""
     given = {name: value for name, value in locals().items() if name not in NO_SETTINGS and value is not None}
     from clipguard.cli.progress import RichProgress
-    from clipguard.finetuning.run import resume_finetune, run_finetune
+    from clipguard.finetuning.run import check, resume_finetune, run_finetune
 
     if resume is not None:
         if given or config:
             first = next(iter(given), "config").replace("_", "-")
             raise ClipguardError(f"--resume goes on with the run's own settings; leave out --{first}.")
-        with RichProgress() as progress, _how_to_resume(resume):
-            result = resume_finetune(resume, progress)
+        with RichProgress() as progress, _how_to_resume() as at:
+            result = resume_finetune(resume, progress, rendezvous_timeout=rendezvous_timeout, on_start=at)
     else:
-        settings = _resolve(given, config)
-        folder = Path(settings.out or default_folder(settings.model, f"{settings.method.partition('(')[0]}-"))
-        log.info("Settings: %s", ", ".join(f"{k} {v}" for k, v in settings.to_dict().items() if v is not None))
-        with RichProgress() as progress, _how_to_resume(folder):
-            result = run_finetune(settings, folder, shlex.join(["clipguard", *sys.argv[1:]]), progress)
+        with _told_once():
+            settings = _resolve(given, config)
+            check(settings)
+        out, command = Path(settings.out) if settings.out else None, shlex.join(["clipguard", *sys.argv[1:]])
+        with RichProgress() as progress, _how_to_resume() as at:
+            result = run_finetune(settings, out, command, progress, rendezvous_timeout=rendezvous_timeout, on_start=at)
     if not result.run["complete"]:  # a process that only helped; the main one prints
         return
     if output_format is Format.json:
@@ -197,13 +208,25 @@ def _resolve(given: dict[str, Any], config: Path | None) -> FinetuneConfig:
 
 
 @contextmanager
-def _how_to_resume(folder: Path) -> Iterator[None]:
-    """Say how to go on when Ctrl-C leaves a run that can be resumed."""
+def _told_once() -> Iterator[None]:
+    """Of the processes that torchrun starts on one machine, let the first tell what is wrong with the command line."""
     try:
         yield
+    except ClipguardError as error:
+        if "TORCHELASTIC_RUN_ID" in os.environ and os.environ.get("LOCAL_RANK", "0") != "0":
+            raise ToldElsewhereError(str(error)) from error
+        raise
+
+
+@contextmanager
+def _how_to_resume() -> Iterator[Callable[[Path], None]]:
+    """Say how to go on when Ctrl-C leaves a run that can be resumed, given the folder that it takes."""
+    folders: list[Path] = []
+    try:
+        yield folders.append
     except KeyboardInterrupt:
-        if (folder / "run.json").is_file():
-            typer.echo(f"Stopped. Go on with: clipguard finetune --resume {shlex.quote(str(folder))}", err=True)
+        if any((folder / "run.json").is_file() for folder in folders):
+            typer.echo(f"Stopped. Go on with: clipguard finetune --resume {shlex.quote(str(folders[0]))}", err=True)
         raise
 
 

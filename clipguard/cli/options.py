@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from datetime import datetime
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -160,11 +159,3 @@ def parse_n_samples(text: str) -> int | None:
     if not text.isdigit() or int(text) < 1:
         raise ClipguardError(f"--n-samples {text!r} must be a whole number of at least 1, or all.")
     return int(text)
-
-
-def default_folder(name: str, prefix: str = "") -> Path:
-    """`runs/20260102-030405-tiny`, or with a prefix such as `attack-` before the name, made unique."""
-    slug = re.sub(r"[^A-Za-z0-9._-]+", "-", name).strip("-.")[-60:]
-    stem = f"{datetime.now():%Y%m%d-%H%M%S}-{prefix}{slug or 'run'}"
-    candidates = (Path("runs") / (stem if i == 0 else f"{stem}-{i}") for i in range(1000))
-    return next(path for path in candidates if not path.exists())

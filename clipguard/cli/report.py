@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
 from dataclasses import replace
 from enum import Enum
 from pathlib import Path
@@ -11,11 +12,12 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from clipguard.errors import ClipguardError, OutputError
+from clipguard.errors import ClipguardError
 
 if TYPE_CHECKING:
     from clipguard.benchmark.adversarial import AdversarialImage
     from clipguard.benchmark.again import Wanted
+    from clipguard.output import OutputFile, TakenFolder
     from clipguard.report.board import Images, Run
     from clipguard.report.gallery import Picture
     from clipguard.report.page import Report
@@ -71,43 +73,54 @@ def report(
     title: Annotated[str | None, typer.Option(help="Default: named after the models.")] = None,
 ) -> None:
     """Show results: tables, plots, classes, adversarial images and provenance, as one HTML page or Markdown."""
-    from clipguard.benchmark.results import OutputFolder
-    from clipguard.report.board import read_runs
+    from clipguard.output import OutputFile, TakenFolder
     from clipguard.report.gallery import MOST_PICTURES
-    from clipguard.report.page import make_report
 
     if not 0 <= gallery <= MOST_PICTURES:
         raise ClipguardError(f"--gallery must be from 0 to {MOST_PICTURES}, not {gallery}; clipguard attack has more.")
     out = out or Path(f"report.{output_format.value}")
-    if out.exists():
-        raise OutputError(f"--out {out} exists already; nothing is overwritten. Name a new file.")
     if output_format is Format.md:
         figures = figures or out.with_name(f"{out.stem}-figures")
-    place = OutputFolder(out.parent, new=False)
-    drawings = OutputFolder(figures, option="--figures") if figures else None
-    benches, images = read_runs(runs)
-    made = make_report(benches, title)
-    if output_format is Format.html:
-        made = _add_gallery(made, benches, images, gallery)
-        content = made.html()
-    else:
-        content = made.markdown(_link(figures, out))
-    if drawings:
-        drawings.write_files(made.figure_files())
-        log.info("%d plots written to %s", len(made.plots), drawings.path)
-    place.write_files({out.name: content.encode()})
+    with ExitStack() as places:
+        drawings = places.enter_context(TakenFolder(figures, option="--figures", whole=True)) if figures else None
+        file = places.enter_context(OutputFile(out))
+        _write(runs, file, drawings, output_format, gallery, title)
     size = out.stat().st_size
     log.info("Written to %s (%.1f MB)", out, size / 1e6)
     if size > MOST_BYTES:
         log.warning("%s is larger than 10 MB; report fewer runs at once, or with a smaller --gallery.", out)
 
 
-def _link(figures: Path | None, out: Path) -> str:
+def _write(
+    runs: list[Path],
+    file: OutputFile,
+    drawings: TakenFolder | None,
+    output_format: Format,
+    gallery: int,
+    title: str | None,
+) -> None:
+    from clipguard.report.board import read_runs
+    from clipguard.report.page import make_report
+
+    benches, images = read_runs(runs)
+    made = make_report(benches, title)
+    if output_format is Format.html:
+        made = _add_gallery(made, benches, images, gallery)
+        content = made.html()
+    else:
+        assert drawings is not None  # Markdown has its figures beside it
+        content = made.markdown(_link(drawings.path, file.path))
+    if drawings:
+        drawings.write_files(made.figure_files())
+        log.info("%d plots written to %s", len(made.plots), drawings.path)
+    file.write(content.encode())
+
+
+def _link(figures: Path, out: Path) -> str:
     """The folder of figures as seen from the Markdown file."""
     import os
     from urllib.parse import quote
 
-    assert figures is not None
     return quote(Path(os.path.relpath(figures, out.parent)).as_posix())
 
 

@@ -125,16 +125,16 @@ def export(
     store: StoreOption = DEFAULT_STORE,
 ) -> None:
     """Write all rows, each with its cell's key, as one table for pandas, R or a spreadsheet."""
-    from clipguard.benchmark.results import OutputFolder, parquet_bytes
+    from clipguard.benchmark.results import parquet_bytes
     from clipguard.benchmark.store_care import open_store, table
+    from clipguard.output import OutputFile
 
     if out.suffix not in (".parquet", ".csv"):
         raise ClipguardError(f"--out {out} must end in .parquet or .csv.")
-    if out.exists():
-        raise ClipguardError(f"--out {out} exists already; nothing is overwritten. Name a new file.")
-    rows = table(open_store(store))
-    content = parquet_bytes(rows) if out.suffix == ".parquet" else rows.to_csv(index=False).encode()
-    OutputFolder(out.parent, new=False).write_files({out.name: content})
+    place = open_store(store)
+    with OutputFile(out) as file:
+        rows = table(place)
+        file.write(parquet_bytes(rows) if out.suffix == ".parquet" else rows.to_csv(index=False).encode())
     log.info("%d rows written to %s", len(rows), out)
 
 

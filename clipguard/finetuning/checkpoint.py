@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from clipguard.errors import FinetuneError, OutputError, first_line
+from clipguard.output import part_of
 
 FOLDER = "checkpoints"
 
@@ -56,14 +57,12 @@ class Checkpoints:
 
 def _write(path: Path, content: dict[str, Any]) -> None:
     """Under another name until it is on the disk, as a whole."""
-    part = path.with_suffix(".part")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with part.open("wb") as file:
+        with part_of(path) as part, part.open("wb") as file:
             torch.save(content, file)
             file.flush()
             os.fsync(file.fileno())
-        part.replace(path)
         folder = os.open(path.parent, os.O_RDONLY)
         os.fsync(folder)
         os.close(folder)

@@ -34,11 +34,11 @@ def merge(base: str, tuned: str, alpha: float, out: Path) -> None:
     """
     if not 0 <= alpha <= 1:
         raise FinetuneError(f"--alpha must be in 0 ... 1 (0: the base, 1: the tuned model), not {alpha:g}.")
-    folder = OutputFolder(out)
-    first, second = load_model(base), load_model(tuned)
-    _check_pair(first, second)
-    state = interpolate(first.model.state_dict(), second.model.state_dict(), alpha)
-    folder.write_files({**checkpoint_files(second, state), "README.md": _card(first, second, alpha).encode()})
+    with OutputFolder(out, whole=True) as folder:
+        first, second = load_model(base), load_model(tuned)
+        _check_pair(first, second)
+        state = interpolate(first.model.state_dict(), second.model.state_dict(), alpha)
+        folder.write_files({**checkpoint_files(second, state), "README.md": _card(first, second, alpha).encode()})
 
 
 def _card(base: LoadedModel, tuned: LoadedModel, alpha: float) -> str:

@@ -56,25 +56,31 @@ def _require_finite(row: Row) -> None:
 class MetricsLog:
     """`metrics.jsonl`: a JSON object a line. `size` is what a checkpoint remembers and a resumed run goes back to."""
 
-    def __init__(self, folder: Path, size: int = 0) -> None:
-        folder.mkdir(parents=True, exist_ok=True)
-        self._file = (folder / METRICS_NAME).open("a+b")
-        self._file.truncate(size)
+    def __init__(self, folder: Path, size: int = 0, *, writes: bool = True) -> None:
+        """`writes`: whether this is the process that writes it."""
+        self._file = None
+        if writes:
+            folder.mkdir(parents=True, exist_ok=True)
+            self._file = (folder / METRICS_NAME).open("a+b")
+            self._file.truncate(size)
 
     def write(self, rows: Iterable[Mapping[str, Any]]) -> None:
         """Append rows."""
-        for row in rows:
-            self._file.write(json.dumps(row).encode() + b"\n")
+        if self._file is not None:
+            self._file.writelines(json.dumps(row).encode() + b"\n" for row in rows)
 
     def size(self) -> int:
         """Bytes written, all of them on the disk."""
+        if self._file is None:
+            return 0
         self._file.flush()
         os.fsync(self._file.fileno())
         return self._file.tell()
 
     def close(self) -> None:
         """Write out what is left."""
-        self._file.close()
+        if self._file is not None:
+            self._file.close()
 
 
 def read_metrics(folder: Path) -> list[dict[str, Any]]:

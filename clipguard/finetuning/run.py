@@ -5,8 +5,8 @@ from __future__ import annotations
 import copy
 import json
 import logging
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from datetime import datetime, timezone
 from importlib.metadata import version
@@ -33,6 +33,7 @@ from clipguard.finetuning.losses import Losses, Student
 from clipguard.finetuning.method import Method, Need, TextMode
 from clipguard.finetuning.methods import parse_method
 from clipguard.finetuning.pgd import TrainingAttack
+from clipguard.finetuning.processes import RENDEZVOUS_TIMEOUT, Team, joined
 from clipguard.finetuning.text import TextSide
 from clipguard.finetuning.tower import ImageTower, choose_weights
 from clipguard.finetuning.trainer import Trainer
@@ -62,27 +63,95 @@ class FinetuneResult:
         return to_json(self.run).decode()
 
 
-def run_finetune(config: FinetuneConfig, out: Path, command: str, progress: Progress | None = None) -> FinetuneResult:
-    """Fine-tune into a new folder. Nothing is written before model, data and settings are known to fit.
+def run_finetune(
+    config: FinetuneConfig,
+    out: Path | None,
+    command: str,
+    progress: Progress | None = None,
+    *,
+    rendezvous_timeout: float = RENDEZVOUS_TIMEOUT,
+    on_start: Callable[[Path], None] | None = None,
+) -> FinetuneResult:
+    """Fine-tune into a new folder, by default `runs/TIME-METHOD-MODEL`; of several processes the main one takes it.
 
-    `command` is what to call again for the same run, for the record.
+    Nothing is written before model, data and settings are known to fit. `command` is what to call again for the same
+    run, for the record. `rendezvous_timeout`: seconds in which the other processes of a launch must have come.
+    `on_start` is told the folder once it is taken.
     Raises ClipguardError for bad input, and FinetuneError at NaN; KeyboardInterrupt leaves a run to be resumed.
     """
-    with noticing() as notices:
-        return _run(config, OutputFolder(out), command, None, progress or Silent(), notices)
+    check(config)
+
+    def take() -> OutputFolder:
+        name = f"{config.method.partition('(')[0]}-"
+        return OutputFolder(out) if out else OutputFolder.by_default(config.model, name)
+
+    with (
+        noticing() as notices,
+        joined(choose_device(config.device), rendezvous_timeout) as team,
+        _taken(team, take, on_start) as (path, folder),
+    ):
+        log.info("Settings: %s", ", ".join(f"{k} {v}" for k, v in config.to_dict().items() if v is not None))
+        return _run(config, team, path, folder, command, None, progress or Silent(), notices)
 
 
-def resume_finetune(out: Path, progress: Progress | None = None) -> FinetuneResult:
+def resume_finetune(
+    out: Path,
+    progress: Progress | None = None,
+    *,
+    rendezvous_timeout: float = RENDEZVOUS_TIMEOUT,
+    on_start: Callable[[Path], None] | None = None,
+) -> FinetuneResult:
     """Go on with an interrupted run, with its own settings; the result is that of a run without interruption.
 
-    Raises FinetuneError if there is no such run, it is finished, or its model or data have changed.
+    `rendezvous_timeout` and `on_start` are those of `run_finetune`.
+    Raises FinetuneError if there is no such run, it is finished, or its model or data have changed, and OutputError if
+    it is still under way.
     """
-    before = read_run(out)
-    if before["complete"]:
+    config = FinetuneConfig(**read_unfinished(out)["config"])
+
+    def take() -> OutputFolder:
+        return ResumedFolder(out, option="--resume")
+
+    with (
+        noticing() as notices,
+        joined(choose_device(config.device), rendezvous_timeout) as team,
+        _taken(team, take, on_start) as (path, folder),
+    ):
+        with team.agree():
+            before = read_unfinished(out)  # once more: it may have ended before the folder was ours
+        return _run(config, team, path, folder, before["command"], before, progress or Silent(), notices)
+
+
+class ResumedFolder(OutputFolder):
+    """The folder of an interrupted run."""
+
+    def may_go_on(self) -> bool:
+        """Yes; what is in it was looked at."""
+        return True
+
+
+@contextmanager
+def _taken(
+    team: Team, take: Callable[[], OutputFolder], on_start: Callable[[Path], None] | None
+) -> Iterator[tuple[Path, OutputFolder | None]]:
+    """The folder of all processes, which the main one takes: its path, and the folder where this is that process."""
+    folder = None
+    with team.agree():
+        if team.main:
+            folder = take()
+    with folder or nullcontext():
+        path = team.share(folder.path if folder else None)
+        if on_start and folder:
+            on_start(path)
+        yield path, folder
+
+
+def read_unfinished(out: Path) -> dict[str, Any]:
+    """The `run.json` of an interrupted run. Raises FinetuneError if there is none, or it is complete."""
+    run = read_run(out)
+    if run["complete"]:
         raise FinetuneError(f"The run in {out} is finished: there is nothing to resume. Start a new one with --out.")
-    config = FinetuneConfig(**before["config"])
-    with noticing() as notices:
-        return _run(config, OutputFolder(out, new=False), before["command"], before, progress or Silent(), notices)
+    return run
 
 
 def read_run(out: Path) -> dict[str, Any]:
@@ -104,7 +173,9 @@ def all_needs(method: Method) -> frozenset[Need]:
 
 def _run(
     config: FinetuneConfig,
-    folder: OutputFolder,
+    team: Team,
+    out: Path,
+    folder: OutputFolder | None,
     command: str,
     before: dict[str, Any] | None,
     progress: Progress,
@@ -112,30 +183,41 @@ def _run(
 ) -> FinetuneResult:
     method, mode = check(config)
     device = choose_device(config.device)
-    data = open_data(config, needs_labels="labels" in all_needs(method))
-    with accelerated(config, device, folder.path) as accelerator:
-        loaded = load_model(config.model, device=accelerator.device)
-        for line in describe_model(loaded):
-            log.info(line)
-        torch.manual_seed(config.seed)  # low-rank weights begin at random
-        losses = make_losses(config, method, mode, loaded, data, accelerator)
-        pixels = Pixels(data, loaded.preprocess(), config)
-        visits = make_visits(config, data, accelerator)
-        validation = Validation(config, data, pixels, losses) if len(data.validation) else None
-        trainer = Trainer(config, accelerator, losses, pixels, visits, validation, folder.path)
-        run = provenance(config, command, loaded, data, trainer, device) | {"notices": notices}
-        if before is not None:
-            check_unchanged(before, run, folder.path)
-        cached = pixels.read(np.concatenate([data.train, data.validation]), progress)
-        if accelerator.is_main_process:
-            folder.write_files({RUN_NAME: to_json(run)})
+    progress = progress if team.main else Silent()
+    with accelerated(config, device, out) as accelerator:
+        with team.agree():
+            data = open_data(config, needs_labels="labels" in all_needs(method))
+            loaded = load_model(config.model, device=accelerator.device)
+            for line in describe_model(loaded):
+                log.info(line)
+            torch.manual_seed(config.seed)  # low-rank weights begin at random
+            losses = make_losses(config, method, mode, loaded, data, accelerator)
+            pixels = Pixels(data, loaded.preprocess(), config)
+            visits = make_visits(config, data, accelerator)
+            validation = Validation(config, data, pixels, losses) if len(data.validation) else None
+        trainer = Trainer(config, accelerator, losses, pixels, visits, validation, out)
+        with team.agree():
+            run = provenance(config, command, loaded, data, trainer, device) | {"notices": notices}
+            if before is not None:
+                check_unchanged(before, run, out)
+            cached = pixels.read(np.concatenate([data.train, data.validation]), progress)
+            if folder:
+                folder.write_files({RUN_NAME: to_json(run)})
+        start_tracker(config, accelerator)
         with memory_advice(config):
             trainer.train(progress, choose_workers(config, cached, accelerator.device))
-        if accelerator.is_main_process:
+        if folder:
             finish(config, folder, run, loaded, data, trainer, progress)
             folder.write_files({RUN_NAME: to_json(run)})
             trainer.checkpoints.remove()
-    return FinetuneResult(folder.path, run)
+    return FinetuneResult(out, run)
+
+
+def start_tracker(config: FinetuneConfig, accelerator: Accelerator) -> None:
+    """Begin to log to the tracker that the settings name, if any; it writes into the folder."""
+    if config.tracker != "none":
+        settings = {name: value for name, value in config.to_dict().items() if value is not None}
+        accelerator.init_trackers("tracker", config=settings)
 
 
 @contextmanager
@@ -223,9 +305,6 @@ def accelerated(config: FinetuneConfig, device: str, out: Path) -> Iterator[Acce
         project_dir=out,
     )
     try:
-        if config.tracker != "none":
-            settings = {name: value for name, value in config.to_dict().items() if value is not None}
-            accelerator.init_trackers("tracker", config=settings)
         yield accelerator
     finally:
         accelerator.end_training()

@@ -20,6 +20,7 @@ from torch import Tensor
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from clipguard.benchmark.run import Progress
+from clipguard.errors import TerminatedError
 from clipguard.finetuning.checkpoint import Checkpoints
 from clipguard.finetuning.config import FinetuneConfig
 from clipguard.finetuning.data import ImageBatch, Pixels, Visits, load_batches, random_key
@@ -82,7 +83,7 @@ class Trainer:
 
     def train(self, progress: Progress, workers: int) -> None:
         """Run the loop. Raises FinetuneError at NaN, and KeyboardInterrupt once a checkpoint is written, at Ctrl-C."""
-        metrics = MetricsLog(self.out, self._restore())
+        metrics = MetricsLog(self.out, self._restore(), writes=self.accelerator.is_main_process)
         batches = load_batches(self.pixels, replace(self.visits, start=self.position.step), workers)
         progress.start(TRAINING, self.steps - self.position.step)
         self.student.train()
@@ -92,7 +93,7 @@ class Trainer:
                 self._step(batches)
                 step, last = self.position.step, self.position.step == self.steps
                 evaluating = self.validation is not None and (step % self.eval_every == 0 or last)
-                saving = evaluating or step % self.save_every == 0 or last or interrupted()
+                saving = evaluating or step % self.save_every == 0 or last or bool(interrupted())
                 # Nothing is saved that was not looked at: what is on the disk is free of NaN.
                 note = self._read(metrics) if saving or step % READ_EVERY == 0 else ""
                 progress.advance(note)
@@ -101,7 +102,7 @@ class Trainer:
                 if saving:
                     self._save(metrics.size())
                 if interrupted():
-                    raise KeyboardInterrupt
+                    raise TerminatedError if interrupted() == signal.SIGTERM else KeyboardInterrupt
 
     def _step(self, batches: Iterator[ImageBatch]) -> None:
         """One step of the optimisers, over `accumulate` passes."""
@@ -238,21 +239,31 @@ def describe_validation(found: dict[str, Any]) -> str:
 
 
 @contextmanager
-def interruptible() -> Iterator[Callable[[], bool]]:
-    """Let Ctrl-C wait for the end of a step, to be asked about there; a second Ctrl-C does not wait."""
+def interruptible() -> Iterator[Callable[[], int]]:
+    """Let Ctrl-C wait for the end of a step, to be asked about there (its number, or 0); a second one does not wait.
+
+    SIGTERM is treated alike where it has a handler, as on the command line.
+    """
     pressed: list[int] = []
     if threading.current_thread() is not threading.main_thread():  # signals are the main thread's
-        yield lambda: False
+        yield lambda: 0
         return
-    before = signal.getsignal(signal.SIGINT)
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    if not callable(before[signal.SIGTERM]):
+        del before[signal.SIGTERM]
+
+    def restore() -> None:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
     def stop_soon(number: int, frame: FrameType | None) -> None:  # noqa: ARG001
         pressed.append(number)
-        signal.signal(signal.SIGINT, before)
+        restore()
         log.info("Stopping after this step; Ctrl-C again stops at once")
 
-    signal.signal(signal.SIGINT, stop_soon)
+    for number in before:
+        signal.signal(number, stop_soon)
     try:
-        yield lambda: bool(pressed)
+        yield lambda: pressed[0] if pressed else 0
     finally:
-        signal.signal(signal.SIGINT, before)
+        restore()
