@@ -89,7 +89,7 @@ def _attack_images(
 
 
 def _open_files(plan: BenchPlan, files: ImageFiles, progress: Progress) -> Task:
-    dataset = files.open(plan.templates, plan.decode)
+    dataset = files.open(plan.templates, plan.decode, duplicates=plan.duplicate_names)
     return read_task(files.name, dataset, np.arange(len(dataset)), progress)
 
 

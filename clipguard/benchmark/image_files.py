@@ -34,10 +34,11 @@ class ImageFiles:
         """What the data set is called in the results."""
         return str(self.paths[0]) if len(self.paths) == 1 else f"{len(self.paths)} images"
 
-    def open(self, templates: str, how: Decode = "upright") -> ZeroShotDataset:
+    def open(self, templates: str, how: Decode = "upright", *, duplicates: bool = False) -> ZeroShotDataset:
         """The data set, every image decoded once; without labels, all are 0 until the model has named them.
 
-        Raises DatasetError for a file that is no image, unusable class names, and labels that are no class.
+        duplicates: allow equal names. Raises DatasetError for a file that is no image, unusable class names, and labels
+        that are no class.
         """
         for path in self.paths:
             _check_image(path, how)
@@ -45,7 +46,7 @@ class ImageFiles:
         numbers = self._label_numbers(given)
         prompts = resolve_templates(templates, PHOTO)
         try:
-            labels, class_names = settle_labels(pd.Series(numbers), None, given)
+            labels, class_names = settle_labels(pd.Series(numbers), None, given, distinct=not duplicates)
             check_words(class_names, prompts)
         except DatasetError as error:
             raise DatasetError(f"--classes: {error}.") from None

@@ -20,12 +20,13 @@ from clipguard.data.pasted import (
     read_text,
     strings,
     unquote,
+    unquote_lines,
 )
 from clipguard.errors import DatasetError
 from clipguard.notices import notice
 
 ID = re.compile(r"n\d{8}|/[a-z]/[0-9a-z_]+")  # WordNet's, and those of Open Images
-SURE = re.compile(r"\s*[,;:|=\t]\s*")  # between a column and the next
+SURE = re.compile(r"\s*(?:[-=]>|[,;:|=\t\u2192])\s*")  # between a column and the next
 LISTED = re.compile(r"[.)]\s*(?=\D)|\s+-\s+")  # of numbered lists
 PERHAPS = re.compile(r"\s+")  # also what may stand in a name
 BETWEEN_COMMAS = re.compile(r"""\s*("(?:[^"]|"")*"|'(?:[^']|'')*'|[^,]*?)\s*(,|$)""")
@@ -214,8 +215,7 @@ def _from_lines(lines: Lines, path: Path, origin: str) -> GivenNames:
             break
         index, names = found
         order = order or index
-    names = [unquote(name) if all(is_quoted(n) for n in names) else name for name in names]
-    given = GivenNames(names, origin)
+    given = GivenNames(unquote_lines(Lines(names, numbers), path).texts, origin)
     if ids is not None:
         given = _with_ids(given, ids)
     if order is not None:

@@ -18,6 +18,8 @@ QUOTED = r"'(?:[^'\\\n]|\\.)*'|\"(?:[^\"\\\n]|\\.)*\""
 # Strings between commas, over several lines or not. Without the comma Python would join two of them to one.
 STRINGS = re.compile(rf"\s*(?:{QUOTED})\s*(?:,\s*(?:{QUOTED})\s*)*,?\s*")
 START = re.compile(r"""\[\s*(?:['"\[(]|\{\s*['"]|lambda\b|f['"])|\{\s*['"\d]|[A-Za-z_]\w*\s*=\s*[\[{(]""")
+PAIRS = {"'": "'", '"': '"', "`": "`", "\u2018": "\u2019", "\u201c": "\u201d", "\u201e": "\u201c", "\xab": "\xbb"}
+NUMBER = re.compile(r"(\d+)(?:[.):,;]|\s-)\s+")
 BULLET = re.compile(r"[-*\u2022]\s+")
 
 
@@ -147,7 +149,7 @@ def clean_lines(text: str, path: Path) -> Lines:
         # Skipped in silence, it would shift the meaning of every later class.
         raise DatasetError(f"{path}: line {lines.index('') + 1} is blank; remove it")
     kept = Lines(lines, list(range(1, len(lines) + 1)))
-    for step in (_drop_comments, _drop_bullets, _drop_ends, _unquote):
+    for step in (_drop_comments, _drop_pipes, _drop_bullets, _drop_ends, unquote_lines):
         kept = step(kept, path)
     return kept
 
@@ -162,6 +164,23 @@ def _drop_comments(lines: Lines, path: Path) -> Lines:
     rest = [(t, n) for t, n, mark in zip(lines.texts, lines.numbers, marked, strict=True) if not mark]
     said = f"{sum(marked)} comment lines"
     return Lines([t for t, _ in rest], [n for _, n in rest], (*lines.done, said))
+
+
+def _drop_pipes(lines: Lines, path: Path) -> Lines:  # noqa: ARG001  # the steps have one form
+    """Rows of a Markdown table, without its line of dashes."""
+    if len(lines.texts) < 2 or not all(text.startswith("|") and text.endswith("|") for text in lines.texts):
+        return lines
+    rows = [(t, n) for t, n in zip(lines.texts, lines.numbers, strict=True) if not re.fullmatch(r"[|:\s-]+", t)]
+    return Lines([t.strip("| \t") for t, _ in rows], [n for _, n in rows], (*lines.done, "the bars of a table"))
+
+
+def drop_numbers(lines: Lines) -> Lines:
+    """Without the numbers of a list, where every line has one and they count from 0 or 1."""
+    found = [NUMBER.match(text) for text in lines.texts]
+    numbers = [int(match[1]) for match in found if match]
+    if len(numbers) < len(found) or numbers[0] > 1 or numbers != list(range(numbers[0], numbers[0] + len(numbers))):
+        return lines
+    return Lines([NUMBER.sub("", text, count=1) for text in lines.texts], lines.numbers, (*lines.done, "numbers"))
 
 
 def _drop_bullets(lines: Lines, path: Path) -> Lines:  # noqa: ARG001  # the steps have one form
@@ -186,7 +205,11 @@ def _drop_ends(lines: Lines, path: Path) -> Lines:
     return lines
 
 
-def _unquote(lines: Lines, path: Path) -> Lines:
+def unquote_lines(lines: Lines, path: Path) -> Lines:
+    """Without quotes, where all lines are in quotes, or those with commas or quotes inside, as programs write them.
+
+    Raises DatasetError where others are.
+    """
     quoted = [is_quoted(text) for text in lines.texts]
     if not any(quoted):
         return lines
@@ -207,10 +230,10 @@ def _unquote(lines: Lines, path: Path) -> Lines:
 
 def is_quoted(text: str) -> bool:
     """Whether a text is one string in quotes, as Python or a table writes it."""
-    if len(text) < 2 or text[0] not in "'\"" or text[-1] != text[0]:
+    if len(text) < 2 or text[-1] != PAIRS.get(text[0]):
         return False
     inside = text[1:-1].replace("\\" + text[0], "").replace(text[0] * 2, "")
-    return text[0] not in inside
+    return text[0] not in inside and text[-1] not in inside
 
 
 def unquote(text: str) -> str:

@@ -7,11 +7,20 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from clipguard.data.pasted import clean_lines, existing_file, is_quoted, parse_literal, read_text, strings, unquote
+from clipguard.data.pasted import (
+    clean_lines,
+    drop_numbers,
+    existing_file,
+    is_quoted,
+    parse_literal,
+    read_text,
+    strings,
+    unquote,
+)
 from clipguard.errors import DatasetError, did_you_mean
 from clipguard.notices import notice
 
-PLACES = re.compile(r"\{\w+\}|%s|<\w+>|\[\w+\]")  # how others write the place of the name
+PLACES = re.compile(r"\{\s*\w*\s*\}|%s|<\w+>|\[\w+\]")  # how others write the place of the name
 
 
 @dataclass(frozen=True)
@@ -75,7 +84,7 @@ def read_templates(path: Path, dataset: str = "") -> list[str]:
         key = _choose(value, dataset, path)
         value, form = value[key], f"those of {key!r}"
     if value is None:
-        lines = clean_lines(text, path)
+        lines = drop_numbers(clean_lines(text, path))
         form, done = "lines", list(lines.done)
         entries = [(t, f"line {n}") for t, n in zip(lines.texts, lines.numbers, strict=True)]
     else:

@@ -282,3 +282,15 @@ def test_bad_input_is_one_line_and_exit_2_and_touches_nothing(
     assert err.count("\n") == 1
     assert hint in err
     assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_two_classes_of_one_name_are_allowed_where_it_is_said(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    command = ["attack", str(photo(tmp_path / "photo.png")), "--classes", "cat, cat, dog", "--attack", "pgd-2"]
+    assert run([*command, "--out", "a"]) == 2
+    assert "duplicate class names: 'cat'" in capfd.readouterr().err
+    assert run([*command, "--out", "b", "--duplicate-names"]) == 0
+    assert "1 of 3 classes have the prompts of another" in " ".join(capfd.readouterr().err.split())
+    assert run(["attack", command[1], "--classes", "Cat, cat", "--out", "c"]) == 2
+    assert "'Cat' and 'cat' have the same tokens" in capfd.readouterr().err
