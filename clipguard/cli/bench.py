@@ -181,10 +181,10 @@ def bench(
     known = None if no_store else plan
     named = name or plan.models[0]
     with OutputFolder(out, plan=known) if out else OutputFolder.by_default(named, plan=known) as folder:
-        _run(plan, folder, None if no_store else store, output_format)
+        _run(plan, folder, None if no_store else store, output_format, probes)
 
 
-def _run(plan: BenchPlan, folder: OutputFolder, store: Path | None, output_format: Format) -> None:
+def _run(plan: BenchPlan, folder: OutputFolder, store: Path | None, output_format: Format, probes: bool) -> None:
     from clipguard.benchmark.results import BenchResult
     from clipguard.benchmark.run import bench as run_bench
     from clipguard.benchmark.store import Store
