@@ -54,6 +54,8 @@ def _check_model_config(path: Path, config: dict[str, Any]) -> None:
     size = config.get("embed_dim")
     if not isinstance(size, int) or isinstance(size, bool) or size < 1:
         raise ModelError(f'{path}: "embed_dim" in model_cfg must be a positive whole number, not {size!r}.')
+    if str(config.get("quick_gelu", "")).lower() in ("false", "no", "0") and config["quick_gelu"] not in (False, 0):
+        raise ModelError(f'{path}: "quick_gelu" in model_cfg must be true or false, not {config["quick_gelu"]!r}.')
     for part in ("vision_cfg", "text_cfg"):
         if not isinstance(config.get(part), dict):
             raise ModelError(f'{path}: model_cfg has no "{part}" object.')

@@ -82,6 +82,11 @@ def find_contents(raw: Any, path: Path, entry: str = "") -> Contents:
     metadata = tuple(key for key in METADATA_KEYS if tensors.pop(key, None) is not None)
     others = [f"left out: {name} ({len(state)} tensors)" for name, state in found.items() if name != chosen]
     notes = [*others, *outside]
+    models = [name for name, state in found.items() if name != chosen and find_prefixes(state)]
+    if models and not entry:
+        notice(
+            "skipped", f"{path} holds several models: used {chosen}, left out {', '.join(models)} (#entry= names one)"
+        )
     if tensors.pop(_UNUSED, None) is not None:
         notes.append(f"left out: {_UNUSED}, which serves visual prompts only")
     layout = LINEAGES.get(chosen)
@@ -126,7 +131,9 @@ def _choose(found: Mapping[str, Any], path: Path, entry: str, raw: Mapping[Any, 
         return next(iter(found))
     if found:
         names = ", ".join(found)
-        raise ModelError(f"{path} holds several state dicts ({names}): name one, as in {path}#entry={min(found)}.")
+        raise ModelError(
+            f"{path} holds several state dicts ({names}): name one, as in {path}#entry={next(iter(found))}."
+        )
     others = [str(key) for key, value in raw.items() if not isinstance(value, Tensor)]
     raise ModelError(
         f"{path} is not a state dict: {shorten(others)} {'is' if len(others) == 1 else 'are'} not tensors; save"

@@ -22,18 +22,11 @@ _TOWER = re.compile(
 _OF_MODELS = ("visual.", "transformer.", "token_embedding.", "positional_embedding", "ln_final.", "text_projection",
               "logit_", "text.", "text_decoder.", "image_encoder.", "text_encoder.", "vision_model.", "text_model.",
               "visual_projection.", "cls_emb", "input_resolution", "context_length", "vocab_size")  # fmt: skip
-_OF_TOWERS = (
-    "class_embedding",
-    "conv",
-    "bn",
-    "layer",
-    "ln_pre.",
-    "ln_post.",
-    "proj",
-    "trunk.",
-    "attnpool.",
-    "attn_pool.",
+_OF_TOWERS = re.compile(
+    r"class_embedding$|proj$|(conv|bn|layer)\d\.|ln_(pre|post)\.|trunk\.|attn_?pool\."  # and a timm tower's head
 )
+# Of averages of weights: torch's AveragedModel, ema-pytorch, LitEma. No model has such names.
+_COUNTERS = ("n_averaged", "num_updates", "decay", "initted", "step")
 
 
 @dataclass(frozen=True)
@@ -56,11 +49,13 @@ def find_prefixes(state: Iterable[str]) -> list[str]:
 
 
 def split_by_prefix(state: Mapping[str, Tensor], prefixes: Iterable[str]) -> dict[str, dict[str, Tensor]]:
-    """The tensors of each of several models, by prefix; what belongs to none is left out."""
-    return {
-        prefix: {name: tensor for name, tensor in state.items() if _INSIDE.sub("", name).startswith(prefix)}
-        for prefix in prefixes
-    }
+    """The tensors of each of several models, by prefix; what belongs to none is under "others."."""
+    parts: dict[str, dict[str, Tensor]] = {prefix: {} for prefix in prefixes}
+    others: dict[str, Tensor] = {}
+    for name, tensor in state.items():
+        plain = _INSIDE.sub("", name)
+        parts.get(next((prefix for prefix in parts if plain.startswith(prefix)), ""), others)[name] = tensor
+    return {**parts, "others.": others} if others else parts
 
 
 def strip_prefixes(state: Mapping[str, Tensor]) -> Stripped:
@@ -74,15 +69,22 @@ def strip_prefixes(state: Mapping[str, Tensor]) -> Stripped:
     prefixes = find_prefixes(plain)
     prefix = prefixes[0] if len(prefixes) == 1 else ""
     if not prefix:
-        return Stripped(plain, "", [])
+        counters = [name for name in plain if name in _COUNTERS and plain[name].numel() == 1]
+        return Stripped({name: tensor for name, tensor in plain.items() if name not in counters}, "", counters)
     inside = {name.removeprefix(prefix): tensor for name, tensor in plain.items() if name.startswith(prefix)}
     tower = not any(_WHOLE.fullmatch(name) for name in plain)
-    roots = (*_OF_MODELS, *(_OF_TOWERS if tower else ()), *(("head.",) if any("trunk." in n for n in inside) else ()))
+    timm = any(name.startswith("trunk.") for name in inside)
     beside = [name for name in plain if not name.startswith(prefix)]
-    outside = [name for name in beside if not name.startswith(roots)]
+    outside = [name for name in beside if not _could_belong(name, tower=tower, timm=timm)]
     kept = {name: plain[name] for name in beside if name not in outside and name not in inside}
     known = all(part in _KNOWN for part in prefix.rstrip(".").split("."))
     return Stripped(_strip_shared({**inside, **kept}), "" if known else prefix, outside)
+
+
+def _could_belong(name: str, *, tower: bool, timm: bool) -> bool:
+    """Whether a name may be that of a part of a model, or of an image tower alone."""
+    in_tower = bool(_OF_TOWERS.match(name)) or (timm and name.startswith("head."))
+    return name.startswith(_OF_MODELS) or (tower and in_tower)
 
 
 def _strip_shared(state: dict[str, Tensor]) -> dict[str, Tensor]:

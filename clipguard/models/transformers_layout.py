@@ -140,6 +140,8 @@ def read_transformers_config(folder: Path) -> dict[str, Any]:
     acts = {vision["hidden_act"], text["hidden_act"]}
     if len(acts) > 1 or not acts <= {"quick_gelu", "gelu"}:
         raise ModelError(f"{where} has activations {sorted(acts)}: open_clip's CLIP has quick_gelu or gelu throughout.")
+    if type(vision["image_size"]) is not int:
+        raise ModelError(f"{where} has image_size {vision['image_size']!r}: only one whole number is supported.")
     if vision["num_channels"] != 3 or text["vocab_size"] != VOCABULARY:
         raise ModelError(f"{where}: only 3 colours and CLIP's vocabulary of {VOCABULARY} are supported.")
     return {

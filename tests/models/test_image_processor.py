@@ -228,6 +228,15 @@ def test_odd_values_in_an_open_clip_config(preprocess: dict[str, Any], part: str
     assert part in str(caught.value)
 
 
+def test_a_string_that_says_false_is_not_taken_for_true(tmp_path: Path) -> None:
+    path = write_model(tmp_path / "clip", "vit") / "open_clip_config.json"
+    config = json.loads(path.read_text())
+    config["model_cfg"]["quick_gelu"] = "false"
+    path.write_text(json.dumps(config))
+    with pytest.raises(ModelError, match='"quick_gelu" in model_cfg must be true or false'):
+        load_model(f"local-dir:{path.parent}")
+
+
 def _odd(folder: Path, preprocess: dict[str, Any]) -> str:
     path = write_model(folder / "clip", "vit") / "open_clip_config.json"
     config = json.loads(path.read_text())

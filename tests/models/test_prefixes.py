@@ -64,7 +64,8 @@ def test_an_averaged_model_of_torch(model_folder: Folder, architecture: str, tmp
     model = reference_model(model_folder("vit"))
     average = torch.optim.swa_utils.AveragedModel(model)
     average.update_parameters(model)
-    for content in (average.state_dict(), {"epoch": 1, "state_dict": average.state_dict()}):
+    plain = {name.removeprefix("module."): tensor for name, tensor in average.state_dict().items()}
+    for content in (average.state_dict(), {"epoch": 1, "state_dict": average.state_dict()}, plain):
         loaded, notices = load(tmp_path / "w.pt", content, f"{architecture}:FILE")
         assert all(torch.equal(tensor, loaded[key]) for key, tensor in state_of(model).items())
         assert [notice["kind"] for notice in notices] == ["skipped"]
@@ -114,9 +115,12 @@ def test_of_two_models_in_one_dictionary_the_model_is_meant_or_one_is_named(
 ) -> None:
     other = {name: tensor + 1 for name, tensor in vit_state.items()}
     path = tmp_path / "w.pt"
-    both = {**under(vit_state, "model."), **under(other, "ema_model.")}
+    both = {**under(vit_state, "model."), **under(other, "ema_model."), "head.weight": torch.zeros(1)}
     torch.save(both, path)
-    loaded = load_model(f"{architecture}:{path}")
+    with noticing() as notices:
+        loaded = load_model(f"{architecture}:{path}")
+    assert "holds several models: used model, left out ema_model" in notices[0]["text"]
+    assert "left out: others (1 tensors)" in loaded.info.detected
     assert torch.equal(loaded.model.state_dict()["ln_final.bias"], vit_state["ln_final.bias"])
     assert f"left out: ema_model ({len(other)} tensors)" in loaded.info.detected
     named = load_model(f"{architecture}:{path}#entry=ema_model")
