@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from huggingface_hub import constants
 from safetensors.torch import load_file, save, save_file
 from tiny_models import reference_model, state_of
 
@@ -170,3 +171,15 @@ def test_inspect_of_a_weight_file_beside_its_config_names_the_folder(
     (alone / "config.json").write_text('{"model_type": "bert"}')
     assert "local-dir" not in inspect_model(str(alone / "w.safetensors")).needs
     assert load_file(alone / "w.safetensors").keys() == state.keys()
+
+
+def test_an_adapter_on_the_hub_is_called_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    root = tmp_path / "hub" / "models--org--lora"
+    (root / "refs").mkdir(parents=True)
+    (root / "refs" / "main").write_text("0123abc")
+    (root / "snapshots").mkdir()
+    write_adapter(root / "snapshots" / "0123abc")
+    with pytest.raises(ModelError, match=r"is an adapter for openai/clip-vit-base-patch32 .*merge it"):
+        load_model("hf-hub:org/lora")

@@ -18,6 +18,7 @@ from clipguard.errors import ModelError
 from clipguard.models import LoadedModel, load_model
 from clipguard.models.classifier import resize_pixels
 from clipguard.models.convert import convert_files
+from clipguard.models.export import checkpoint_files
 from clipguard.models.image_processor import DEFAULTS, write_image_processor
 from clipguard.notices import noticing
 
@@ -249,3 +250,34 @@ def test_unknown_keys_in_an_open_clip_config_are_named(tmp_path: Path) -> None:
         load_model(_odd(tmp_path, {"crop_pct": 0.875, "mode": None}))
     assert [entry["kind"] for entry in notices] == ["skipped"]
     assert notices[0]["text"].endswith("not used of preprocess_cfg, as in open_clip: crop_pct")
+
+
+def test_a_model_tuned_from_such_a_folder_keeps_its_preprocessing(clip_folder: Path, tmp_path: Path) -> None:
+    """Fine-tuning writes open_clip's layout, whose config gets a key of ours."""
+    loaded = load_model(f"local-dir:{copy(clip_folder, tmp_path / 'model', SETTINGS['larger, then crop'][0])}")
+    tuned = tmp_path / "tuned"
+    tuned.mkdir()
+    for name, content in checkpoint_files(loaded, loaded.model.state_dict()).items():
+        (tuned / name).write_bytes(content)
+    with noticing() as notices:
+        assert load_model(f"local-dir:{tuned}").preprocessing == loaded.preprocessing
+    assert notices == []
+
+
+def test_configs_of_old_and_of_half_a_model(clip_folder: Path, tmp_path: Path) -> None:
+    folder = copy(clip_folder, tmp_path / "model", SIZE)
+    config = json.loads((folder / "config.json").read_text())
+    # As in transformers, vision_config_dict is believed against vision_config.
+    wrong = {**config["vision_config"], "patch_size": 16}
+    old = {**config, "vision_config": wrong, "vision_config_dict": config["vision_config"], "text_config_dict": None}
+    (folder / "config.json").write_text(json.dumps(old))
+    assert transformers.CLIPConfig.from_pretrained(folder).vision_config.patch_size == 8
+    assert load_model(f"local-dir:{folder}").model_cfg["vision_cfg"]["patch_size"] == 8
+    for changes, part in (
+        ({"model_type": "clip_vision_model"}, "an image tower alone: give its weight file as --model"),
+        ({"vision_config": {**config["vision_config"], "image_size": [32, 32]}}, "image_size [32, 32]"),
+    ):
+        (folder / "config.json").write_text(json.dumps({**config, **changes}))
+        with pytest.raises(ModelError) as caught:
+            load_model(f"local-dir:{folder}")
+        assert part in str(caught.value)
