@@ -6,6 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import PIL.Image
 import pytest
 import torch
 from training_runs import make_config, write_images, write_vit
@@ -154,3 +155,17 @@ def test_the_fingerprint_sees_pixels_labels_and_names(tmp_path: Path) -> None:
     assert open_data(config, needs_labels=True).fingerprint() == before
     (tmp_path / "d" / "kind 0" / "0.png").write_bytes((tmp_path / "d" / "kind 0" / "1.png").read_bytes())
     assert open_data(config, needs_labels=True).fingerprint() != before
+    assert open_data(config, needs_labels=True).fingerprint() != before
+
+
+def test_what_decoding_does_to_training_images_is_said(tmp_path: Path) -> None:
+    write_images(tmp_path / "train")
+    first = sorted((tmp_path / "train").rglob("*.png"))[0]
+    exif = PIL.Image.Exif()
+    exif[0x0112] = 6
+    PIL.Image.open(first).save(first, exif=exif)
+    data = open_data(make_config("tiny", str(tmp_path)), needs_labels=True)
+    with noticing() as notices:
+        data.fingerprint()
+    assert [n["kind"] for n in notices] == ["rescaled"]
+    assert " 1 rotated as their EXIF says" in notices[0]["text"]
