@@ -62,7 +62,7 @@ def _splits(located: Located, request: Request, parts: Parts) -> set[str]:
     words = {folder for folder in folders if SPLIT_FOLDER.fullmatch(folder)}
     if words == folders:
         return folders
-    deep = {folder for folder in folders if all(len(part) > 2 for part in parts if part[0] == folder)}
+    deep = folders - {part[0] for part in parts if len(part) == 2}
     if request.split in folders and request.split in deep:
         return folders
     if not words & deep:

@@ -13,7 +13,7 @@ from clipguard.errors import DatasetError
 from clipguard.notices import notice
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Member:
     """An image or a label in a tar."""
 
@@ -34,10 +34,10 @@ class Member:
         """Whether its base has more dots than that of its suffix."""
         return self.base.count(".") > 1
 
-    def key(self, keep_dots: bool) -> tuple[int, str]:
-        """Of its sample: its tar, and its name up to the last dot, or to the first of its base as in webdataset."""
+    def key(self, keep_dots: bool) -> str:
+        """Of its sample: its name up to the last dot, or to the first of its base as in webdataset."""
         folder = self.name[: len(self.name) - len(self.base)]
-        return self.tar, folder + (self.base.rpartition(".")[0] if keep_dots else self.base.partition(".")[0])
+        return folder + (self.base.rpartition(".")[0] if keep_dots else self.base.partition(".")[0])
 
 
 @dataclass
@@ -64,22 +64,27 @@ def index_samples(tars: list[Path], where: Path, *, labelled: bool) -> list[tupl
     Raises DatasetError: a broken tar, no images, several images or labels in a sample, a label without an image, none
     but labels in another form.
     """
-    members, others = _read(tars)
-    if not any(member.is_image for member in members):
+    rows: list[tuple[Member, str | None]] = []
+    others: Counter[str] = Counter()
+    dotted: dict[bool, list[str]] = {True: [], False: []}
+    for number, path in enumerate(tars):
+        members = _read(number, path, others)
+        keep_dots = _dots_are_in_names(members)
+        samples = _group(members, keep_dots)
+        if not keep_dots:
+            others.update(_extension(extra.base) for sample in samples.values() for extra in sample.take_out_extras())
+        if labelled:
+            _check_labels(samples, path, others)
+        for key, sample in samples.items():
+            if sample.images:
+                image = _only_image(path, key, sample)
+                rows.append((image, sample.labels[0].label if sample.labels else None))
+                if image.dotted:
+                    dotted[keep_dots].append(image.name)
+    if not rows:
         content = f"no image that can be read here, but {_listed(others)}; " if others else ""
         raise DatasetError(f"the data set is empty: {content}choose another split, or give one that has images")
-    keep_dots = _dots_are_in_names(members)
-    samples = _group(members, keep_dots)
-    if not keep_dots:
-        others.update(_extension(extra.base) for sample in samples.values() for extra in sample.take_out_extras())
-    if labelled:
-        _check_labels(samples, tars, others)
-    rows = [
-        (_only_image(tars[number], key, sample), sample.labels[0].label if sample.labels else None)
-        for (number, key), sample in samples.items()
-        if sample.images
-    ]
-    _say(where, [image.name for image, _ in rows if image.dotted], keep_dots, others)
+    _say(where, dotted, others)
     return rows
 
 
@@ -97,33 +102,32 @@ def _dots_are_in_names(members: list[Member]) -> bool:
     return any(len(s.images) > 1 and all(image.dotted for image in s.images) for s in to_first_dot)
 
 
-def _group(members: list[Member], keep_dots: bool) -> dict[tuple[int, str], Sample]:
-    samples: defaultdict[tuple[int, str], Sample] = defaultdict(Sample)
+def _group(members: list[Member], keep_dots: bool) -> dict[str, Sample]:
+    samples: defaultdict[str, Sample] = defaultdict(Sample)
     for member in members:
         sample = samples[member.key(keep_dots)]
         (sample.images if member.is_image else sample.labels).append(member)
     return dict(samples)
 
 
-def _check_labels(samples: dict[tuple[int, str], Sample], tars: list[Path], others: Counter[str]) -> None:
+def _check_labels(samples: dict[str, Sample], tar: Path, others: Counter[str]) -> None:
     """No label without an image, not two in a sample, and not none at all."""
     beside = f"; beside them, {_listed(others)}" if others else ""
-    if not any(sample.labels for sample in samples.values()):
+    if samples and not any(sample.labels for sample in samples.values()):
         raise DatasetError(
-            f"no image has a .cls member{beside}; store the class number or name of x.jpg as x.cls, or unpack "
+            f"{tar}: no image has a .cls member{beside}; store the class number or name of x.jpg as x.cls, or unpack "
             "the images into class folders"
         )
-    alone = [(number, sample.labels[0].name) for (number, _), sample in samples.items() if not sample.images]
+    alone = [sample.labels[0].name for sample in samples.values() if not sample.images]
     if alone:
-        number, name = alone[0]
         raise DatasetError(
-            f"{tars[number]}: {name} is the label of no image that can be read here ({len(alone):,} of {len(samples):,}"
-            f" labels{beside}); add the images as .png or .jpg, or remove their labels"
+            f"{tar}: {alone[0]} is the label of no image that can be read here ({len(alone):,} of {len(samples):,} "
+            f"labels{beside}); add the images as .png or .jpg, or remove their labels"
         )
-    for (number, key), sample in samples.items():
+    for key, sample in samples.items():
         if len({member.label for member in sample.labels}) > 1:
             names = ", ".join(member.name for member in sample.labels)
-            raise DatasetError(f"{tars[number]}: sample {key!r} has several labels ({names}); keep one a sample")
+            raise DatasetError(f"{tar}: sample {key!r} has several labels ({names}); keep one a sample")
 
 
 def _only_image(tar: Path, key: str, sample: Sample) -> Member:
@@ -133,11 +137,12 @@ def _only_image(tar: Path, key: str, sample: Sample) -> Member:
     return sample.images[0]
 
 
-def _say(where: Path, dotted: list[str], keep_dots: bool, others: Counter[str]) -> None:
-    if dotted and keep_dots:
-        notice("guessed", f"{where}: the dots in names such as {dotted[0]} belong to the sample's name")
-    elif dotted:
-        what = f"{len(dotted):,} images are taken for their sample's, being alone in it, such as {dotted[0]}"
+def _say(where: Path, dotted: dict[bool, list[str]], others: Counter[str]) -> None:
+    """Notices: of names with dots, by whether they were kept, and of members of other kinds."""
+    if dotted[True]:
+        notice("guessed", f"{where}: the dots in names such as {dotted[True][0]} belong to the sample's name")
+    if dotted[False]:
+        what = f"{len(dotted[False]):,} images are taken for their sample's, being alone in it: {dotted[False][0]}"
         notice("guessed", f"{where}: {what}")
     if others:
         notice("skipped", f"{where}: members that are not a sample's image or .cls are not read: {_listed(others)}")
@@ -151,25 +156,23 @@ def _extension(base: str) -> str:
     return f".{base.partition('.')[2].lower()}" if "." in base else "without suffix"
 
 
-def _read(tars: list[Path]) -> tuple[list[Member], Counter[str]]:
-    """All images and labels, and how many members of each other kind there are."""
+def _read(number: int, path: Path, others: Counter[str]) -> list[Member]:
+    """All images and labels of a tar; members of each other kind are counted in `others`."""
     suffixes = image_suffixes()
     members: list[Member] = []
-    others: Counter[str] = Counter()
-    for number, path in enumerate(tars):
-        for member, content in _members(path):
-            base = member.name.rpartition("/")[2]
-            if base.startswith("."):
-                continue
-            suffix = f".{base.rpartition('.')[2].lower()}" if "." in base else ""
-            if content is not None:
-                label = _read_label(path, member.name, content)
-                members.append(Member(number, member.name, 0, 0, False, label))
-            elif member.isfile() and suffix in suffixes:
-                members.append(Member(number, member.name, member.offset_data, member.size, True))
-            else:
-                others[_extension(base) if member.isfile() else "links"] += 1
-    return members, others
+    for member, content in _members(path):
+        base = member.name.rpartition("/")[2]
+        if base.startswith("."):
+            continue
+        suffix = f".{base.rpartition('.')[2].lower()}" if "." in base else ""
+        if content is not None:
+            label = _read_label(path, member.name, content)
+            members.append(Member(number, member.name, 0, 0, False, label))
+        elif member.isfile() and suffix in suffixes:
+            members.append(Member(number, member.name, member.offset_data, member.size, True))
+        else:
+            others[_extension(base) if member.isfile() else "links"] += 1
+    return members
 
 
 def _read_label(path: Path, name: str, content: bytes) -> str | None:

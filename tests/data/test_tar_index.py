@@ -91,7 +91,11 @@ def test_images_of_every_dotted_sample_are_kept_where_one_name_is_the_other_s_st
         (["7.png", "7.png", "7.cls", "8.png", "8.cls"], r"several images \(7.png, 7.png\)"),
         (["7.png", "8.png", "7.json", "8.json"], r"no image has a .cls member; beside them, 2 .json; store the class"),
         (["7.png", "8.png", "7.txt", "8.txt"], "no image has a .cls member; beside them, 2 .txt; store the class"),
-        (["7.heic", "7.cls"], "the data set is empty: no image that can be read here, but 1 .heic"),
+        (
+            ["7.heic", "7.cls"],
+            r"7.cls is the label of no image .*\(1 of 1 labels; beside them, 1 .heic\); add the images",
+        ),
+        (["7.heic", "8.heic"], "the data set is empty: no image that can be read here, but 2 .heic"),
     ],
 )
 def test_what_does_not_fit_is_refused(tmp_path: Path, names: list[str], message: str) -> None:
