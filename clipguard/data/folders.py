@@ -39,8 +39,7 @@ class Located:
         """A notice of the files that are not read and whose path starts with `prefix`."""
         skipped = [file for file in self.skipped if file.startswith(prefix)]
         if skipped:
-            what = f"{len(skipped):,} files that are not read ({count_suffixes(skipped)}), such as {skipped[0]}"
-            notice("skipped", f"{self.path}: {what}")
+            notice("skipped", f"{self.path}: files not read: {count_suffixes(skipped)} (such as {skipped[0]})")
 
 
 def kind_of(name: str) -> str | None:

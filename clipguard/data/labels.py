@@ -227,8 +227,9 @@ def _by_number(native: list[str], given: GivenNames) -> Labels:
 
 def _by_position(native: list[str], given: GivenNames) -> Labels:
     place = {name: index for index, name in enumerate(given.names)}
-    absent = [name for name in native if name not in place]
-    if len(native) != len(given.names):
+    ids = set(given.ids or ())
+    absent = [name for name in native if name not in place and name not in ids]
+    if len(native) != len(given.names) or ids.intersection(native):
         raise DatasetError(
             f"{given.origin} has {len(given.names)} class names, but the data has {len(native)} classes and "
             f"{absent[0]!r} is not among those names; give one name a class, in label order"

@@ -154,8 +154,8 @@ def _settle(name: str, rows: Rows, winner: GivenNames | None) -> tuple[Labels, l
         )
     if winner is None and rows.classes_elsewhere:
         missing = ", ".join(rows.classes_elsewhere[:3])
-        what = f"{len(rows.classes_elsewhere):,} classes of other splits have no folder in {rows.split!r} ({missing})"
-        notice("skipped", f"{name}: {what} and are left out; --classes FILE names all")
+        what = f"classes left out, for only other splits have them: {len(rows.classes_elsewhere):,} ({missing})"
+        notice("skipped", f"{name}: {what}; --classes FILE names all")
     try:
         return settle_labels(rows.labels, rows.class_names, winner, distinct=False)
     except DatasetError as error:

@@ -159,6 +159,15 @@ def test_a_longer_list_of_imagenets_names_in_any_order_meets_the_ids(tmp_path: P
     assert name_of_each(dataset) == {0: WORDS[IDS[0]], 1: WORDS[IDS[1]]}
 
 
+def test_a_file_of_ids_and_words_goes_by_the_ids_or_not_at_all(tmp_path: Path) -> None:
+    path = write_folder(tmp_path / "x", IDS)
+    (tmp_path / "names.txt").write_text("n02113186 corgi\nn01440764 tench, Tinca tinca\nn01443537 goldfish")
+    assert name_of_each(load_dataset(path, classes=tmp_path / "names.txt")) == {0: "corgi", 1: "tench"}
+    (tmp_path / "names.txt").write_text("n01440764 tench, Tinca tinca\nn01443537 goldfish")  # as many, but others
+    with pytest.raises(DatasetError, match="'n02113186' is not among those names; give one name a class"):
+        load_dataset(path, classes=tmp_path / "names.txt")
+
+
 def test_names_that_differ_in_case_and_separators_meet_by_name_not_by_position(tmp_path: Path) -> None:
     path = write_folder(tmp_path / "x", ["Golden_Retriever", "afghan-hound"])
     (tmp_path / "names.txt").write_text("golden retriever\nAfghan Hound")

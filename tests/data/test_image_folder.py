@@ -61,8 +61,8 @@ def test_files_that_are_not_read_are_counted_once(tmp_path: Path) -> None:
         (tmp_path / CLASSES[0] / name).write_bytes(b"0")
     _, _, notices = load(str(tmp_path))
     assert [n["kind"] for n in notices] == ["skipped"]
-    assert "6 files that are not read (2 .heic, 1 " in notices[0]["text"]
-    for part in ("1 .npy", "1 .mp4", "1 .pdf", "1 without suffix", f"such as {CLASSES[0]}/"):
+    assert "files not read: 2 .heic, 1 " in notices[0]["text"]
+    for part in ("1 .npy", "1 .mp4", "1 .pdf", "1 without suffix", f"(such as {CLASSES[0]}/"):
         assert part in notices[0]["text"]
     with noticing() as again:
         load_images(str(tmp_path))
@@ -74,7 +74,7 @@ def test_only_the_chosen_split_s_files_are_counted(tmp_path: Path) -> None:
     write_images(tmp_path / "test", [0, 1])
     (tmp_path / "train" / CLASSES[0] / "a.heic").write_bytes(b"0")
     assert load(str(tmp_path))[2] == []
-    assert "1 files that are not read (1 .heic)" in load(str(tmp_path), split="train")[2][0]["text"]
+    assert "files not read: 1 .heic (such as " in load(str(tmp_path), split="train")[2][0]["text"]
 
 
 def test_a_class_of_unreadable_files_is_an_error_that_says_which(tmp_path: Path) -> None:
@@ -107,7 +107,7 @@ def test_pictures_and_archives_beside_tables_are_said(tmp_path: Path) -> None:
     (tmp_path / "README.md").write_text("x")
     (tmp_path / "teaser.png").write_bytes(png((0, 0, 0)))
     (tmp_path / "1.parquet.gz").write_bytes(b"0")
-    assert "2 files that are not read (1 .png, 1 .gz), such as teaser.png" in str(load(str(tmp_path))[2])
+    assert "files not read: 1 .png, 1 .gz (such as teaser.png)" in str(load(str(tmp_path))[2])
 
 
 @pytest.mark.parametrize("session", ["s{}", "s{}/day"])
@@ -181,7 +181,7 @@ def test_classes_that_only_another_split_has_are_said(tmp_path: Path) -> None:
     path = put(tmp_path, "train/cat/0.png", "train/dog/0.png", "train/emu/0.png", "val/cat/0.png", "val/dog/0.png")
     names, _, notices = load(path)
     assert set(names) == {"cat", "dog"}
-    assert "1 classes of other splits have no folder in 'val' (emu) and are left out; --classes" in notices[0]["text"]
+    assert "classes left out, for only other splits have them: 1 (emu); --classes FILE names all" in notices[0]["text"]
     (tmp_path / "names.txt").write_text("cat\ndog\nemu")
     assert set(load(path, classes=tmp_path / "names.txt")[0]) == {"cat", "dog", "emu"}
 
