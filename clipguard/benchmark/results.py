@@ -135,7 +135,7 @@ class BenchResult:
 
 def _read_json(file: Path) -> Any:
     try:
-        return json.loads(file.read_text())
+        return json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise ResultError(
             f"{file} cannot be read ({first_line(error)}); name a folder of `clipguard bench`."
@@ -157,7 +157,7 @@ def parquet_bytes(frame: pd.DataFrame) -> bytes:
 def _is_unfinished(path: Path, plan: BenchPlan) -> bool:
     """Whether a folder holds an interrupted run of this plan, and so nothing that running it again would lose."""
     try:
-        run = json.loads((path / RESULTS).read_text())["run"]
+        run = json.loads((path / RESULTS).read_text(encoding="utf-8"))["run"]
         before = run["complete"], list(run["models"]), run["plan"]
     except (OSError, ValueError, KeyError, TypeError):
         return False

@@ -72,7 +72,7 @@ class Store:
         try:
             # Nothing but parts: another process is just making it, or was killed when it did.
             holds = path.is_dir() and any(entry.name != PARTS for entry in path.iterdir())
-            found = json.loads((path / MARKER).read_text()) if holds else {"format": FORMAT}
+            found = json.loads((path / MARKER).read_text(encoding="utf-8")) if holds else {"format": FORMAT}
         except (OSError, ValueError):
             raise ResultError(f"--store {path} is no store of clipguard; name another folder.") from None
         if found != {"format": FORMAT}:
@@ -220,7 +220,7 @@ def sum_costs(entries: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
 def read_key(folder: Path) -> dict[str, Any]:
     """The key of a cell's folder; empty if it is missing or not the one that gave the folder its name."""
     try:
-        key = json.loads((folder / KEY).read_text())
+        key = json.loads((folder / KEY).read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return {}
     return key if isinstance(key, dict) and sha256(canonical(key).encode()) == folder.name else {}

@@ -24,6 +24,7 @@ from clipguard.cli import (
     store,
     streams,
 )
+from clipguard.cli.terminal import LOOSE_BYTES, echo, prepare_streams, use_utf8
 from clipguard.errors import ClipguardError, ToldElsewhereError
 
 app = typer.Typer(
@@ -48,7 +49,7 @@ app.command("list", epilog=listing.EXAMPLES)(listing.show)
 
 def _version(wanted: bool) -> None:
     if wanted:
-        typer.echo(f"clipguard {__version__}")
+        echo(f"clipguard {__version__}")
         raise typer.Exit
 
 
@@ -62,7 +63,7 @@ def _global_options(
 ) -> None:
     del version
     if context.invoked_subcommand is None:
-        typer.echo(context.get_help())
+        echo(context.get_help())
         raise typer.Exit
     streams.require_folder()
     from rich.console import Console
@@ -80,10 +81,16 @@ def run(arguments: Sequence[str] | None = None) -> int:
     `compare` also has 1 for a regression and 3 for an inconclusive comparison, `doctor` 1 for a failure, `store verify`
     1 for damage.
     """
+    prepare_streams()
+    given = sys.argv[1:] if arguments is None else list(arguments)
+    for argument in given:
+        if not argument.isascii() and any(ord(character) in LOOSE_BYTES for character in argument):
+            echo(f"Error: the argument {argument!r} is not UTF-8; rename what it names.", err=True)
+            return 2
     command = typer.main.get_command(app)
     try:
         streams.require_stdout()
-        code = command.main(args=None if arguments is None else list(arguments), standalone_mode=False)
+        code = command.main(args=given, standalone_mode=False)
         streams.flush()
     except ToldElsewhereError:
         return 2
@@ -111,5 +118,6 @@ def run(arguments: Sequence[str] | None = None) -> int:
 
 def main() -> None:
     """Entry point of the console script and of `python -m clipguard`."""
+    use_utf8()
     streams.prepare()
     sys.exit(run())

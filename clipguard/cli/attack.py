@@ -13,6 +13,7 @@ import typer
 from clipguard.benchmark.plan import DEFAULT_ATTACK
 from clipguard.cli import options
 from clipguard.cli.options import one, parse_batch_size, parse_n_samples, split_attacks
+from clipguard.cli.terminal import echo_data
 from clipguard.errors import ClipguardError
 
 if TYPE_CHECKING:
@@ -172,7 +173,7 @@ def attack(
     with OutputFolder(out, whole=True) if out else OutputFolder.by_default(named, "attack-", whole=True) as folder:
         result = _run(plan, files, folder)
     if output_format is Format.json:
-        typer.echo(result.to_json())
+        echo_data(result.to_json())
     else:
         from clipguard.cli.render import print_images
 

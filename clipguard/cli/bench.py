@@ -12,6 +12,7 @@ import typer
 from clipguard.benchmark.plan import DEFAULT_ATTACK, ENGINES
 from clipguard.cli import options
 from clipguard.cli.options import parse_batch_size, parse_n_samples, split_attacks
+from clipguard.cli.terminal import echo_data
 
 if TYPE_CHECKING:
     from clipguard.benchmark.plan import BenchPlan
@@ -217,11 +218,11 @@ def _deliver(result: BenchResult, folder: OutputFolder, output_format: Format) -
     if output_format is Format.table:
         print_table(result)
     elif output_format is Format.json:
-        typer.echo(result.to_json())
+        echo_data(result.to_json())
     elif output_format is Format.csv:
-        typer.echo(result.to_frame().to_csv(index=False), nl=False)
+        echo_data(result.to_frame().to_csv(index=False))
     else:
-        typer.echo(markdown, nl=False)
+        echo_data(markdown)
     if output_format in (Format.json, Format.csv):  # tables say it themselves
         for line in alarms(result.run.get("findings", []), CHECKS.keys() - set(PREDICTION_CHECKS)):  # said already
             log.warning(line)

@@ -13,6 +13,7 @@ import typer
 
 from clipguard.cli import options
 from clipguard.cli.options import parse_batch_size, parse_n_samples, split_attacks
+from clipguard.cli.terminal import echo, echo_data
 from clipguard.errors import ClipguardError
 
 if TYPE_CHECKING:
@@ -199,9 +200,9 @@ def _print(comparison: Comparison, output_format: Format) -> None:
     if output_format is Format.table:
         print_comparison(comparison)
     elif output_format is Format.json:
-        typer.echo(comparison.to_json())
+        echo_data(comparison.to_json())
     else:
-        typer.echo(comparison_markdown(comparison), nl=False)
+        echo_data(comparison_markdown(comparison))
 
 
 def _annotate(comparison: Comparison, fail_on: FailOn) -> None:
@@ -209,4 +210,4 @@ def _annotate(comparison: Comparison, fail_on: FailOn) -> None:
     from clipguard.benchmark.compare_output import github_annotations
 
     for line in github_annotations(comparison, fail_on.value):
-        typer.echo(line, err=True)
+        echo(line, err=True)

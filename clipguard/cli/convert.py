@@ -10,6 +10,7 @@ from typing import Annotated
 import typer
 
 from clipguard.cli import options
+from clipguard.cli.terminal import echo
 
 EXAMPLES = """
 **Examples**
@@ -52,4 +53,4 @@ def convert(
         for line in describe_model(loaded):
             log.info(line)
         folder.write_files(convert_files(loaded, to.value))
-    typer.echo(f"local-dir:{out}")
+    echo(f"local-dir:{out}")

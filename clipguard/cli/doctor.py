@@ -10,6 +10,7 @@ import typer
 from clipguard.benchmark.plan import DEFAULT_ATTACK
 from clipguard.cli import options
 from clipguard.cli.options import one, parse_batch_size, parse_n_samples, split_attacks
+from clipguard.cli.terminal import echo_data
 from clipguard.errors import ClipguardError
 
 EXAMPLES = """
@@ -137,7 +138,7 @@ def doctor(
     with RichProgress() as progress:
         diagnosis = diagnose(plan, transfer_from, progress)
     if output_format is Format.json:
-        typer.echo(diagnosis.to_json())
+        echo_data(diagnosis.to_json())
     else:
         print_diagnosis(diagnosis)
     if diagnosis.verdict == "failure":

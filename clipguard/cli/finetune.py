@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from clipguard.cli import options
+from clipguard.cli.terminal import echo, echo_data
 from clipguard.errors import ClipguardError, ToldElsewhereError
 
 if TYPE_CHECKING:
@@ -188,7 +189,7 @@ def finetune(
     if not result.run["complete"]:  # a process that only helped; the main one prints
         return
     if output_format is Format.json:
-        typer.echo(result.to_json(), nl=False)
+        echo_data(result.to_json())
     else:
         print_scores(result)
 
@@ -226,7 +227,7 @@ def _how_to_resume() -> Iterator[Callable[[Path], None]]:
         yield folders.append
     except KeyboardInterrupt:
         if any((folder / "run.json").is_file() for folder in folders):
-            typer.echo(f"Stopped. Go on with: clipguard finetune --resume {shlex.quote(str(folders[0]))}", err=True)
+            echo(f"Stopped. Go on with: clipguard finetune --resume {shlex.quote(str(folders[0]))}", err=True)
         raise
 
 

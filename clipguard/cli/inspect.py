@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from clipguard.cli.terminal import echo, echo_data
+
 if TYPE_CHECKING:
     from clipguard.models.inspection import Inspection
 
@@ -36,12 +38,12 @@ def inspect(
 
     found = inspect_model(source)
     if output_format is Format.json:
-        typer.echo(json.dumps(found.to_dict(), indent=2, allow_nan=False))
+        echo_data(json.dumps(found.to_dict(), indent=2, allow_nan=False))
         return
     rows = _rows(found)
     width = max(map(len, rows))
     for key, value in rows.items():
-        typer.echo(f"{key:<{width}}  {value}")
+        echo(f"{key:<{width}}  {value}")
 
 
 def _rows(found: Inspection) -> dict[str, str]:

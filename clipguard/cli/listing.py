@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from clipguard.cli import options
+from clipguard.cli.terminal import echo
 from clipguard.errors import ClipguardError
 
 EXAMPLES = """
@@ -57,8 +58,8 @@ def _protocols() -> None:
     from clipguard.benchmark.protocols import PROTOCOLS
 
     for name, protocol in PROTOCOLS.items():
-        typer.echo(f"{name:<10} {protocol.summary}")
-    typer.echo("\nWhat each sets, and what its papers printed: docs/protocols.md")
+        echo(f"{name:<10} {protocol.summary}")
+    echo("\nWhat each sets, and what its papers printed: docs/protocols.md")
 
 
 def _check_datasets(data_root: Path | None) -> None:
@@ -66,9 +67,9 @@ def _check_datasets(data_root: Path | None) -> None:
 
     found = list(check_registry(data_root))
     for a in found:
-        typer.echo(f"{'ok' if a.available else 'MISSING':<8} {a.name:<16} {a.where}")
+        echo(f"{'ok' if a.available else 'MISSING':<8} {a.name:<16} {a.where}")
     missing = sum(not a.available for a in found)
-    typer.echo(f"\n{len(found) - missing} of {len(found)} named data sets can be opened here, and the embedded ones")
+    echo(f"\n{len(found) - missing} of {len(found)} named data sets can be opened here, and the embedded ones")
     if missing:
         raise typer.Exit(1)
 
@@ -80,25 +81,25 @@ def _methods() -> None:
 
     for name, kind in METHODS.items():
         presets = f" [--preset {', '.join(kind.presets)}]" if kind.presets else ""
-        typer.echo(f"{name:<10} {kind.summary}{presets}")
-    typer.echo("\nOptions, as in --method 'tima(margin=0.05,text=encoder)', and their defaults:")
+        echo(f"{name:<10} {kind.summary}{presets}")
+    echo("\nOptions, as in --method 'tima(margin=0.05,text=encoder)', and their defaults:")
     for name, kind in METHODS.items():
         defaults = ", ".join(f"{field.name}={field.default}" for field in fields(kind))
-        typer.echo(f"{name:<10} {defaults or 'none'}")
+        echo(f"{name:<10} {defaults or 'none'}")
 
 
 def _attacks() -> None:
     from clipguard.attacks.recipes import ATTACKS, DESCRIPTIONS, STEPPED, options
 
     for name, description in DESCRIPTIONS.items():
-        typer.echo(f"{name:<16} {description}")
-    typer.echo("\nOptions, as in --attack 'apgd-ce(iterations=50,restarts=2)', and their defaults:")
+        echo(f"{name:<16} {description}")
+    echo("\nOptions, as in --attack 'apgd-ce(iterations=50,restarts=2)', and their defaults:")
     for name, kind in ATTACKS.items():
         defaults = ", ".join(f"{k}={v}" for k, v in options(kind()).items() if name not in STEPPED or k != "iterations")
-        typer.echo(f"{name + '-K' if name in STEPPED else name:<16} {defaults or 'none'}")
-    typer.echo("every attack     eot=1: forward passes averaged an evaluation, for randomised models")
-    typer.echo("\nor several, each for the images that the ones before left standing: apgd-ce(restarts=5)+square")
-    typer.echo('or a recipe file, FILE.toml or FILE.yaml: stages = ["apgd-ce(restarts=5)", "square"]')
+        echo(f"{name + '-K' if name in STEPPED else name:<16} {defaults or 'none'}")
+    echo("every attack     eot=1: forward passes averaged an evaluation, for randomised models")
+    echo("\nor several, each for the images that the ones before left standing: apgd-ce(restarts=5)+square")
+    echo('or a recipe file, FILE.toml or FILE.yaml: stages = ["apgd-ce(restarts=5)", "square"]')
 
 
 def _datasets() -> None:
@@ -106,17 +107,17 @@ def _datasets() -> None:
     from clipguard.data.registry import groups
 
     for d in list_datasets():
-        typer.echo(
+        echo(
             f"{d.name:<16} {d.classes:>4} classes {d.test:>7} images  embedded: {d.description}; {d.train} to train on"
         )
-    typer.echo()
+    echo()
     for e in registry().values():
         notes = f" ({e.notes})" if e.notes else ""
-        typer.echo(f"{e.name:<16} {e.classes:>4} classes {e.size:>7} images  {e.source or 'a copy'}{notes}")
-    typer.echo("\nCopies of these in DIR/<name> are used first: --data-root DIR, or CLIPGUARD_DATA=DIR. Groups:")
+        echo(f"{e.name:<16} {e.classes:>4} classes {e.size:>7} images  {e.source or 'a copy'}{notes}")
+    echo("\nCopies of these in DIR/<name> are used first: --data-root DIR, or CLIPGUARD_DATA=DIR. Groups:")
     for name, members in groups().items():
-        typer.echo(f"{name:<16} {', '.join(members)}")
-    typer.echo(
+        echo(f"{name:<16} {', '.join(members)}")
+    echo(
         "\nor a path: file.parquet, a folder of parquet or arrow files, class/image.jpg folders, webdataset .tar files;"
         "\nor hf:ORG/NAME[@SPLIT], or wds:ORG/NAME for web datasets, from the Hugging Face hub;"
         "\nor FILE.toml, which describes a set of your own (docs/datasets.md)"
@@ -128,11 +129,11 @@ def _models() -> None:
     from clipguard.models.published import published_models
 
     for name in list_models():
-        typer.echo(name)
-    typer.echo("\nRobust checkpoints that others published, and how their numbers came about (docs/checkpoints.md):")
+        echo(name)
+    echo("\nRobust checkpoints that others published, and how their numbers came about (docs/checkpoints.md):")
     for entry in published_models():
-        typer.echo(f"{entry.name:<24} {entry.method}, {entry.architecture}, eps {entry.eps}; {entry.source}")
-        typer.echo(f"{'':<24} trained on {entry.trained_on}; {entry.paper}")
-        typer.echo(f"{'':<24} reported: {entry.results or 'see the paper'}; {entry.evaluated}")
-        typer.echo(f"{'':<24} not verified: {', '.join(entry.unverified)}")
-    typer.echo("\nor FILE, ARCH:FILE, FILE@BASE, hf-hub:ORG/REPO, local-dir:FOLDER")
+        echo(f"{entry.name:<24} {entry.method}, {entry.architecture}, eps {entry.eps}; {entry.source}")
+        echo(f"{'':<24} trained on {entry.trained_on}; {entry.paper}")
+        echo(f"{'':<24} reported: {entry.results or 'see the paper'}; {entry.evaluated}")
+        echo(f"{'':<24} not verified: {', '.join(entry.unverified)}")
+    echo("\nor FILE, ARCH:FILE, FILE@BASE, hf-hub:ORG/REPO, local-dir:FOLDER")

@@ -7,6 +7,8 @@ from typing import Annotated
 
 import typer
 
+from clipguard.cli.terminal import echo
+
 EXAMPLES = """
 **Examples**
 
@@ -26,4 +28,4 @@ def merge(
     from clipguard.finetuning.merge import merge as merge_models
 
     merge_models(base, tuned, alpha, out)
-    typer.echo(f"local-dir:{out}")
+    echo(f"local-dir:{out}")

@@ -11,6 +11,7 @@ from typing import Annotated
 import typer
 
 from clipguard.cli.options import DEFAULT_STORE
+from clipguard.cli.terminal import echo, echo_data
 from clipguard.errors import ClipguardError
 
 EXAMPLES = """
@@ -52,14 +53,14 @@ def list_cells(store: StoreOption = DEFAULT_STORE, output_format: FormatOption =
 
     found = summaries(open_store(store))
     if output_format is Format.json:
-        typer.echo(json.dumps([summary.to_dict() for summary in found], indent=2))
+        echo_data(json.dumps([summary.to_dict() for summary in found], indent=2))
     elif found:
         print_rows(Summary.HEADINGS, [summary.cells() for summary in found])
         total = sum(summary.bytes for summary in found)
         cells = "1 cell" if len(found) == 1 else f"{len(found)} cells"
-        typer.echo(f"{cells}, {sum(s.results for s in found):,} results, {total / 1e6:.1f} MB in {store}")
+        echo(f"{cells}, {sum(s.results for s in found):,} results, {total / 1e6:.1f} MB in {store}")
     else:
-        typer.echo(f"{store} is empty.")
+        echo(f"{store} is empty.")
 
 
 @app.command()
@@ -71,10 +72,10 @@ def verify(store: StoreOption = DEFAULT_STORE, output_format: FormatOption = For
 
     found = check(open_store(store))
     if output_format is Format.json:
-        typer.echo(json.dumps(found, indent=2))
+        echo_data(json.dumps(found, indent=2))
     else:
         damaged = ", ".join(found["damaged"]) or "nothing"
-        typer.echo(f"{found['segments']} segments in {found['cells']} cells read; damaged: {damaged}.")
+        echo(f"{found['segments']} segments in {found['cells']} cells read; damaged: {damaged}.")
     if found["damaged"]:
         raise typer.Exit(DAMAGE)
 
@@ -102,21 +103,21 @@ def gc(
 
     place = open_store(store)
     merged, parts = tidy(place)
-    typer.echo(f"Merged away: {merged} small files. Removed: {parts} leftovers of killed runs.")
+    echo(f"Merged away: {merged} small files. Removed: {parts} leftovers of killed runs.")
     filtered = older_than is not None or model is not None or dataset is not None
     chosen = select(place, _seconds(older_than), model, dataset) if filtered else []
     for summary in chosen:
-        typer.echo(f"{'Removed' if yes else 'Would remove'}: {', '.join(summary.cells())}")
+        echo(f"{'Removed' if yes else 'Would remove'}: {', '.join(summary.cells())}")
     files = sorted((store / "damaged").glob("*")) if damaged else []
     for path in files:
-        typer.echo(f"{'Removed' if yes else 'Would remove'}: {path}")
+        echo(f"{'Removed' if yes else 'Would remove'}: {path}")
     if not chosen and not files:
         if filtered or damaged:
-            typer.echo("Nothing is of that kind.")
+            echo("Nothing is of that kind.")
     elif yes:
         remove(place, [summary.cell for summary in chosen], files)
     else:
-        typer.echo("Nothing was removed: add --yes.")
+        echo("Nothing was removed: add --yes.")
 
 
 @app.command()

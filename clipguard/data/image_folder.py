@@ -42,6 +42,7 @@ def open_images(located: Located, request: Request) -> Rows:
     _check_no_stray(below, base, located)
     classes = sorted({part[0] for part in below})
     empty = [name for name in _folders_in(base) if name not in classes]
+    _check_utf8([*classes, *empty])
     others = {part[1] for part in parts if len(part) > 2 and part[0] != split} if splits else set()
     _say_deeper(below, base)
     return Rows(
@@ -54,6 +55,15 @@ def open_images(located: Located, request: Request) -> Rows:
         classes_elsewhere=sorted(others.difference(classes, empty)) if others.intersection(classes) else [],
         hint=_hint(below, base) if len(classes) == 1 else "",
     )
+
+
+def _check_utf8(names: list[str]) -> None:
+    """Raise DatasetError for names of folders that are no text, only bytes."""
+    for name in names:
+        try:
+            name.encode()
+        except UnicodeEncodeError:
+            raise DatasetError(f"the name {name!r} is not UTF-8; rename it") from None
 
 
 def _splits(located: Located, request: Request, parts: Parts) -> set[str]:

@@ -85,4 +85,4 @@ class MetricsLog:
 
 def read_metrics(folder: Path) -> list[dict[str, Any]]:
     """The rows of a run's `metrics.jsonl`."""
-    return [json.loads(line) for line in (folder / METRICS_NAME).read_text().splitlines()]
+    return [json.loads(line) for line in (folder / METRICS_NAME).read_text(encoding="utf-8").splitlines()]

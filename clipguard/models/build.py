@@ -58,7 +58,7 @@ def build(checkpoint: Checkpoint) -> nn.Module:
     try:
         # open_clip builds from names and folders only, and our config may be neither's.
         with tempfile.TemporaryDirectory() as folder:
-            (Path(folder) / CONFIG_NAME).write_text(json.dumps({"model_cfg": checkpoint.model_cfg}))
+            (Path(folder) / CONFIG_NAME).write_text(json.dumps({"model_cfg": checkpoint.model_cfg}), encoding="utf-8")
             model = open_clip.create_model(
                 f"local-dir:{folder}",
                 load_weights=False,  # ours are loaded strictly, afterwards

@@ -69,7 +69,7 @@ def read_runs(paths: Sequence[Path]) -> tuple[list[Run], list[Images]]:
 
 def _read_images(path: Path) -> dict[str, Any]:
     try:
-        content = json.loads((path / RUN_FILE).read_text())
+        content = json.loads((path / RUN_FILE).read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise ResultError(
             f"{path / RUN_FILE} cannot be read ({first_line(error)}); attack the images again."

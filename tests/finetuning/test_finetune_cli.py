@@ -155,7 +155,7 @@ BAD = {
     "unknown layers": (["--train", "last"], "last-N"),
     "text outside the weights": (["--method", "tima(text=free)", "--wise-ft", "0.5"], "--wise-ft"),
     "unknown device": (["--device", "quantum"], "--device"),
-    "unknown tracker": (["--tracker", "mlflow"], "--tracker must be"),
+    "unknown tracker": (["--tracker", "mlflow"], "--tracker 'mlflow' is unknown"),
     "missing config": (["--config", "none.yaml"], "none.yaml"),
     "missing template file": (["--templates", "none.txt"], "none.txt"),
     "used folder": (["--out", "flat"], "exists already"),
