@@ -1,0 +1,241 @@
+"""A folder or a file is one run's: taken at the start, however many want it, and free again when that run is gone."""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import multiprocessing
+import os
+import signal
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from clipguard.benchmark.results import OutputFolder
+from clipguard.errors import ClipguardError, OutputError
+from clipguard.locks import Lock
+from clipguard.output import LOCK, OutputFile, TakenFolder, make_folders
+
+fork = multiprocessing.get_context("fork")
+
+
+def contend(take: Callable[[], Any], number: int, start: Any, done: Any, results: Any) -> None:
+    """Take at the same moment as others, and keep it until all have tried."""
+    start.wait()
+    try:
+        with take() as taken:
+            results.put((number, str(taken.path), ""))
+            done.wait()
+    except ClipguardError as error:
+        results.put((number, "", str(error)))
+        done.wait()
+
+
+def at_once(*takes: Callable[[], Any]) -> list[tuple[int, str, str]]:
+    """Let eight processes or so take something at once: number, path or error of each."""
+    start, done, results = fork.Barrier(len(takes)), fork.Barrier(len(takes)), fork.SimpleQueue()
+    processes = [fork.Process(target=contend, args=(take, i, start, done, results)) for i, take in enumerate(takes)]
+    for process in processes:
+        process.start()
+    found = [results.get() for _ in processes]
+    for process in processes:
+        process.join()
+    return sorted(found)
+
+
+@pytest.mark.parametrize("existing", [False, True])
+def test_of_eight_that_want_a_folder_one_gets_it(existing: bool, tmp_path: Path) -> None:
+    for number in range(15):
+        path = tmp_path / f"{number}" / "run"
+        if existing:
+            path.mkdir(parents=True)
+        link = tmp_path / f"link {number}"
+        link.symlink_to(path.parent)
+        kinds = [
+            lambda p=path: OutputFolder(p),
+            lambda p=link / "run": OutputFolder(p, whole=True),
+            lambda p=path: TakenFolder(p, option="--figures"),
+            lambda p=path: OutputFolder(p, must_make=True),
+        ]
+        found = at_once(*kinds * 2)
+        assert [bool(path) for _, path, _ in found].count(True) == 1, found
+        assert all("exists already" in e or "under way (process" in e for _, path, e in found if not path), found
+        assert list(path.rglob("*")) == []
+
+
+def test_of_eight_that_want_a_file_one_gets_it(tmp_path: Path) -> None:
+    for number in range(10):
+        path = tmp_path / f"{number}" / "report.html"
+        found = at_once(*[lambda p=path: OutputFile(p)] * 8)
+        assert [bool(path) for _, path, _ in found].count(True) == 1, found
+        assert not path.exists()
+
+
+def test_default_names_are_different(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for _ in range(5):
+        found = at_once(*[lambda: OutputFolder.by_default("tiny"), lambda: OutputFolder.by_default("tiny", "a-")] * 4)
+        assert len({path for _, path, _ in found if path}) == 8, found
+    assert list(Path("runs").glob("*")) == []
+
+
+def test_a_default_name_that_is_taken_gets_a_number(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    names = [OutputFolder.by_default("my run!") for _ in range(30)]
+    second = [folder for folder in names if folder.path.name.endswith("-my-run-2")]
+    assert second
+    assert all(folder.path.is_dir() for folder in names)
+
+
+def test_a_killed_run_leaves_nothing_in_the_way(tmp_path: Path) -> None:
+    path, taken = tmp_path / "run", fork.Event()
+
+    def hold() -> None:
+        folder = OutputFolder(path)
+        (path / ".results.json.0a1b2c3d.part").write_text("half")
+        taken.set()
+        time.sleep(60)
+        folder.release()
+
+    process = fork.Process(target=hold)
+    process.start()
+    taken.wait()
+    who = rf"--out {path} belongs to a run that is under way \(process {process.pid}\)"
+    with pytest.raises(OutputError, match=who):
+        OutputFolder(path)
+    assert process.pid is not None
+    os.kill(process.pid, signal.SIGKILL)
+    process.join()
+    assert (path / LOCK).is_file()
+    with OutputFolder(path) as folder:
+        folder.write_files({"a.txt": b"whole", "png/b.txt": b"whole"})
+    assert sorted(str(p.relative_to(path)) for p in path.rglob("*")) == ["a.txt", "png", "png/b.txt"]
+
+
+def test_a_child_of_a_run_holds_nothing(tmp_path: Path) -> None:
+    folder = OutputFolder(tmp_path / "run")
+    child = fork.Process(target=time.sleep, args=(30,))
+    child.start()
+    try:
+        folder.release()
+        OutputFolder(tmp_path / "run").release()
+    finally:
+        child.kill()
+    assert not (tmp_path / "run").exists()
+
+
+def test_errors_leave_nothing_of_a_folder_that_is_whole_or_not_there(tmp_path: Path) -> None:
+    def interrupted(folder: TakenFolder) -> None:
+        with folder:
+            folder.write_files({"one": b"1"})
+            if folder.path.name == "whole":
+                folder.write_files({"png/two": b"2"})
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        interrupted(OutputFolder(tmp_path / "a" / "whole", whole=True))
+    assert list(tmp_path.iterdir()) == []
+    with pytest.raises(KeyboardInterrupt):
+        interrupted(OutputFolder(tmp_path / "run"))  # which can be gone on with
+    assert [path.name for path in (tmp_path / "run").iterdir()] == ["one"]
+
+
+def test_a_run_does_not_write_inside_anothers_folder(tmp_path: Path) -> None:
+    def hold(path: Path, taken: Any, end: Any) -> None:
+        with OutputFolder(path):
+            taken.set()
+            end.wait()
+
+    taken, end = fork.Event(), fork.Event()
+    process = fork.Process(target=hold, args=(tmp_path / "run", taken, end))
+    process.start()
+    taken.wait()
+    try:
+        for take in (
+            lambda: OutputFolder(tmp_path / "run" / "png"),
+            lambda: OutputFile(tmp_path / "run" / "results.csv"),
+            lambda: OutputFile(tmp_path / "run" / "results.csv", option="--junit", replace=True),
+        ):
+            with pytest.raises(OutputError, match="inside a folder of another run"):
+                take()
+        assert [path.name for path in (tmp_path / "run").iterdir()] == [LOCK]
+    finally:
+        end.set()
+        process.join()
+
+
+def test_what_is_no_place_for_a_run_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "file").write_text("x")
+    (tmp_path / "dangling").symlink_to(tmp_path / "nowhere")
+    (tmp_path / "odd ü\n*?").mkdir()
+    for path, why in {
+        "file": "exists already and is no folder",
+        "dangling": "exists already and is no folder",
+        "file/below": "cannot be written (Not a directory)",
+        "x" * 300: "cannot be written (File name too long)",
+        "/proc/nothing/here": "cannot be written (No such file or directory)",
+        ".": "exists already; nothing is overwritten",
+    }.items():
+        with pytest.raises(OutputError) as caught:
+            OutputFolder(Path(path))
+        assert why in str(caught.value)
+    for path in ("file", "dangling"):
+        with pytest.raises(OutputError, match="exists already; nothing is overwritten"):
+            OutputFile(Path(path))
+    with pytest.raises(OutputError, match="is no ordinary file"):
+        OutputFile(Path("/dev/null"), option="--junit", replace=True)
+    with OutputFolder(Path("odd ü\n*?")) as folder:
+        folder.write_files({"a": b""})
+    monkeypatch.chdir(tmp_path / "odd ü\n*?")
+    (tmp_path / "odd ü\n*?" / "a").unlink()
+    with OutputFolder(Path()), pytest.raises(OutputError, match="under way"):
+        OutputFolder(tmp_path / "odd ü\n*?")
+    assert list(Path().iterdir()) == []
+
+
+def test_a_file_is_replaced_whole_where_that_is_wanted(tmp_path: Path) -> None:
+    path = tmp_path / "deep" / "junit.xml"
+    first, second = (OutputFile(path, option="--junit", replace=True) for _ in range(2))
+    first.write(b"first")
+    second.write(b"second")
+    assert path.read_bytes() == b"second"
+    assert [p.name for p in path.parent.iterdir()] == ["junit.xml"]
+
+
+def test_without_locks_the_file_is_the_lock(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def no_locks(*_: int) -> None:
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(fcntl, "flock", no_locks)
+    folder = OutputFolder(tmp_path / "run")
+    with pytest.raises(OutputError, match="under way"):
+        OutputFolder(tmp_path / "run")
+    folder.release()
+    lock = Lock(tmp_path / "lock", "it")
+    lock.path.write_text("999999999 elsewhere\n")
+    who = f"process 999999999 on elsewhere; if it is none any more, remove {lock.path}"
+    with pytest.raises(OutputError, match=who):
+        Lock(tmp_path / "lock", "it")
+    lock.path.unlink()  # the cure
+    Lock(tmp_path / "lock", "it").release()
+
+
+def test_folders_are_made_beside_runs_that_remove_theirs(tmp_path: Path) -> None:
+    def make_and_remove() -> None:
+        for _ in range(300):
+            with OutputFolder(tmp_path / "runs" / str(os.getpid())):
+                pass
+
+    processes = [fork.Process(target=make_and_remove) for _ in range(4)]
+    for process in processes:
+        process.start()
+    for number in range(100):
+        made: list[Path] = []
+        assert make_folders(tmp_path / "runs" / f"store {number}", made)
+    for process in processes:
+        process.join()
+    assert [process.exitcode for process in processes] == [0] * 4
