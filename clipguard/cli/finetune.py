@@ -152,6 +152,12 @@ def finetune(
     eval_samples: Annotated[
         Whole, typer.Option("--eval-samples", help="Images a validation or the final test takes at most. Default: 500.")
     ] = None,
+    evaluation: Annotated[
+        bool | None,
+        typer.Option(
+            "--evaluation/--no-evaluation", help="Score the model before and after, when it is trained. Default: yes."
+        ),
+    ] = None,
     save_every: Annotated[
         Whole, typer.Option("--save-every", help="Steps between checkpoints. Default: with every validation.")
     ] = None,
@@ -251,5 +257,7 @@ def print_scores(result: FinetuneResult) -> None:
     if found["scores"]:
         console.print(table)
         print_findings(console, alarms(found["findings"]))
+    else:
+        console.print(f"Not evaluated: {found['images'].removeprefix('none: ')}.", highlight=False)
     console.print(f"local-dir:{result.out}", soft_wrap=True, highlight=False)
     log.info("Trained in %.0f s; look at %s", run["training_seconds"], result.out / "curves.png")

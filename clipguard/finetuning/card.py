@@ -80,7 +80,7 @@ def _facts(run: dict[str, Any]) -> dict[str, str]:
 def _accuracy(run: dict[str, Any]) -> str:
     found = run["evaluation"]
     if not found["scores"]:
-        return f"Not measured (images to measure it on: {found['images']})."
+        return f"Not measured: {found['images'].removeprefix('none: ')}."
     lines = [
         f"In percent, on {found['images']}, with 95 % Wilson intervals.\n",
         f"| | n | clean | PGD-10, {budget(run['config'])} |",

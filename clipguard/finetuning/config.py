@@ -69,6 +69,7 @@ class FinetuneConfig:
 
     eval_every: int | None = None  # steps; None: a fifth of the run
     eval_samples: int = 500  # images that are evaluated at most, in validation and at the end
+    evaluation: bool = True  # at the end, of the model before and after
     save_every: int | None = None  # steps; None: with every validation
     tracker: Tracker = "none"
     out: str | None = None  # folder; None: runs/TIME-METHOD-MODEL

@@ -16,6 +16,7 @@ from clipguard.finetuning.config import FinetuneConfig
 from clipguard.statistics import wilson_interval
 
 ATTACK = "pgd-10"
+PASSES = 13  # of an image that holds: clean, its random start and ten steps, and a check
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,7 @@ from clipguard.data import ZeroShotDataset
 from clipguard.finetuning.card import write_card
 from clipguard.finetuning.config import FinetuneConfig
 from clipguard.finetuning.data import TrainingData
-from clipguard.finetuning.evaluation import ATTACK, Score, evaluate
+from clipguard.finetuning.evaluation import ATTACK, PASSES, Score, evaluate
 from clipguard.finetuning.merge import interpolate
 from clipguard.finetuning.meter import read_metrics
 from clipguard.finetuning.tower import merge_lora
@@ -94,9 +94,10 @@ def score_both(
     config: FinetuneConfig, data: TrainingData, base: LoadedModel, tuned: LoadedModel, progress: Progress
 ) -> dict[str, Any]:
     """Clean and PGD-10 accuracy of the base and of the tuned model, on test images, else on validation images."""
-    chosen = choose_images(config, data)
+    chosen = choose_images(config, data) if config.evaluation else None
     if chosen is None:
-        return {"images": "none: no labels, or none set apart", "indices": [], "attack": ATTACK, "scores": {}}
+        why = "no labels, or none set apart" if config.evaluation else "switched off, by --no-evaluation"
+        return {"images": f"none: {why}", "indices": [], "attack": ATTACK, "scores": {}}
     dataset, indices, what = chosen
     scores = {
         name: score(config, model, dataset, indices, progress)
@@ -116,6 +117,19 @@ def score_both(
         "scores": plain,
         "findings": findings,
     }
+
+
+def announce(config: FinetuneConfig, data: TrainingData) -> str:
+    """What the evaluation at the end will take, for the log as a run starts; "" if there will be none."""
+    chosen = choose_images(config, data) if config.evaluation else None
+    if chosen is None:
+        return ""
+    _, indices, what = chosen
+    passes = 2 * len(indices) * PASSES
+    return (
+        f"The evaluation at the end: {what}; {ATTACK.upper()} on the model before and after, at most {passes:,} "
+        "passes. --eval-samples N takes fewer images, --no-evaluation none"
+    )
 
 
 def choose_images(
@@ -146,4 +160,4 @@ def score(
     examples = (
         Example(i, preprocess(dataset.image(i)).to(model.device), int(dataset.labels[i])) for i in indices.tolist()
     )
-    return evaluate(classifier, examples, len(indices), config, progress, f"{ATTACK} on {model.info.name}")
+    return evaluate(classifier, examples, len(indices), config, progress, f"evaluation, {ATTACK} on {model.info.name}")

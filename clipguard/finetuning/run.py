@@ -28,7 +28,7 @@ from clipguard.benchmark.run import Progress, Silent, choose_device, describe_mo
 from clipguard.errors import FinetuneError
 from clipguard.finetuning.config import PIXEL, FinetuneConfig
 from clipguard.finetuning.data import Pixels, TrainingData, Visits, choose_workers, open_data
-from clipguard.finetuning.finish import finish
+from clipguard.finetuning.finish import announce, finish
 from clipguard.finetuning.losses import Losses, Student
 from clipguard.finetuning.method import Method, Need, TextMode
 from clipguard.finetuning.methods import parse_method
@@ -203,6 +203,8 @@ def _run(
             cached = pixels.read(np.concatenate([data.train, data.validation]), progress)
             if folder:
                 folder.write_files({RUN_NAME: to_json(run)})
+                if line := announce(config, data):
+                    log.info(line)
         start_tracker(config, accelerator)
         with memory_advice(config):
             trainer.train(progress, choose_workers(config, cached, accelerator.device))

@@ -191,3 +191,29 @@ def test_methods_are_listed_with_options_and_presets(capsys: pytest.CaptureFixtu
     listed = capsys.readouterr().out
     assert "margin_mode=distance" in listed
     assert "--preset paper" in listed
+
+
+def test_the_evaluation_is_announced_told_and_can_be_left_out(
+    vit: str, images: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Said before the first step: how many images and passes; without it every output says that there was none."""
+    common = ["finetune", "--method", "tecoa", "-m", vit, "-d", images, *SMALL]
+    assert run([*common, "--eval-samples", "2", "--out", str(tmp_path / "with")]) == 0
+    said = " ".join(capsys.readouterr().err.split())
+    announced = "The evaluation at the end: 2 validation images"
+    assert announced in said
+    assert "at most 52 passes. --eval-samples N takes fewer images, --no-evaluation none" in said
+    assert said.index(announced) < said.index("Step ")
+    evaluation = json.loads((tmp_path / "with" / "run.json").read_text(encoding="utf-8"))["evaluation"]
+    assert evaluation["scores"]["fine-tuned"]["clean"]["n"] == 2
+    (tmp_path / "settings.yaml").write_text("evaluation: false\n", encoding="utf-8")
+    for number, flags in enumerate((["--no-evaluation"], ["--config", str(tmp_path / "settings.yaml")])):
+        out = tmp_path / f"without {number}"
+        assert run([*common, *flags, "--out", str(out)]) == 0
+        captured = capsys.readouterr()
+        assert "The evaluation at the end" not in " ".join(captured.err.split())
+        assert "Not evaluated: switched off, by --no-evaluation." in captured.out
+        recorded = json.loads((out / "run.json").read_text(encoding="utf-8"))
+        assert recorded["config"]["evaluation"] is False
+        assert recorded["evaluation"]["scores"] == {}
+        assert "Not measured: switched off, by --no-evaluation." in (out / "README.md").read_text(encoding="utf-8")
