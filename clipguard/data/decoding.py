@@ -7,6 +7,8 @@ from collections import Counter
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
+import numpy as np
+
 from clipguard.data.images import EncodedImage
 from clipguard.notices import notice
 
@@ -30,7 +32,9 @@ SAID: dict[Change, str] = {
 }
 SIXTEEN_BIT_FORMATS = ("PNG", "PPM")  # whose "I" pixels are 0 to 65535; elsewhere they are integers of any range
 DARK = 4096 >> 8  # the first grey of 8 bits that no 12-bit value comes to, where 16 bits are scaled to 8
+INTEGERS = "32-bit or signed integer pixels have no known range; store 8-bit or 16-bit images"
 ORIENTATION = 0x0112  # EXIF's tag
+PHOTOMETRIC, WHITE_IS_ZERO, SAMPLE_FORMAT, SIGNED = 262, 0, 339, 2  # TIFF's tags and values
 
 
 class Decoded(NamedTuple):
@@ -59,7 +63,11 @@ def decode(encoded: EncodedImage, how: Decode = "upright") -> Decoded:
         layout = str([tile[3] for tile in image.tile])  # as in the file: pixels in memory may have fewer bits
         image.load()
         deep = ";16" in layout or image.mode.startswith("I")
-        rgb = to_rgb(image, bits=12 if "I;12" in layout else 16)
+        tags = getattr(image, "tag_v2", {})
+        if SIGNED in np.ravel(tags.get(SAMPLE_FORMAT, ())):
+            raise ValueError(INTEGERS)
+        inverted = image.mode.startswith("I") and tags.get(PHOTOMETRIC) == WHITE_IS_ZERO  # with 8 bits PIL inverts
+        rgb = to_rgb(image, bits=12 if "I;12" in layout else 16, inverted=inverted)
         if has_transparency(image):
             changes.add("over white")
         method, readable = find_transpose(image)
@@ -70,7 +78,8 @@ def decode(encoded: EncodedImage, how: Decode = "upright") -> Decoded:
     if method is not None:
         changes.add("rotated")
         rgb = rgb.transpose(method)
-    brightest = max(high for _, high in rgb.getextrema()) if deep and "I;12" not in layout else None  # type: ignore[misc]
+    ranged = not deep or inverted or "I;12" in layout
+    brightest = None if ranged else max(high for _, high in rgb.getextrema())  # type: ignore[misc]
     return Decoded(rgb, frozenset(changes), brightest)
 
 
@@ -102,18 +111,18 @@ def _has_frames(image: PIL.Image.Image) -> bool:
     return image.format != "MPO" and bool(getattr(image, "is_animated", False))
 
 
-def to_rgb(image: PIL.Image.Image, bits: int = 16) -> PIL.Image.Image:
-    """Any PIL mode to RGB. bits: of greys with more than 8. Raises ValueError for pixels of unknown range."""
-    import numpy as np
+def to_rgb(image: PIL.Image.Image, bits: int = 16, *, inverted: bool = False) -> PIL.Image.Image:
+    """Any PIL mode to RGB. bits, inverted: of greys with more than 8 bits. Raises ValueError for an unknown range."""
     import PIL.Image
 
     if image.mode == "F":
         raise ValueError("float pixels have no known range; store 8-bit or 16-bit images")
     if image.mode == "I" and image.format not in SIXTEEN_BIT_FORMATS:  # PNG and PGM have at most 16 bits
-        raise ValueError("32-bit integer pixels have no known range; store 8-bit or 16-bit images")
+        raise ValueError(INTEGERS)
     if image.mode.startswith("I"):  # convert() would clip greys to white instead of scaling them
         grey = np.asarray(image).astype(np.int64) >> (bits - 8)
-        return PIL.Image.fromarray(grey.clip(0, 255).astype(np.uint8)).convert("RGB")
+        grey = grey.clip(0, 255).astype(np.uint8)
+        return PIL.Image.fromarray(255 - grey if inverted else grey).convert("RGB")
     if image.getbands()[-1] == "A" or "transparency" in image.info:
         rgba = image.convert("RGBA")
         white = PIL.Image.new("RGBA", rgba.size, "white")

@@ -135,12 +135,14 @@ def png16(rows: npt.NDArray[np.int64], colour: int) -> bytes:
     return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", head) + chunk(b"IDAT", zlib.compress(raw)) + chunk(b"IEND", b"")
 
 
-def tiff(bits: int, data: bytes, width: int, order: str = "<") -> bytes:
+def tiff(bits: int, data: bytes, width: int, order: str = "<", *, photometric: int = 1, sample: int = 1) -> bytes:
     """A grey TIFF of one row, as scanners and microscopes write it."""
-    tags = {256: width, 257: 1, 258: bits, 259: 1, 262: 1, 273: 8 + 2 + 9 * 12 + 4, 277: 1, 278: 1, 279: len(data)}
+    place = 8 + 2 + 10 * 12 + 4
+    tags = {256: width, 257: 1, 258: bits, 259: 1, 262: photometric, 273: place, 277: 1, 278: 1, 279: len(data)}
+    tags |= {339: sample}
     entries = b"".join(struct.pack(f"{order}HHII", tag, 4, 1, value) for tag, value in tags.items())
     head = b"II*\0" if order == "<" else b"MM\0*"
-    return head + struct.pack(f"{order}IH", 8, 9) + entries + struct.pack(f"{order}I", 0) + data
+    return head + struct.pack(f"{order}IH", 8, 10) + entries + struct.pack(f"{order}I", 0) + data
 
 
 def test_sixteen_and_twelve_bits_are_scaled_whatever_the_format() -> None:
@@ -158,6 +160,9 @@ def test_sixteen_and_twelve_bits_are_scaled_whatever_the_format() -> None:
         assert (found.changes, found.brightest) == ({"16 bits"}, 255), name
     twelve = tiff(12, bytes([0x00, 0x08, 0x00, 0xFF, 0xF1, 0x00]), 4)  # 0, 2048, 4095, 256
     assert np.asarray(decode(EncodedImage(twelve, None)).image)[..., 0].tolist() == [[0, 128, 255, 16]]
+    negative = tiff(16, GREYS.astype("<u2").tobytes(), 6, photometric=0)  # 0 is white, which PIL minds with 8 bits only
+    assert np.array_equal(pixels(negative)[..., 0], 255 - (GREYS >> 8))
+    assert np.array_equal(pixels(tiff(8, bytes([0, 200]), 2, photometric=0))[..., 0], [[255, 55]])
     pgm = b"P5 2 1 1023\n" + np.array([1023, 512], dtype=">u2").tobytes()  # says its range
     assert np.asarray(decode(EncodedImage(pgm, None)).image)[..., 0].tolist() == [[255, 128]]
 
@@ -165,8 +170,10 @@ def test_sixteen_and_twelve_bits_are_scaled_whatever_the_format() -> None:
 @pytest.mark.parametrize(
     ("kind", "data"),
     [
-        ("32-bit integer", encode(PIL.Image.fromarray(GREYS.astype(np.int32)), "TIFF")),
-        ("32-bit integer", encode(PIL.Image.fromarray((GREYS >> 8).astype(np.int32)), "TIFF")),
+        ("32-bit or signed integer", encode(PIL.Image.fromarray(GREYS.astype(np.int32)), "TIFF")),
+        ("32-bit or signed integer", encode(PIL.Image.fromarray((GREYS >> 8).astype(np.int32)), "TIFF")),
+        ("32-bit or signed integer", tiff(32, GREYS.astype("<u4").tobytes(), 6)),
+        ("32-bit or signed integer", tiff(8, bytes(6), 6, sample=2)),
         ("float", encode(PIL.Image.fromarray(GREYS.astype(np.float32)), "TIFF")),
     ],
 )
