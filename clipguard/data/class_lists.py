@@ -25,16 +25,16 @@ from clipguard.data.pasted import (
 from clipguard.errors import DatasetError
 from clipguard.notices import notice
 
-ID = re.compile(r"n\d{8}|/[a-z]/[0-9a-z_]+")  # WordNet's, and those of Open Images
+ID = re.compile(r"n\d{8}|/m/0[0-9a-z_]+|/g/1[0-9a-z_]+")  # WordNet's, and those of Open Images
 SURE = re.compile(r"\s*(?:[-=]>|[,;:|=\t\u2192])\s*")  # between a column and the next
 LISTED = re.compile(r"[.)]\s*(?=\D)|\s+-\s+")  # of numbered lists
 PERHAPS = re.compile(r"\s+")  # also what may stand in a name
 BETWEEN_COMMAS = re.compile(r"""\s*("(?:[^"]|"")*"|'(?:[^']|'')*'|[^,]*?)\s*(,|$)""")
 WRAPPERS = ("names", "classes", "class_names", "classnames", "categories", "labels", "id2label")
-INDEX_HEADS = ("index", "idx", "id", "class_id", "class_index", "class_idx", "label_id", "label", "target", "number")
-NAME_HEADS = ("class_name", "classname", "label_name", "display_name", "name", "names", "words", "category", "class")
 FILES = (".txt", ".json", ".csv", ".tsv", ".yaml", ".yml", ".names")
-HEADS = {*INDEX_HEADS, *NAME_HEADS, "labels", "synset", "wnid", "mid", "code", "description", "labelname", ""}
+INDEX_HEADS = ("index", "idx", "id", "classid", "classindex", "classidx", "labelid", "label", "target", "number")
+NAME_HEADS = ("classname", "labelname", "displayname", "name", "names", "words", "category", "class")
+HEADS = {*INDEX_HEADS, *NAME_HEADS, "labels", "synset", "wnid", "mid", "code", "description"}
 
 
 @dataclass(frozen=True)
@@ -158,11 +158,23 @@ def _read_table(text: str, path: Path) -> Table | None:
     if not rows or len({len(row) for row in rows}) != 1:
         return None  # names with commas of their own
     numbers = list(range(1, len(rows) + 1))
-    heads = tuple(cell.lower().replace(" ", "_") for cell in rows[0])
-    many = len(heads) > 1 and set(heads) & HEADS - {""} and not any(head.isdecimal() for head in heads)
-    if len(rows) > 1 and (many or set(heads) <= HEADS - {""}):
-        return Table(rows[1:], numbers[1:], heads)
+    if _is_header(rows):
+        return Table(rows[1:], numbers[1:], tuple(_plain_head(cell) for cell in rows[0]))
     return Table(rows, numbers) if len(rows[0]) > 1 else None
+
+
+def _plain_head(cell: str) -> str:
+    return re.sub(r"[^a-z]", "", cell.lower())
+
+
+def _is_header(rows: Sequence[Sequence[str]]) -> bool:
+    """Whether the first row names the columns: by usual words, or above a column of numbers that it is not of."""
+    heads, columns = [_plain_head(cell) for cell in rows[0]], list(zip(*rows, strict=True))
+    if len(rows) < 2 or any(cell.isdecimal() for cell in rows[0]):
+        return False
+    if len(columns) == 1:
+        return heads[0] in HEADS
+    return bool(HEADS & set(heads)) or (len(rows) > 2 and any(_start(cells[1:]) is not None for cells in columns))
 
 
 def _from_table(table: Table, path: Path, origin: str) -> GivenNames:
@@ -173,6 +185,7 @@ def _from_table(table: Table, path: Path, origin: str) -> GivenNames:
     words = [i for i, kind in enumerate(kinds) if kind == "words"]
     if len(words) > 1:  # a header decides
         named = [i for head in NAME_HEADS for i in words if heads[i] == head]
+        named = named or [i for i in words if heads[i].endswith("name")]
         words = named[:1] or words
     if len(words) != 1:
         what = "no column of words" if not words else f"{len(words)} columns of words"
@@ -226,9 +239,11 @@ def _from_lines(lines: Lines, path: Path, origin: str) -> GivenNames:
 
 def _drop_header(names: list[str], numbers: list[int]) -> tuple[list[str], list[int], bool]:
     """Without a first line such as `index,name`; one word alone may be a class."""
-    cells = [cell.lower().replace(" ", "_") for cell in SURE.split(names[0])]
-    if len(names) > 2 and len(cells) > 1 and set(cells) <= HEADS and all(SURE.search(name) for name in names):
-        return names[1:], numbers[1:], True
+    cells = [SURE.split(name, maxsplit=1) for name in names]
+    if len(names) > 2 and all(len(pair) == 2 for pair in cells) and _is_header(cells):
+        words = {_plain_head(cell) for cell in SURE.split(names[0])} <= HEADS
+        if words or any(_start(column[1:]) is not None for column in zip(*cells, strict=True)):
+            return names[1:], numbers[1:], True
     return names, numbers, False
 
 
@@ -290,6 +305,8 @@ def _countable(cells: Sequence[str], rest: Sequence[str], start: int, first: boo
 
 def _start(cells: Sequence[str]) -> int | None:
     """0 or 1, where the cells are 0 to C-1 or 1 to C in some order; else None."""
+    if not all(cell.isdecimal() for cell in cells):
+        return None
     values = sorted(int(cell) for cell in cells)
     return values[0] if values[0] in (0, 1) and values == list(range(values[0], values[0] + len(values))) else None
 

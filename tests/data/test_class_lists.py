@@ -62,6 +62,8 @@ TRANSLATED = {
     "CSV with a header": ('id,name,count\n1,gold fish,7\n0,tench,7\n2,"CD player, portable",1', ".csv"),
     "CSV of pandas": (',class\n0,tench\n1,gold fish\n2,"CD player, portable"', ".csv"),
     "CSV of one column": ('name\ntench\ngold fish\n"CD player, portable"', ".csv"),
+    "GTSRB": ('ClassId,SignName\n0,tench\n1,gold fish\n2,"CD player, portable"', ".csv"),
+    "a header in a text file": ("ClassId,SignName\n0,tench\n1,gold fish\n2,CD player, portable", ".txt"),
     "TSV": ("0\ttench\n1\tgold fish\n2\tCD player, portable", ".tsv"),
 }
 
@@ -95,6 +97,8 @@ def test_what_can_mean_one_thing_only_is_read_and_said_once(tmp_path: Path, text
         ["apple_pie", "baby_back_ribs"],
         ["tench (Tinca tinca)", "T-shirt"],
         ["n'duja", "n1"],
+        ["name, first", "name, last", "tench, old"],
+        ["/a/airfield", "/m/mansion"],
     ],
 )
 def test_names_with_numbers_commas_and_quotes_stay_as_they_are(tmp_path: Path, names: list[str]) -> None:
