@@ -2,13 +2,26 @@
 
 from __future__ import annotations
 
-import csv
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from clipguard.data.class_columns import (
+    HEADS,
+    ID,
+    INDEX_HEADS,
+    NAME_HEADS,
+    Table,
+    incomplete,
+    is_header,
+    kind_of,
+    plain_head,
+    read_table,
+    start_of,
+    table_of,
+)
 from clipguard.data.class_names import WNID
 from clipguard.data.labels import GivenNames
 from clipguard.data.pasted import (
@@ -25,25 +38,12 @@ from clipguard.data.pasted import (
 from clipguard.errors import DatasetError
 from clipguard.notices import notice
 
-ID = re.compile(r"n\d{8}|/m/0[0-9a-z_]+|/g/1[0-9a-z_]+")  # WordNet's, and those of Open Images
 SURE = re.compile(r"\s*(?:[-=]>|[,;:|=\t\u2192])\s*")  # between a column and the next
 LISTED = re.compile(r"[.)]\s*(?=\D)|\s+-\s+")  # of numbered lists
 PERHAPS = re.compile(r"\s+")  # also what may stand in a name
 BETWEEN_COMMAS = re.compile(r"""\s*("(?:[^"]|"")*"|'(?:[^']|'')*'|[^,]*?)\s*(,|$)""")
 WRAPPERS = ("names", "classes", "class_names", "classnames", "categories", "labels", "id2label")
 FILES = (".txt", ".json", ".csv", ".tsv", ".yaml", ".yml", ".names")
-INDEX_HEADS = ("index", "idx", "id", "classid", "classindex", "classidx", "labelid", "label", "target", "number")
-NAME_HEADS = ("classname", "labelname", "displayname", "name", "names", "words", "category", "class")
-HEADS = {*INDEX_HEADS, *NAME_HEADS, "labels", "synset", "wnid", "mid", "code", "description"}
-
-
-@dataclass(frozen=True)
-class Table:
-    """Cells (C rows of equal length), the line or entry that each row is from, and the names of columns, if any."""
-
-    rows: list[list[str]]
-    numbers: list[int]
-    heads: tuple[str, ...] = ()
 
 
 def read_class_list(path: Path, origin: str | None = None) -> GivenNames:
@@ -60,7 +60,7 @@ def read_class_list(path: Path, origin: str | None = None) -> GivenNames:
     if value is not None:
         return _from_value(value, path, origin, plain=_is_json(text, path))
     if path.suffix.lower() in (".csv", ".tsv"):
-        table = _read_table(text, path)
+        table = read_table(text, path)
         if table is not None:
             return _from_table(table, path, origin)
     lines = clean_lines(text, path)
@@ -118,7 +118,7 @@ def _from_value(value: Any, path: Path, origin: str, *, plain: bool) -> GivenNam
         wrapped = [key for key in value if str(key).lower() in WRAPPERS and isinstance(value[key], (dict, list))]
         if len(wrapped) == 1 and not all(str(key).isdecimal() for key in value):
             return _from_value(value[wrapped[0]], path, origin, plain=False)
-    table = _table_of(value)
+    table = table_of(value)
     if table is None:
         names = GivenNames(strings(value, refuse), origin)
         return names if plain else _said(names, (), "a list")
@@ -127,61 +127,11 @@ def _from_value(value: Any, path: Path, origin: str, *, plain: bool) -> GivenNam
     return _from_table(table, path, origin)
 
 
-def _table_of(value: Any) -> Table | None:
-    """A dict, or a list of lists or dicts, as a table; None for a plain list and anything else."""
-    heads: tuple[str, ...] = ()
-    if isinstance(value, dict) and value:
-        rows = [[key, *cell] if isinstance(cell, (list, tuple)) else [key, cell] for key, cell in value.items()]
-    elif isinstance(value, list) and value and all(isinstance(entry, dict) for entry in value):
-        heads = tuple(str(key).lower() for key in value[0])
-        if any(list(entry) != list(value[0]) for entry in value):
-            return None
-        rows = [list(entry.values()) for entry in value]
-    elif isinstance(value, list) and value and all(isinstance(entry, (list, tuple)) for entry in value):
-        rows = [list(entry) for entry in value]
-    else:
-        return None
-    if any(isinstance(cell, bool) or not isinstance(cell, (str, int)) for row in rows for cell in row):
-        return None
-    return Table([[str(cell).strip() for cell in row] for row in rows], list(range(1, len(rows) + 1)), heads)
-
-
-def _read_table(text: str, path: Path) -> Table | None:
-    """A CSV or TSV file with a header or several columns; None where lines are to be read as lines."""
-    lines = text.rstrip().splitlines()
-    semicolons = all(";" in line for line in lines) and not all("," in line for line in lines)
-    tab = path.suffix.lower() == ".tsv"
-    rows = [
-        [cell.strip() for cell in row]
-        for row in csv.reader(lines, delimiter="\t" if tab else ";" if semicolons else ",", skipinitialspace=True)
-    ]
-    if not rows or len({len(row) for row in rows}) != 1:
-        return None  # names with commas of their own
-    numbers = list(range(1, len(rows) + 1))
-    if _is_header(rows):
-        return Table(rows[1:], numbers[1:], tuple(_plain_head(cell) for cell in rows[0]))
-    return Table(rows, numbers) if len(rows[0]) > 1 else None
-
-
-def _plain_head(cell: str) -> str:
-    return re.sub(r"[^a-z]", "", cell.lower())
-
-
-def _is_header(rows: Sequence[Sequence[str]]) -> bool:
-    """Whether the first row names the columns: by usual words, or above a column of numbers that it is not of."""
-    heads, columns = [_plain_head(cell) for cell in rows[0]], list(zip(*rows, strict=True))
-    if len(rows) < 2 or any(cell.isdecimal() for cell in rows[0]):
-        return False
-    if len(columns) == 1:
-        return heads[0] in HEADS
-    return bool(HEADS & set(heads)) or (len(rows) > 2 and any(_start(cells[1:]) is not None for cells in columns))
-
-
 def _from_table(table: Table, path: Path, origin: str) -> GivenNames:
     """Names of a table whose one column of words is the names. Raises DatasetError if there is none, or several."""
     columns = list(zip(*table.rows, strict=True))
     heads = table.heads or ("",) * len(columns)
-    kinds = [_kind(cells) for cells in columns]
+    kinds = [kind_of(cells) for cells in columns]
     words = [i for i, kind in enumerate(kinds) if kind == "words"]
     if len(words) > 1:  # a header decides
         named = [i for head in NAME_HEADS for i in words if heads[i] == head]
@@ -197,19 +147,13 @@ def _from_table(table: Table, path: Path, origin: str) -> GivenNames:
         names, done = _with_ids(names, ids), [*done, f"their ids ({ids[0]} ...)"]
     numbers = [i for i, kind in enumerate(kinds) if kind == "numbers"]
     numbers.sort(key=lambda i: heads[i] not in INDEX_HEADS)
-    complete = [i for i in numbers if _start(columns[i]) is not None]
+    complete = [i for i in numbers if start_of(columns[i]) is not None]
     if complete:
         names, said = _in_order(names, [int(cell) for cell in columns[complete[0]]])
         done.append(said)
     elif numbers and (not table.heads or any(heads[i] in INDEX_HEADS for i in numbers)):
-        raise _incomplete(columns[numbers[0]], table.numbers, path)
+        raise incomplete(columns[numbers[0]], table.numbers, path)
     return _said(names, done, f"a table ({', '.join(head or '-' for head in heads)})" if table.heads else "a table")
-
-
-def _kind(cells: Sequence[str]) -> str:
-    if all(ID.fullmatch(cell) for cell in cells):
-        return "ids"
-    return "numbers" if all(cell.isdecimal() for cell in cells) else "words"
 
 
 def _from_lines(lines: Lines, path: Path, origin: str) -> GivenNames:
@@ -240,9 +184,9 @@ def _from_lines(lines: Lines, path: Path, origin: str) -> GivenNames:
 def _drop_header(names: list[str], numbers: list[int]) -> tuple[list[str], list[int], bool]:
     """Without a first line such as `index,name`; one word alone may be a class."""
     cells = [SURE.split(name, maxsplit=1) for name in names]
-    if len(names) > 2 and all(len(pair) == 2 for pair in cells) and _is_header(cells):
-        words = {_plain_head(cell) for cell in SURE.split(names[0])} <= HEADS
-        if words or any(_start(column[1:]) is not None for column in zip(*cells, strict=True)):
+    if len(names) > 2 and all(len(pair) == 2 for pair in cells) and is_header(cells):
+        words = {plain_head(cell) for cell in SURE.split(names[0])} <= HEADS
+        if words or any(start_of(column[1:]) is not None for column in zip(*cells, strict=True)):
             return names[1:], numbers[1:], True
     return names, numbers, False
 
@@ -280,13 +224,13 @@ def _split_index(names: list[str], numbers: list[int], path: Path) -> tuple[list
                 continue
             cells = [m[1 if first else 2] for m in found if m]
             rest = [m[2 if first else 1] for m in found if m]
-            start = _start(cells)
+            start = start_of(cells)
             if all(re.match(r"\d{3}(\s|$)|\d+$", name) for name in rest):  # 1,000 dollars; 10:30
                 continue
             if start is not None and (separator is not PERHAPS or _countable(cells, rest, start, first)):
                 return [int(cell) for cell in cells], rest
             if start is None and sure and first and not any(name[0].isdigit() for name in rest):
-                raise _incomplete(cells, numbers, path)
+                raise incomplete(cells, numbers, path)
     return None
 
 
@@ -301,29 +245,6 @@ def _countable(cells: Sequence[str], rest: Sequence[str], start: int, first: boo
     if len({name.rstrip("s") for name in rest}) < len(rest) or (len(rest) == 2 and start == 1):
         return False
     return first or (start == 0 and len(rest) > 2 and [int(cell) for cell in cells] == list(range(len(cells))))
-
-
-def _start(cells: Sequence[str]) -> int | None:
-    """0 or 1, where the cells are 0 to C-1 or 1 to C in some order; else None."""
-    if not all(cell.isdecimal() for cell in cells):
-        return None
-    values = sorted(int(cell) for cell in cells)
-    return values[0] if values[0] in (0, 1) and values == list(range(values[0], values[0] + len(values))) else None
-
-
-def _incomplete(cells: Sequence[str], numbers: Sequence[int], path: Path) -> DatasetError:
-    """The error for an index with a gap, a repetition or another beginning, at the first line where it goes wrong."""
-    seen: set[int] = set()
-    for cell, number in zip(cells, numbers, strict=True):
-        if int(cell) in seen:
-            return DatasetError(f"{path}: line {number} has the index {cell} for the second time; give each class one")
-        seen.add(int(cell))
-    missing = next(i for i in range(len(cells) + 1) if i not in seen)
-    cell, odd = next((c, n) for c, n in zip(cells, numbers, strict=True) if int(c) >= len(cells) or missing == 0)
-    return DatasetError(
-        f"{path}: line {odd} has the number {cell}, but {len(cells)} classes are numbered 0 to {len(cells) - 1}, and "
-        f"{missing} is missing; add it, or give names alone, one a line (a JSON list is taken as it is)"
-    )
 
 
 def _in_order(names: GivenNames, index: list[int]) -> tuple[GivenNames, str]:

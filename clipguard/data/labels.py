@@ -187,6 +187,8 @@ def _spellings(native: list[str], given: GivenNames) -> Iterator[tuple[list[str]
     yield native, given.names
     if given.ids:
         yield native, list(given.ids)
+        if given.ids[0].isdecimal() and all(_NUMBERED.fullmatch(name) for name in native):
+            yield [str(_number(name)) for name in native], list(given.ids)  # 001, class_1: the file's 1
     plain = [_plain(name) for name in given.names]
     yield [_plain(name) for name in native], plain
     with suppress(DatasetError):  # ids nobody knows

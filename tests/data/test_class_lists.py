@@ -129,10 +129,11 @@ def test_ids_go_with_the_first_word_of_their_synset_and_match_the_labels(tmp_pat
     assert [data.class_names[label] for label in data.labels] == ["tench", "great white shark", "great white shark"]
 
 
-def test_folders_that_are_numbers_go_with_the_numbers_of_a_list_from_one(tmp_path: Path) -> None:
+@pytest.mark.parametrize("folder", ["{}", "{:03d}", "class_{}"])
+def test_folders_that_are_numbers_go_with_the_numbers_of_a_list_from_one(tmp_path: Path, folder: str) -> None:
     write_images(tmp_path / "images", [0, 1, 1])
-    (tmp_path / "images" / "red thing").rename(tmp_path / "images" / "1")
-    (tmp_path / "images" / "blue thing").rename(tmp_path / "images" / "3")
+    (tmp_path / "images" / "red thing").rename(tmp_path / "images" / folder.format(1))
+    (tmp_path / "images" / "blue thing").rename(tmp_path / "images" / folder.format(3))
     (tmp_path / "names.txt").write_text("1. tench\n2. goldfish\n3. shark")
     data = load_dataset(str(tmp_path / "images"), classes=tmp_path / "names.txt")
     assert [data.class_names[label] for label in data.labels] == ["tench", "shark", "shark"]
