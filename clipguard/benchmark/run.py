@@ -145,6 +145,10 @@ def _bench(
         infos[read.info.name] = read.info
         for task in tasks:
             _check_text(plan, read, task.dataset, encode=number == 0)
+    for task in tasks if plan.part is None else []:
+        n, of = len(task.indices), len(task.dataset)
+        if n < of:
+            log.info("%s: %s of %s images, --n-samples all for the rest", task.name, f"{n:,}", f"{of:,}")
     started = time.monotonic()
     result.run.update(provenance(plan, infos, tasks, recipes, device) | {"notices": notices, "probes": probes})
     for number, name in enumerate(plan.models):
@@ -252,10 +256,7 @@ def open_task(plan: BenchPlan, name: str, progress: Progress) -> Task:
         data_root=plan.data_root,
         decode=plan.decode,
     )
-    indices = np.sort(choose_images(plan, dataset))
-    if plan.part is None and len(indices) < len(dataset):
-        log.info("%s: %s of %s images, --n-samples all for the rest", name, f"{len(indices):,}", f"{len(dataset):,}")
-    return read_task(name, dataset, indices, progress)
+    return read_task(name, dataset, np.sort(choose_images(plan, dataset)), progress)
 
 
 def choose_images(plan: BenchPlan, dataset: ZeroShotDataset) -> npt.NDArray[np.int64]:

@@ -170,7 +170,7 @@ def test_a_file_of_ids_and_words_goes_by_the_ids_or_not_at_all(tmp_path: Path) -
 
 def test_names_that_differ_in_case_and_separators_meet_by_name_not_by_position(tmp_path: Path) -> None:
     path = write_folder(tmp_path / "x", ["Golden_Retriever", "afghan-hound"])
-    (tmp_path / "names.txt").write_text("golden retriever\nAfghan Hound")
+    (tmp_path / "names.txt").write_text("Afghan Hound\ngolden retriever")
     dataset = load_dataset(path, classes=tmp_path / "names.txt")
     assert name_of_each(dataset) == {0: "golden retriever", 1: "Afghan Hound"}
 
