@@ -11,6 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
+from clipguard.report.fonts import families
 from clipguard.report.text import DPI
 
 INK, FAINT = "#1f2328", "#59636e"
@@ -28,7 +29,7 @@ def draw_curves(rows: Rows, title: str, best_step: int | None) -> bytes:
     with_accuracy = any("adversarial_accuracy" in row or "clean_accuracy" in row for row in steps)
     figure = Figure(figsize=(11 if with_accuracy else 6, 4.2), dpi=DPI, facecolor="white", layout="constrained")
     FigureCanvasAgg(figure)
-    figure.suptitle(title, color=INK, fontsize=11)
+    figure.suptitle(title, color=INK, fontsize=11, fontfamily=families(title), parse_math=False)
     panels = figure.subplots(1, 2 if with_accuracy else 1, squeeze=False)[0]
     _draw_loss(panels[0], steps, checks)
     if with_accuracy:

@@ -14,8 +14,10 @@ from markupsafe import Markup
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.text import Text
 
-from clipguard.report.text import FONT
+from clipguard.report.fonts import FONT, families, is_wide, lacking
+from clipguard.report.text import DPI, Ruler
 
 # Each colour stands for one CSS variable of the page, so that an inline plot follows its light or dark scheme.
 INK, FAINT, LINE, PAPER = "#1b1f24", "#57606a", "#d5dae0", "#fefefe"
@@ -26,17 +28,17 @@ MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")  # so that colour is never th
 PNG_DPI = 300
 PIXELS_PER_POINT = 1.3  # in the page
 SETTINGS = {
-    "svg.fonttype": "path",  # the same on every machine, whatever fonts it has
+    "svg.fonttype": "path",  # the same on every machine, whatever fonts it has; but see `_save`
     "svg.hashsalt": "clipguard",  # the same ids in every run
     "pdf.fonttype": 42,
-    "font.family": [FONT],
     "font.size": 9.5,
 }
 
 
-def style() -> AbstractContextManager[None]:
-    """Where figures are made and saved: these settings, and nothing of the user's matplotlibrc."""
-    context: AbstractContextManager[None] = matplotlib.style.context(["default", SETTINGS])
+def style(words: str = "") -> AbstractContextManager[None]:
+    """Where figures are made and saved: these settings, fonts for `words`, and nothing of the user's matplotlibrc."""
+    settings = SETTINGS | {"font.family": families(words)}
+    context: AbstractContextManager[None] = matplotlib.style.context(["default", settings])
     return context
 
 
@@ -51,35 +53,63 @@ class Plot:
     header: Sequence[str]
     rows: Sequence[Sequence[str]]
 
+    @property
+    def words(self) -> str:
+        """All that may be written in it."""
+        return "".join([self.title, *self.header, *(text for row in self.rows for text in row)])
+
     def files(self) -> dict[str, bytes]:
         """SVG, PNG and PDF by file name."""
-        return {f"{self.name}.{kind}": _save(self.figure, kind) for kind in ("svg", "png", "pdf")}
+        return {f"{self.name}.{kind}": self._save(kind) for kind in ("svg", "png", "pdf")}
 
     def _opening(self, svg: str) -> str:
         """The first tag of the inline SVG: as wide as its text is readable."""
-        _, _, width, height = re.search(r'viewBox="([^"]*)"', svg)[1].split()  # type: ignore[index]
-        size = f'viewBox="0 0 {width} {height}" style="width: {PIXELS_PER_POINT * float(width):.0f}px"'
+        left, top, width, height = re.search(r'viewBox="([^"]*)"', svg)[1].split()  # type: ignore[index]
+        size = f'viewBox="{left} {top} {width} {height}" style="width: {PIXELS_PER_POINT * float(width):.0f}px"'
         return str(Markup('<svg {} role="img" aria-label="{}">').format(Markup(size), self.alt))
 
     def inline(self, prefix: str) -> Markup:
         """The SVG element for a page: its colours are CSS variables, its ids start with `prefix`."""
-        svg = _save(self.figure, "svg").decode()
+        svg = self._save("svg").decode()
         svg = svg[svg.index("<svg") :]
         svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
-        svg = re.sub(r'(\bid="|href="#|url\(#)', rf"\g<1>{prefix}-", svg)
-        svg = self._opening(svg) + svg[svg.index(">") + 1 :]
-        for colour, name in CSS_NAMES.items():
-            svg = svg.replace(colour, f"var(--{name})")
-        return Markup(svg)  # by matplotlib, which draws class names as shapes; the alt text is escaped
+
+        def change(tag: re.Match[str]) -> str:  # and not the words between tags
+            text = re.sub(r'(\bid="|href="#|url\(#)', rf"\g<1>{prefix}-", tag[0])
+            for colour, name in CSS_NAMES.items():
+                text = text.replace(colour, f"var(--{name})")
+            return text
+
+        opening = self._opening(svg)
+        return Markup(opening + re.sub(r"<[^>]*>", change, svg[svg.index(">") + 1 :]))  # matplotlib escapes, as we do
+
+    def _save(self, kind: str) -> bytes:
+        """The figure as a file. Where no font here has a character, an SVG keeps its words, for the browser's fonts."""
+        content = io.BytesIO()
+        metadata = {"svg": {"Date": None}, "pdf": {"CreationDate": None}}.get(kind)
+        as_words = kind == "svg" and lacking(self.words) != ""
+        with style(), warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="Glyph")  # `Report.figure_files` tells
+            matplotlib.rcParams["svg.fonttype"] = "none" if as_words else "path"
+            self.figure.savefig(content, format=kind, dpi=PNG_DPI, metadata=metadata)
+        return _with_room(content.getvalue().decode(), self.figure).encode() if as_words else content.getvalue()
 
 
-def _save(figure: Figure, kind: str) -> bytes:
-    content = io.BytesIO()
-    metadata = {"svg": {"Date": None}, "pdf": {"CreationDate": None}}.get(kind)
-    with style(), warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="Glyph")  # class names in other scripts: a box is drawn
-        figure.savefig(content, format=kind, dpi=PNG_DPI, metadata=metadata)
-    return content.getvalue()
+def _with_room(svg: str, figure: Figure) -> str:
+    """An SVG whose words are text: any font will do, and there is room at the sides for characters of a whole em."""
+    svg = svg.replace(f"'{FONT}'", f"'{FONT}', sans-serif")
+    ruler, more = Ruler(), 0.0
+    for text in figure.findobj(Text):
+        assert isinstance(text, Text)
+        wide = "".join(c for c in text.get_text() if is_wide(c) and lacking(c))
+        size = float(text.get_fontsize())
+        more = max(more, size * len(wide) - ruler.width(wide, size * DPI / 72) * 72 / DPI if wide else 0.0)
+
+    def widen(box: re.Match[str]) -> str:
+        width, height = float(box[1]), box[2]
+        return f'viewBox="{-more:g} 0 {width + 2 * more:g} {height}"'
+
+    return re.sub(r'viewBox="0 0 (\S+) (\S+)"', widen, svg, count=1) if more > 0 else svg
 
 
 def new_figure(width: float = 4.0, height: float = 3.1) -> tuple[Figure, Axes]:

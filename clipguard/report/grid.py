@@ -94,7 +94,7 @@ class _Grid:
         for number, triple in enumerate(self.triples):
             self._words(page, number, triple)
         content = io.BytesIO()
-        page.image().save(content, "PNG")
+        page.image("grid.png").save(content, "PNG")
         return content.getvalue()
 
     @property

@@ -15,6 +15,7 @@ from clipguard.benchmark.tables import AVERAGE, columns, heading, interval
 from clipguard.report.board import CLEAN, Board, Run, differences, make_boards
 from clipguard.report.classes import MOST_MAPS, Confusion, confusions, heat_maps, pairs
 from clipguard.report.figures import Plot, style
+from clipguard.report.fonts import warn_of_boxes
 from clipguard.report.gallery import Picture
 from clipguard.report.plots import accuracy_curves, broken_shares, percent, trade_offs
 from clipguard.report.provenance import Reference, Source, describe, references
@@ -109,7 +110,8 @@ class Report:
         return re.sub(r"\n{3,}", "\n\n", text)
 
     def figure_files(self) -> dict[str, bytes]:
-        """Every plot as SVG, PNG and PDF, by file name."""
+        """Every plot as SVG, PNG and PDF, by file name; the log says which characters no font has."""
+        warn_of_boxes("PNG and PDF of the plots", (plot.words for plot in self.plots))
         return {name: content for plot in self.plots for name, content in plot.files().items()}
 
 
@@ -121,7 +123,8 @@ def make_report(runs: Sequence[Run], title: str | None = None) -> Report:
     interrupted = [
         f"Run {r.number} was interrupted: finished cells only." for r in runs if not r.result.run["complete"]
     ]
-    with style():
+    names = [name for board in boards for of_one in board.class_names.values() for name in of_one]
+    with style("".join([*names, *(text for board in boards for text in (*board.models, *board.panels()))])):
         sections = [_section(board) for board in boards]
     return Report(
         title or f"Adversarial robustness of {what}",

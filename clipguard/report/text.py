@@ -12,7 +12,8 @@ from matplotlib.figure import Figure
 from matplotlib.font_manager import FontProperties
 from PIL import Image
 
-FONT = "DejaVu Sans"  # comes with matplotlib, and has ✓ and ✗
+from clipguard.report.fonts import families, warn_of_boxes
+
 DPI = 128  # a power of two: sizes in inches are exact
 
 
@@ -28,6 +29,7 @@ class Page:
         self._background = background
         self._figure = Figure(figsize=(self.width / DPI, self.height / DPI), dpi=DPI, facecolor="none")
         self._canvas = FigureCanvasAgg(self._figure)
+        self._texts: list[str] = []
 
     def text(
         self,
@@ -42,11 +44,12 @@ class Page:
         box: dict[str, Any] | None = None,
     ) -> None:
         """Write one line with its baseline at `y`, `size` pixels high."""
+        self._texts.append(text)
         self._figure.text(
             x / self.width,
             1 - y / self.height,
             text,
-            fontproperties=font(size, bold),
+            fontproperties=font(text, size, bold),
             color=color,
             ha=align,
             va="baseline",
@@ -55,18 +58,19 @@ class Page:
             bbox=box,
         )
 
-    def image(self) -> Image.Image:
-        """The finished page, in RGB."""
+    def image(self, name: str) -> Image.Image:
+        """The finished page, in RGB; the log says under this name which characters no font has."""
+        warn_of_boxes(name, self._texts)
         with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", message="Glyph")  # class names in other scripts: a box is drawn
+            warnings.filterwarnings("ignore", message="Glyph")  # told above
             self._canvas.draw()  # type: ignore[no-untyped-call]
         words = Image.fromarray(np.asarray(self._canvas.buffer_rgba()))  # type: ignore[no-untyped-call]
         return Image.alpha_composite(Image.fromarray(self._background).convert("RGBA"), words).convert("RGB")
 
 
-def font(size: float, bold: bool) -> FontProperties:
-    """The font at `size` pixels."""
-    return FontProperties(family=FONT, size=size * 72 / DPI, weight="bold" if bold else "normal")
+def font(text: str, size: float, bold: bool) -> FontProperties:
+    """The fonts of a text at `size` pixels."""
+    return FontProperties(family=families(text), size=size * 72 / DPI, weight="bold" if bold else "normal")
 
 
 class Ruler:
@@ -79,7 +83,7 @@ class Ruler:
         """Pixels that a line takes."""
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="Glyph")
-            width, _, _ = self._renderer.get_text_width_height_descent(text, font(size, bold), False)
+            width, _, _ = self._renderer.get_text_width_height_descent(text, font(text, size, bold), False)
         return float(width)
 
     def fit(self, text: str, room: float, size: float, bold: bool = False) -> str:
