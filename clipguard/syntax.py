@@ -37,3 +37,8 @@ def _parse_value(part: str, text: str) -> Value:
     if not re.fullmatch(r"[a-z][a-z0-9_-]*", text):
         raise ValueError(f"cannot read {part!r}; write option=value with a number, a word, true or false")
     return text
+
+
+def split_attacks(values: list[str]) -> list[str]:
+    """Split at commas outside parentheses: `pgd-10,apgd-ce(iterations=50,restarts=2)` is two attacks."""
+    return [part.strip() for value in values for part in re.split(r",(?![^(]*\))", value) if part.strip()]

@@ -14,7 +14,7 @@ import numpy.typing as npt
 from scipy.optimize import linear_sum_assignment
 from scipy.stats import binomtest
 
-from clipguard.attacks.findings import Finding, not_checked
+from clipguard.attacks.findings import TOLERATED, Finding, not_checked
 
 CHANCE_LEVEL = 0.05  # of the test that accuracy is above chance
 SURE = 0.01  # level of what is only said where it is nearly certain: below chance, no better than slight, another order
@@ -149,7 +149,7 @@ def predicted_classes(labels: Classes, predictions: Classes, names: Sequence[str
     """Classes with images that no image is taken for, where the other classes are recognised.
 
     A warning for those that would be predicted at least once, but for a chance of 0.01 over all classes, if they were
-    recognised like the others.
+    recognised like the others, where they have more than 1 % of the images: good models forget a few of many classes.
     """
     present, count = np.unique(labels, return_counts=True)
     ever = np.isin(present, predictions)
@@ -164,7 +164,7 @@ def predicted_classes(labels: Classes, predictions: Classes, names: Sequence[str
         return Finding("predicted-classes", "not checked", few, numbers)
     odd = ~ever & ((1 - min(accuracy, HIGHEST)) ** count < SURE / len(present))
     numbers["bad"] = int(odd.sum())
-    if not odd.any():
+    if count[odd].sum() <= TOLERATED * len(labels):
         return Finding("predicted-classes", "ok", f"{what}, but they have few images", numbers)
     order = np.flatnonzero(odd)[np.argsort(-count[odd], kind="stable")][:3]
     said = ", ".join(f"{names[present[i]]!r} ({count[i]} images)" if names else str(present[i]) for i in order)

@@ -13,13 +13,16 @@ import numpy as np
 from clipguard.attacks.recipe_files import open_recipe
 from clipguard.benchmark.adversarial import AdversarialImage
 from clipguard.benchmark.attack import attack_task
-from clipguard.benchmark.plan import DEFAULT_EPS, BenchPlan, radii_of, spell_eps
-from clipguard.benchmark.protocols import find_protocol
+from clipguard.benchmark.plan import BenchPlan, radii_of, spell_eps
+from clipguard.benchmark.protocols import make_plan
 from clipguard.benchmark.run import Progress, Silent, Task, choose_device, open_task
 from clipguard.errors import ClipguardError, ResultError
 from clipguard.models.loading import LoadedModel, load_model
+from clipguard.syntax import split_attacks
 
 FLAGS = ("quantize", "compile", "duplicate_names")
+NO_OPTION = ("models", "datasets", "protocol", "overrides", "part")  # written already, or not at all
+UNSET = {"n_samples": "all", "batch_size": "auto"}  # how None is typed, where it can be
 SHORT = {"datasets": "dataset", "attacks": "attack"}  # fields whose options have other names
 
 
@@ -35,39 +38,65 @@ class Wanted:
     prediction: int
 
 
-def rerun_command(run: Mapping[str, Any]) -> str:
-    """The `clipguard bench` command line of a run, or "" for one of an older clipguard, which kept no plan."""
+@dataclass(frozen=True)
+class Rerun:
+    """How to get a run again: the `clipguard bench` command line, and what it leaves out or why there is none."""
+
+    command: str
+    note: str = ""
+
+
+def rerun(run: Mapping[str, Any]) -> Rerun:
+    """The command line that makes the plan of a run again (`BenchResult.run`)."""
     if "plan" not in run:
-        return ""
-    plan = run["plan"]
+        return Rerun("", "It is of an older clipguard, which did not keep its command line.")
+    try:
+        plan = BenchPlan.from_dict(run["plan"], list(run["models"]))
+        defaults = make_plan(plan.models, plan.datasets, protocol=plan.protocol)
+        of_norm = make_plan(plan.models, plan.datasets, protocol=plan.protocol, norm=plan.norm)
+    except ClipguardError as error:
+        return Rerun("", f"No command line: {error}")
     words = ["clipguard", "bench"]
-    for name in run["models"]:
-        words += ["--model", name]
-    for name in plan["datasets"]:
-        words += ["--dataset", name]
-    defaults = {f.name: f.default for f in fields(BenchPlan)} | {"eps": DEFAULT_EPS[plan["norm"]]}
-    if plan["protocol"] is not None:  # it brings the other values, but for these
-        words += ["--protocol", plan["protocol"]]
-        brought = find_protocol(plan["protocol"]).settings()
-        defaults |= {name: brought[name] if name in plan["overrides"] else plan[name] for name in brought.keys() & plan}
-        if "decode" not in plan:  # older than the field: all were decoded upright
-            words += ["--decode", "upright"]
-    for name, value in plan.items():
-        if name not in ("datasets", "protocol", "overrides") and value != defaults[name]:
-            value = [spell_eps(eps, plan["norm"]) for eps in value] if name == "eps" else value
-            words += _option(name, value, defaults[name])
-    return shlex.join(words)
+    words += [word for name in plan.models for word in ("--model", name)]
+    words += [word for name in plan.datasets for word in ("--dataset", name)]
+    words += [] if plan.protocol is None else ["--protocol", plan.protocol]
+    words += [] if run.get("probes", True) else ["--no-probes"]
+    impossible = []
+    for field in fields(BenchPlan):
+        value, default = getattr(plan, field.name), getattr(of_norm if field.name == "eps" else defaults, field.name)
+        if field.name in NO_OPTION or value == default:
+            continue
+        option = _option(field.name, value, plan)
+        words += option or []
+        impossible += [] if option else [f"{field.name} {value}"]
+    if impossible:
+        return Rerun("", f"No command line, since no option gives {' and '.join(impossible)}: it was made in Python.")
+    return Rerun(shlex.join(words), _part(plan))
 
 
-def _option(name: str, value: Any, default: Any) -> list[str]:
+def _option(name: str, value: Any, plan: BenchPlan) -> list[str] | None:
+    """How a field is written on the command line; None if it cannot be."""
     option = f"--{SHORT.get(name, name).replace('_', '-')}"
     if name in FLAGS:
-        return [option]
-    if isinstance(value, (list, tuple)):
-        text = ",".join(f"{v:g}" if isinstance(v, float) else str(v) for v in value)
-        same = isinstance(default, tuple) and text == ",".join(map(str, default))
-        return [] if same else [option, text]
-    return [option, "all" if name == "n_samples" and value is None else str(value)]
+        return [option] if value else None
+    if name == "eps":
+        return [option, ",".join(spell_eps(radius.typed, plan.norm) for radius in value)]
+    if name == "attacks":
+        typed = ",".join(value)
+        return [option, typed] if split_attacks([typed]) == list(value) else None
+    if value is None:
+        return [option, UNSET[name]] if name in UNSET else None
+    return [option, str(value)]
+
+
+def _part(plan: BenchPlan) -> str:
+    if plan.part is None:
+        return ""
+    first, end = plan.part
+    return (
+        f"The run is of images {first} to {end - 1} in a seeded random order, as `compare --sequential` takes them; no "
+        "option of `bench` asks for these alone. The command measures all, these among the others."
+    )
 
 
 def attack_again(

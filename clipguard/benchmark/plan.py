@@ -11,7 +11,7 @@ from typing import Any, Literal, get_type_hints
 from clipguard.checking import check_type
 from clipguard.data.class_names import ClassNames
 from clipguard.data.decoding import Decode
-from clipguard.errors import AttackError, ClipguardError
+from clipguard.errors import AttackError, ClipguardError, ResultError, first_line
 from clipguard.notices import notice
 
 DEFAULT_EPS = {"linf": ("1", "4", "8"), "l2": ("0.25", "0.5", "1")}
@@ -159,13 +159,23 @@ class BenchPlan:
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any], models: Sequence[str]) -> BenchPlan:
-        """The plan that `to_dict` was called on, for other models."""
-        paths = {name: Path(values[name]) for name in ("data_root",) if values[name] is not None}
-        check_norm(values["norm"])
-        eps = tuple(radii_of(values["eps"], values["norm"]))  # whatever it is, it was run so
-        tuples = {"datasets": tuple(values["datasets"]), "attacks": tuple(values["attacks"]), "eps": eps}
-        tuples |= {"part": tuple(values["part"])} if values.get("part") else {}
-        return cls(tuple(models), **{**values, **tuples, **paths})
+        """The plan that `to_dict` was called on, for other models; what an older clipguard did not have is as it was.
+
+        Raises ResultError for the plan of a newer clipguard, and for a damaged one.
+        """
+        newer = sorted(values.keys() - {f.name for f in fields(cls)})
+        if newer:
+            raise ResultError(f"The run is of a newer clipguard: its plan has {', '.join(newer)}. Update clipguard.")
+        try:
+            read: dict[str, Any] = {n: tuple(values[n]) for n in ("datasets", "attacks", "part") if values.get(n)}
+            read |= {"data_root": Path(values["data_root"])} if values.get("data_root") else {}
+            norm = values.get("norm", "linf")
+            check_norm(norm)
+            read["eps"] = tuple(radii_of(values["eps"], norm))  # whatever it is, it was run so
+            return cls(tuple(models), **{**values, **read})
+        except (KeyError, TypeError, ValueError) as error:
+            what = f"The plan of the run is damaged ({first_line(error)})"
+            raise ResultError(f"{what}; bench the model again.") from error
 
     def check(self) -> None:
         """Raises ClipguardError for values that no run could use."""

@@ -91,6 +91,7 @@ class BenchResult:
         """
         file = path / RESULTS if path.is_dir() else path
         content = _read_json(file)
+        refuse_newer(content, file)
         if not isinstance(content, dict) or content.get("schema") != SCHEMA or not {"run", "cells"} <= set(content):
             raise ResultError(f"{file} is no result of `clipguard bench` with schema {SCHEMA}; bench the model again.")
         try:
@@ -131,6 +132,13 @@ class BenchResult:
         frame = pd.DataFrame([asdict(cell) for cell in self.cells])
         frame["broken_by"] = [json.dumps(b) for b in frame["broken_by"]]
         return frame
+
+
+def refuse_newer(content: Any, file: Path) -> None:
+    """Raises ResultError for a file whose fields may mean something else, since its schema is of a newer clipguard."""
+    schema = content.get("schema") if isinstance(content, dict) else None
+    if isinstance(schema, int) and schema > SCHEMA:
+        raise ResultError(f"{file} is of a newer clipguard (schema {schema}, not {SCHEMA}). Update clipguard.")
 
 
 def _read_json(file: Path) -> Any:

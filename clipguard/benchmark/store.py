@@ -76,6 +76,9 @@ class Store:
         except (OSError, ValueError):
             raise ResultError(f"--store {path} is no store of clipguard; name another folder.") from None
         if found != {"format": FORMAT}:
+            version = found.get("format") if isinstance(found, dict) else None
+            if isinstance(version, int) and version > FORMAT:
+                raise ResultError(f"--store {path} is of a newer clipguard. Update clipguard, or name another folder.")
             raise ResultError(f"--store {path} is of another version of clipguard; name another folder.")
 
     def cell(self, key: Mapping[str, Any]) -> StoredCell:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from clipguard.errors import ClipguardError
+from clipguard.syntax import split_attacks as split_attacks
 
 Eps = Annotated[
     list[str] | None,
@@ -136,11 +136,6 @@ def one(command: str, option: str, values: list[str] | None, default: str) -> st
             f"{option} names {len(values)} things; `clipguard {command}` takes one, `clipguard bench` several."
         )
     return values[0] if values else default
-
-
-def split_attacks(values: list[str]) -> list[str]:
-    """Split at commas outside parentheses: `pgd-10,apgd-ce(iterations=50,restarts=2)` is two attacks."""
-    return [part.strip() for value in values for part in re.split(r",(?![^(]*\))", value) if part.strip()]
 
 
 def parse_batch_size(text: str) -> int | None:

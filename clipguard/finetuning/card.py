@@ -38,7 +38,7 @@ import open_clip
 model, _, preprocess = open_clip.create_model_and_transforms("local-dir:{name}")
 ```
 
-or `clipguard bench --model local-dir:{name}{templates}`. {text}
+or `clipguard bench --model {model_name}{templates}`. {text}
 
 ## Limits
 
@@ -53,6 +53,7 @@ def write_card(run: dict[str, Any], name: str) -> str:
     return CARD.format(
         front=yaml.safe_dump(FRONT, sort_keys=False),
         name=name,
+        model_name=quote(f"local-dir:{name}"),
         model=run["config"]["model"],
         version=run["versions"]["clipguard"],
         facts=facts,

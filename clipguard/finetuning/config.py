@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
 from typing import Any, Literal, get_type_hints
 
 from clipguard.attacks.threat import Norm
@@ -73,6 +74,17 @@ class FinetuneConfig:
     save_every: int | None = None  # steps; None: with every validation
     tracker: Tracker = "none"
     out: str | None = None  # folder; None: runs/TIME-METHOD-MODEL
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> FinetuneConfig:
+        """What `to_dict` gave; settings that an older clipguard did not have are at their defaults.
+
+        Raises FinetuneError for the settings of a newer clipguard.
+        """
+        newer = sorted(values.keys() - {f.name for f in fields(cls)})
+        if newer:
+            raise FinetuneError(f"The run is of a newer clipguard: it has {', '.join(newer)}. Update clipguard.")
+        return cls(**values)
 
     def check(self) -> None:
         """Raises FinetuneError for a value that no run could use."""

@@ -107,7 +107,7 @@ def resume_finetune(
     Raises FinetuneError if there is no such run, it is finished, or its model or data have changed, and OutputError if
     it is still under way.
     """
-    config = FinetuneConfig(**read_unfinished(out)["config"])
+    config = FinetuneConfig.from_dict(read_unfinished(out)["config"])
 
     def take() -> OutputFolder:
         return ResumedFolder(out, option="--resume")
@@ -159,10 +159,13 @@ def read_run(out: Path) -> dict[str, Any]:
     path = out / RUN_NAME
     try:
         run = json.loads(path.read_text(encoding="utf-8"))
-        if {"config", "complete", "command"} <= set(run):
-            return dict(run)
-    except (OSError, ValueError):
-        pass  # told below, like a run.json of another command
+        known = {"config", "complete", "command"} <= set(run)
+    except (OSError, ValueError, TypeError):
+        known = False  # told below, like a run.json of another command
+    if known and run.get("schema", SCHEMA) > SCHEMA:
+        raise FinetuneError(f"The run in {out} is of a newer clipguard (schema {run['schema']}). Update clipguard.")
+    if known:
+        return dict(run)
     raise FinetuneError(f"{out} holds no fine-tuning run: --resume takes the --out folder of one that was interrupted.")
 
 

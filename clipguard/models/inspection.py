@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
@@ -63,7 +64,7 @@ def inspect_model(spec: str) -> Inspection:
 def _inspect(spec: str) -> Inspection:
     source = parse_source(spec)
     if source.kind == "tag":
-        raise ModelError(f"{spec} names weights that open_clip publishes: `clipguard bench --model {spec}`.")
+        raise ModelError(f"{spec} names weights that open_clip publishes: `{bench_command(spec)}`.")
     if source.kind == "file":
         return _inspect_file(source)
     if source.kind == "hub":
@@ -78,7 +79,7 @@ def _inspect(spec: str) -> Inspection:
         activation=_activation(checkpoint),
         base=None,
         notes=list(checkpoint.notes),
-        command=f"clipguard bench --model {source.spec}",
+        command=bench_command(source.spec),
     )
 
 
@@ -86,6 +87,11 @@ def _activation(checkpoint: Checkpoint) -> str:
     config = checkpoint.model_cfg
     own = "QuickGELU" if config.get("quick_gelu", False) else "GELU"
     return str(config["vision_cfg"].get("timm_model_name") or own)
+
+
+def bench_command(spec: str, base: str | None = None) -> str:
+    """The command line that benches a model, to paste into a shell."""
+    return shlex.join(["clipguard", "bench", "--model", spec, *(["--base", base] if base else [])])
 
 
 def _inspect_file(source: ModelSource) -> Inspection:
@@ -114,10 +120,10 @@ def _inspect_file(source: ModelSource) -> Inspection:
     base = resolved.base
     if base is None:
         activation = "QuickGELU" if uses_quick_gelu(resolved.name) else "GELU"
-        command = f"clipguard bench --model {resolved.name}:{source.spec.removeprefix(f'{source.name}:')}"
+        command = bench_command(f"{resolved.name}:{source.spec.removeprefix(f'{source.name}:')}")
     else:
         activation = "of its base"
-        command = f"clipguard bench --model {source.spec}" + ("" if source.base else f" --base {base.spec}")
+        command = bench_command(source.spec, None if source.base else base.spec)
     return _inspection(source, file, found, activation, base.spec if base else None, list(notes), command)
 
 

@@ -12,7 +12,7 @@ import pandas as pd
 
 from clipguard.benchmark.adversarial import RUN_FILE
 from clipguard.benchmark.comparable import unlike
-from clipguard.benchmark.results import RESULTS, BenchResult, Cell
+from clipguard.benchmark.results import RESULTS, BenchResult, Cell, refuse_newer
 from clipguard.benchmark.tables import AVERAGE, Row, columns
 from clipguard.errors import ResultError, first_line
 from clipguard.statistics import average_interval
@@ -74,6 +74,7 @@ def _read_images(path: Path) -> dict[str, Any]:
         raise ResultError(
             f"{path / RUN_FILE} cannot be read ({first_line(error)}); attack the images again."
         ) from error
+    refuse_newer(content, path / RUN_FILE)
     if not isinstance(content, dict) or not {"run", "cells", "images"} <= set(content):
         raise ResultError(f"{path / RUN_FILE} is not of `clipguard attack`; name its folder, or one of bench.")
     return content

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from clipguard.benchmark.again import rerun_command
+from clipguard.benchmark.again import Rerun, rerun
 from clipguard.benchmark.tables import protocol_line
 from clipguard.models.published import find_published, published_models
 from clipguard.models.source import HUB_PREFIX
@@ -43,7 +43,7 @@ class Source:
     datasets: list[tuple[str, Facts]]
     attacks: list[tuple[str, str]]
     costs: list[tuple[str, ...]]
-    command: str
+    again: Rerun
     complete: bool
 
 
@@ -66,7 +66,7 @@ def describe(run: Run) -> Source:
         [(name, _dataset(about)) for name, about in r["datasets"].items()],
         [(name, json.dumps(parameters)) for name, parameters in r["attacks"].items()],
         [_cost(cost) for cost in r["costs"]],
-        rerun_command(r),
+        rerun(r),
         bool(r["complete"]),
     )
 

@@ -174,8 +174,9 @@ def test_finetune_says_it_of_both_models(food: Path, tmp_path: Path, capfd: pyte
 
 
 def test_compare_says_it_of_results_and_of_models(
-    food: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+    food: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.chdir(tmp_path)
     bench = ["-q", "bench", *options(food, "another order"), "--attack", "none", "--no-store"]
     assert run([*bench, "--out", str(tmp_path / "base")]) == 0
     old = json.loads((tmp_path / "base" / "results.json").read_text())

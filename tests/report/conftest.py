@@ -8,7 +8,7 @@ import pytest
 
 from clipguard.cli import run
 
-FAST = ["--attack", "pgd-10,fgsm", "--eps", "1,4,8", "-n", "12"]
+FAST = ["--attack", "pgd-10,fgsm", "--eps", "1,4,8", "-n", "12", "--no-store"]
 BLIND = "tiny#normalization=0,0,0/0.5,0.5,0.5"
 
 

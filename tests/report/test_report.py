@@ -15,8 +15,7 @@ import pandas as pd
 import pytest
 from PIL import Image
 
-from clipguard.benchmark.again import Wanted, attack_again, rerun_command
-from clipguard.benchmark.protocols import make_plan
+from clipguard.benchmark.again import Wanted, attack_again
 from clipguard.benchmark.results import BenchResult
 from clipguard.cli import run
 from clipguard.report import classes, page
@@ -261,28 +260,6 @@ def test_figures_are_fit_for_a_paper(runs: Path, tmp_path: Path) -> None:
         image = Image.open(folder / f"{name}.png")
         assert [round(x) for x in image.info["dpi"]] == [300, 300]
         assert (folder / f"{name}.pdf").read_bytes().startswith(b"%PDF")
-
-
-def rerun(**options: Any) -> str:
-    plan = make_plan(["a b", "tiny"], ["emoji-food"], **options)
-    return rerun_command({"plan": plan.to_dict(), "models": {"a b": {}, "tiny": {}}})
-
-
-@pytest.mark.parametrize(
-    ("options", "words"),
-    [
-        ({}, ""),
-        ({"n_samples": None, "seed": 3, "quantize": True}, " --n-samples all --seed 3 --quantize"),
-        ({"norm": "l2"}, " --norm l2"),
-        ({"norm": "l2", "eps": ["0.5"]}, " --eps 0.5 --norm l2"),
-        ({"attacks": ("pgd-10", "apgd-ce(restarts=2)")}, " --attack 'pgd-10,apgd-ce(restarts=2)'"),
-        ({"protocol": "fare"}, " --protocol fare"),
-        ({"protocol": "fare", "n_samples": 7, "seed": 1}, " --protocol fare --n-samples 7 --seed 1"),
-        ({"protocol": "fare", "resolution": "model"}, " --protocol fare --resolution model"),
-    ],
-)
-def test_the_command_to_rerun_says_what_differs_from_defaults(options: dict[str, Any], words: str) -> None:
-    assert rerun(**options) == f"clipguard bench --model 'a b' --model tiny --dataset emoji-food{words}"
 
 
 def test_long_names_are_cut_and_stay_apart() -> None:

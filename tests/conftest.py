@@ -1,0 +1,28 @@
+"""Tests run in a folder of their own, which they leave empty: what one leaves, the next would read."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+
+@pytest.fixture(scope="session", autouse=True)
+def working_directory(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """Not the repository: a default folder such as `runs/` would be made there."""
+    before, folder = Path.cwd(), tmp_path_factory.mktemp("working-directory")
+    os.chdir(folder)
+    yield folder
+    os.chdir(before)
+
+
+@pytest.fixture(autouse=True)
+def leaves_nothing_behind(working_directory: Path) -> Iterator[None]:
+    """Fails a test that leaves files in the working directory; `tmp_path` and `monkeypatch.chdir` are for them."""
+    yield
+    left = sorted(path.name for path in working_directory.iterdir())
+    for name in left:
+        (working_directory / name).rename(working_directory.with_name(f"left-{os.urandom(4).hex()}"))
+    assert not left, f"the test leaves {', '.join(left)} in the working directory"
