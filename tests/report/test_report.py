@@ -302,7 +302,7 @@ def test_intervals_of_one_data_set_are_wilsons(board: Board) -> None:
 
 def test_runs_without_an_attack_and_in_l2_have_a_page(tmp_path: Path) -> None:
     clean, l2 = tmp_path / "clean", tmp_path / "l2"
-    small = ["-q", "bench", "-d", "emoji-food", "-n", "4"]
+    small = ["-q", "bench", "-d", "emoji-food", "-n", "4", "--no-store"]
     assert run([*small, "--attack", "none", "--out", str(clean)]) == 0
     assert run([*small, "--attack", "pgd-2", "--norm", "l2", "--eps", "0.5", "--out", str(l2)]) == 0
     text = page_of(tmp_path / "one", clean, "--gallery", "2")
