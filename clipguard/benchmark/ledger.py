@@ -27,7 +27,7 @@ from clipguard.models.loading import LoadedModel
 Known = dict[float, LevelOutcome]  # by radius in pixel units; 0 is the clean image
 # Of clipguard's results. Increase it with any change that can change an image's outcome (an attack, a projection, the
 # order of runs, the preprocessing): what is stored under another number is never used again.
-RESULT_VERSION = 2
+RESULT_VERSION = 3
 FLUSH_SECONDS = 5.0  # between segments: what a killed run loses at most, beside the images in flight
 MANY = 16  # segments of a cell that are merged when it is done
 
