@@ -149,6 +149,10 @@ class BenchPlan:
     protocol: str | None = None  # whose settings these are
     overrides: Mapping[str, Any] = field(default_factory=dict)  # all but these
 
+    def __post_init__(self) -> None:
+        if isinstance(self.classes, Path):  # one form, as in a plan that was stored
+            object.__setattr__(self, "classes", str(self.classes))
+
     def to_dict(self) -> dict[str, Any]:
         """All but the models as plain JSON types, eps as typed: `plan` in the result files."""
         values = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "models"}
