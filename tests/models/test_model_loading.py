@@ -105,7 +105,8 @@ def test_weight_file_preference_and_ambiguity(model_folder: Callable[[str], Path
     ("config", "part"),
     [
         ("{not json", "is not valid JSON"),
-        ("[]", 'has no "model_cfg"'),
+        ("[]", "holds no JSON object"),
+        ("{}", 'has no "model_cfg"'),
         ('{"model_cfg": 3}', 'has no "model_cfg"'),
         ({"vision_cfg": {}, "text_cfg": {}}, '"embed_dim" in model_cfg must be a positive whole number, not None'),
         ({"embed_dim": 16, "text_cfg": {}}, 'no "vision_cfg"'),
