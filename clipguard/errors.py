@@ -38,10 +38,6 @@ class ToldElsewhereError(ClipguardError):
     """An error that another of several processes tells, for all of them."""
 
 
-class TerminatedError(KeyboardInterrupt):
-    """SIGTERM, where the command line handles it: like Ctrl-C, with another exit code."""
-
-
 class FinetuneError(ClipguardError):
     """A fine-tuning method that does not exist, or a training run that cannot be done or did not succeed."""
 

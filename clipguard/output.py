@@ -85,7 +85,7 @@ class TakenFolder:
             self._require_free()  # before anything is touched
         if not make_folders(self.path, self._hold.made) and must_make:
             raise TakenError(f"{self._what} exists already.")
-        self._hold.lock = Lock(self.path / LOCK, self._what)
+        self._hold.lock = _lock_in(self.path, LOCK, self._what, self._hold.made)
         require_no_run_in(self.path.parent, self._what)
         self._require_free()  # nobody else writes here from now on
         for part in [path for path in self.path.iterdir() if PART.fullmatch(path.name)]:
@@ -152,7 +152,7 @@ class OutputFile:
             if replace:
                 _try_to_write(path)
             else:
-                hold.lock = Lock(path.with_name(f".{path.name}.lock"), self._what)
+                hold.lock = _lock_in(path.parent, f".{path.name}.lock", self._what, hold.made)
             require_no_run_in(path.parent, self._what)
             self._require_free()
 
@@ -220,6 +220,17 @@ def make_folders(path: Path, made: list[Path]) -> bool:
             gone = error
             continue
         return path in made
+    raise gone
+
+
+def _lock_in(folder: Path, name: str, what: str, made: list[Path]) -> Lock:
+    """A lock in a folder, which is made again if another run that had made it in vain has just removed it."""
+    for _ in range(TRIES):
+        try:
+            return Lock(folder / name, what)
+        except FileNotFoundError as error:
+            gone = error
+            make_folders(folder, made)
     raise gone
 
 

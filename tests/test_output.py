@@ -50,8 +50,7 @@ def at_once(*takes: Callable[[], Any]) -> list[tuple[int, str, str]]:
 def test_of_eight_that_want_a_folder_one_gets_it(existing: bool, tmp_path: Path) -> None:
     for number in range(15):
         path = tmp_path / f"{number}" / "run"
-        if existing:
-            path.mkdir(parents=True)
+        (path if existing else path.parent).mkdir(parents=True)
         link = tmp_path / f"link {number}"
         link.symlink_to(path.parent)
         kinds = [
@@ -236,6 +235,8 @@ def test_folders_are_made_beside_runs_that_remove_theirs(tmp_path: Path) -> None
     for number in range(100):
         made: list[Path] = []
         assert make_folders(tmp_path / "runs" / f"store {number}", made)
+    for number in range(100):
+        OutputFolder(tmp_path / "runs" / f"{number}").release()
     for process in processes:
         process.join()
     assert [process.exitcode for process in processes] == [0] * 4

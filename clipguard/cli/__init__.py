@@ -108,6 +108,10 @@ def run(arguments: Sequence[str] | None = None) -> int:
             raise
         streams.drop_output()
         message = f"The results cannot be printed ({error.strerror}). Files that were written are complete."
+    except Exception:
+        if streams.was_interrupted():
+            return streams.tell_interruption()
+        raise
     else:
         if code == streams.INTERRUPTED:  # Typer turns KeyboardInterrupt into it
             return streams.tell_interruption()

@@ -10,17 +10,19 @@ import signal
 import sys
 from types import FrameType
 
-from clipguard.errors import OutputError, TerminatedError
+from clipguard.errors import OutputError
 
 INTERRUPTED, PIPE_CLOSED = 128 + signal.SIGINT, 128 + signal.SIGPIPE
-_terminated = False
+_received: list[int] = []  # signals that end the command
 _process = os.getpid()
 
 
 def prepare() -> None:
     """Heed SIGTERM like Ctrl-C, and see that no file takes the number of a closed stream."""
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+        signal.signal(signal.SIGINT, _end)
     if signal.getsignal(signal.SIGTERM) is signal.SIG_DFL and os.environ.get("RANK", "0") in ("", "0"):
-        signal.signal(signal.SIGTERM, _terminate)  # helpers of torchrun end at once
+        signal.signal(signal.SIGTERM, _end)  # helpers of torchrun end at once
     logging.raiseExceptions = False  # a log line that cannot be written is no error
     for number in (0, 1, 2):
         try:
@@ -82,8 +84,14 @@ def stdout_fails() -> bool:
 
 def tell_interruption() -> int:
     """Say what ended the command, and return the exit code that is customary for that."""
-    say("Terminated." if _terminated else "Interrupted.")
-    return 128 + signal.SIGTERM if _terminated else INTERRUPTED
+    terminated = signal.SIGTERM in _received
+    say("Terminated." if terminated else "Interrupted.")
+    return 128 + signal.SIGTERM if terminated else INTERRUPTED
+
+
+def was_interrupted() -> bool:
+    """Whether a signal to end has come; in the middle of an import, say, it may surface as any exception."""
+    return bool(_received)
 
 
 def is_closed_pipe(error: BaseException | None) -> bool:
@@ -95,9 +103,8 @@ def is_closed_pipe(error: BaseException | None) -> bool:
     return False
 
 
-def _terminate(number: int, frame: FrameType | None) -> None:  # noqa: ARG001
-    global _terminated
-    if os.getpid() != _process:  # a forked worker
-        os._exit(128 + signal.SIGTERM)
-    _terminated = True
-    raise TerminatedError
+def _end(number: int, frame: FrameType | None) -> None:  # noqa: ARG001
+    if number == signal.SIGTERM and os.getpid() != _process:  # a forked worker
+        os._exit(128 + number)
+    _received.append(number)
+    raise KeyboardInterrupt

@@ -20,7 +20,6 @@ from torch import Tensor
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from clipguard.benchmark.run import Progress
-from clipguard.errors import TerminatedError
 from clipguard.finetuning.checkpoint import Checkpoints
 from clipguard.finetuning.config import FinetuneConfig
 from clipguard.finetuning.data import ImageBatch, Pixels, Visits, load_batches, random_key
@@ -101,8 +100,10 @@ class Trainer:
                     self._validate(metrics, progress)
                 if saving:
                     self._save(metrics.size())
-                if interrupted():
-                    raise TerminatedError if interrupted() == signal.SIGTERM else KeyboardInterrupt
+                if number := interrupted():
+                    if callable(signal.getsignal(number)):
+                        signal.raise_signal(number)
+                    raise KeyboardInterrupt
 
     def _step(self, batches: Iterator[ImageBatch]) -> None:
         """One step of the optimisers, over `accumulate` passes."""

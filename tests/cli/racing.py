@@ -1,6 +1,7 @@
 """Command lines that start at the same moment, each in a process of its own, forked once modules are imported.
 
-As a script: reads a JSON list of [arguments, environment] from stdin, and prints a list of [exit code, stdout, stderr].
+As a script: reads a JSON list of groups from stdin, each a list of [arguments, environment], and prints for each a list
+of [exit code, stdout, stderr]. A group starts when the one before has ended.
 """
 
 from __future__ import annotations
@@ -26,9 +27,9 @@ class Ended(NamedTuple):
     err: str
 
 
-def race(folder: Path, lines: list[list[str]], environments: list[dict[str, str]] | None = None) -> list[Ended]:
-    """Run the command lines at once in a folder; how each ended, in their order."""
-    work = list(zip(lines, environments or [{}] * len(lines), strict=True))
+def race(folder: Path, *groups: list[list[str]], environments: list[dict[str, str]] | None = None) -> list[list[Ended]]:
+    """Run the command lines of a group at once in a folder, group by group; how each ended, in their order."""
+    work = [list(zip(lines, environments or [{}] * len(lines), strict=True)) for lines in groups]
     done = subprocess.run(
         [sys.executable, __file__],
         input=json.dumps(work),
@@ -39,7 +40,7 @@ def race(folder: Path, lines: list[list[str]], environments: list[dict[str, str]
         timeout=600,
         check=True,
     )
-    return [Ended(*end) for end in json.loads(done.stdout)]
+    return [[Ended(*end) for end in ends] for ends in json.loads(done.stdout)]
 
 
 def _child(arguments: list[str], environment: dict[str, str], start: float, files: list[Path]) -> NoReturn:
@@ -48,7 +49,7 @@ def _child(arguments: list[str], environment: dict[str, str], start: float, file
         from clipguard.cli import run
 
         for number, path in zip((1, 2), files, strict=True):
-            os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT), number)
+            os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND), number)
         os.environ.update(environment)
         sys.argv = ["clipguard", *arguments]
         time.sleep(max(0.0, start - time.time()))
@@ -62,7 +63,10 @@ def _child(arguments: list[str], environment: dict[str, str], start: float, file
 def _main() -> None:
     for name in HEAVY:
         importlib.import_module(f"clipguard.{name}")
-    work = json.loads(sys.stdin.read())
+    print(json.dumps([_at_once(work) for work in json.loads(sys.stdin.read())]))
+
+
+def _at_once(work: list[tuple[list[str], dict[str, str]]]) -> list[list[object]]:
     with tempfile.TemporaryDirectory() as folder:
         start = time.time() + 0.5
         started = []
@@ -74,7 +78,7 @@ def _main() -> None:
             started.append((process, files))
         codes = [os.waitstatus_to_exitcode(os.waitpid(process, 0)[1]) for process, _ in started]
         texts = [[path.read_text() for path in files] for _, files in started]
-    print(json.dumps([[code, *text] for code, text in zip(codes, texts, strict=True)]))
+    return [[code, *text] for code, text in zip(codes, texts, strict=True)]
 
 
 if __name__ == "__main__":

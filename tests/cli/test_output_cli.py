@@ -53,18 +53,49 @@ def one_wins(lines: list[list[str]], ends: list[Ended]) -> list[str]:
     return next(line for line, end in zip(lines, ends, strict=True) if end.code == 0)
 
 
-def test_of_eight_commands_that_name_one_folder_one_runs(tmp_path: Path) -> None:
-    lines = [[*COMMANDS[name], "--out", "same"] for name in ("bench", "attack", "finetune", "convert")] * 2
-    winner = one_wins(lines, race(tmp_path, lines))
-    assert {path.name for path in (tmp_path / "same").iterdir()} >= FILES[winner[0]] - {"original_text.safetensors"}
-    assert not [path for path in tmp_path.rglob("*") if path.name.endswith((".part", ".lock"))]
+NAMED = [[*COMMANDS[name], "--out", "same"] for name in ("bench", "attack", "finetune", "convert")] * 2
+UNNAMED = [BENCH, BENCH, ATTACK, ATTACK]
+EXPORTS = [["report", "run", "--gallery", "0", "--out", "one.csv"], ["store", "export", "--out", "one.csv"]] * 4
+
+
+@pytest.fixture(scope="module")
+def races(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[list[Ended]]]:
+    """A folder, and how commands ended that started there at the same moment."""
+    folder = tmp_path_factory.mktemp("races")
+    return folder, race(folder, NAMED, UNNAMED, [[*BENCH, "--out", "run"]], EXPORTS)
+
+
+def test_of_eight_commands_that_name_one_folder_one_runs(races: tuple[Path, list[list[Ended]]]) -> None:
+    winner = one_wins(NAMED, races[1][0])
+    assert {path.name for path in (races[0] / "same").iterdir()} >= FILES[winner[0]]
+    assert not [path for path in races[0].rglob("*") if path.name.endswith((".part", ".lock"))]
+
+
+def test_without_a_name_each_has_its_own_folder_and_they_share_the_store(
+    races: tuple[Path, list[list[Ended]]],
+) -> None:
+    folder, ends = races
+    assert [end.code for end in ends[1]] == [0] * 4, ends
+    folders = [path for path in (folder / "runs").iterdir() if path.name != "store"]
+    found = [{path.name for path in folder.iterdir()} for folder in folders]
+    assert sorted(found, key=len) == [FILES["bench"]] * 2 + [FILES["attack"]] * 2
+    tables = {path.read_bytes() for path in folder.glob("runs/*/results.csv")}
+    assert len(tables) == 1
+    assert not (folder / "runs" / "store" / "damaged").exists()
+
+
+def test_of_reports_and_exports_to_one_file_one_is_written(races: tuple[Path, list[list[Ended]]]) -> None:
+    folder, ends = races
+    winner = one_wins(EXPORTS, ends[3])
+    text = (folder / "one.csv").read_text()
+    assert text.startswith("<!doctype html>") if winner[0] == "report" else len(pd.read_csv(folder / "one.csv")) == 6
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("pair", list(combinations_with_replacement(COMMANDS, 2)), ids="+".join)
 def test_every_pair_of_commands(pair: tuple[str, str], tmp_path: Path) -> None:
     lines = [[*COMMANDS[name], "--out", "same"] for name in pair * 4]
-    winner = one_wins(lines, race(tmp_path, lines))
+    winner = one_wins(lines, race(tmp_path, lines)[0])
     assert run([*winner[:-1], str(tmp_path / "alone")]) == 0
     assert sorted(p.name for p in (tmp_path / "same").rglob("*")) == sorted(
         p.name for p in (tmp_path / "alone").rglob("*")
@@ -74,37 +105,11 @@ def test_every_pair_of_commands(pair: tuple[str, str], tmp_path: Path) -> None:
             assert (tmp_path / "same" / name).read_bytes() == (tmp_path / "alone" / name).read_bytes()
 
 
-def test_without_a_name_each_has_its_own_folder_and_they_share_the_store(tmp_path: Path) -> None:
-    ends = race(tmp_path, [BENCH, BENCH, ATTACK, ATTACK])
-    assert [end.code for end in ends] == [0] * 4, ends
-    folders = [path for path in (tmp_path / "runs").iterdir() if path.name != "store"]
-    assert sorted({path.name for path in folder.iterdir()} == FILES["bench"] for folder in folders) == [
-        False,
-        False,
-        True,
-        True,
-    ]
-    tables = {(folder / "results.csv").read_bytes() for folder in folders if (folder / "results.csv").exists()}
-    assert len(tables) == 1
-    assert not (tmp_path / "runs" / "store" / "damaged").exists()
-
-
 @pytest.mark.slow
 def test_without_a_name_eight_of_three_kinds_have_their_own_folders(tmp_path: Path) -> None:
-    ends = race(tmp_path, [BENCH, ATTACK, FINETUNE, BENCH, ATTACK, FINETUNE, BENCH, FINETUNE])
+    (ends,) = race(tmp_path, [BENCH, ATTACK, FINETUNE, BENCH, ATTACK, FINETUNE, BENCH, FINETUNE])
     assert [end.code for end in ends] == [0] * 8, ends
     assert len([path for path in (tmp_path / "runs").iterdir() if path.name != "store"]) == 8
-
-
-def test_of_reports_and_exports_to_one_file_one_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
-    assert run([*BENCH, "--out", "run"]) == 0
-    report = ["report", "run", "--gallery", "0"]
-    lines = [[*report, "--out", "one.csv"], ["store", "export", "--out", "one.csv"]] * 4
-    winner = one_wins(lines, race(tmp_path, lines))
-    text = Path("one.csv").read_text()
-    assert text.startswith("<!doctype html>") if winner[0] == "report" else len(pd.read_csv("one.csv")) == 6
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["one.csv", "run", "runs"]
 
 
 def hold(folder: Path, taken: Any, end: Any) -> None:
