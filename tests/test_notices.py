@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import ast
 import logging
+from pathlib import Path
 
 import pytest
 
-from clipguard.notices import notice, noticing
+import clipguard
+from clipguard.notices import KINDS, notice, noticing
 
 
 def test_a_notice_is_a_warning_and_is_kept_once_in_the_run_under_way(caplog: pytest.LogCaptureFixture) -> None:
@@ -19,3 +22,78 @@ def test_a_notice_is_a_warning_and_is_kept_once_in_the_run_under_way(caplog: pyt
     assert [n["text"] for n in kept] == ["photos: 2 files are no images", "photos: split val"] == caplog.messages
     with noticing() as fresh:
         assert fresh == []
+
+
+# Every place that skips, cuts, translates, rescales or guesses, in the order of its lines. A new one belongs here, with
+# a test of what it says; and what is done to an input in any other place must be an error.
+PLACES = {
+    "attacks/recipe_files.py": [("guessed", "eps of a recipe below one grey level")],
+    "benchmark/image_files.py": [("translated", "WordNet ids given as classes")],
+    "benchmark/plan.py": [("guessed", "eps below one grey level")],
+    "data/class_lists.py": [("translated", "class names with an index, ids, quotes, or as a table or dictionary")],
+    "data/columns.py": [("guessed", "one of several label columns")],
+    "data/decoding.py": [
+        ("rescaled", "images rotated, laid over white, or of 16 bits"),
+        ("skipped", "the same, left undone under --decode plain"),
+        ("skipped", "frames after the first"),
+        ("guessed", "orientation where EXIF cannot be read"),
+        ("guessed", "8- or 12-bit values in 16-bit files"),
+    ],
+    "data/folders.py": [("skipped", "files that are not read")],
+    "data/image_folder.py": [
+        ("guessed", "top folders that are splits, since some are called so"),
+        ("guessed", "images below folders in class folders"),
+    ],
+    "data/labels.py": [
+        ("guessed", "numbers as positions, though none is 0"),
+        ("guessed", "numbers that take names in their order"),
+        ("guessed", "names by their place"),
+    ],
+    "data/sources.py": [
+        ("skipped", "classes that only other splits have"),
+        ("translated", "class names: ids in words, another style"),
+        ("guessed", "the ensemble for any photos, where a copy brings no prompts"),
+    ],
+    "data/table_images.py": [("guessed", "arrays as channels, height, width")],
+    "data/tar_index.py": [
+        ("guessed", "dots that belong to a sample's name"),
+        ("guessed", "the only image of a sample, with dots"),
+        ("skipped", "members that are no image or label"),
+    ],
+    "data/templates.py": [("translated", "templates in quotes, lists, functions or JSON")],
+    "finetuning/data.py": [("skipped", "labels that cannot be read, of a method that needs none")],
+    "finetuning/processes.py": [
+        ("skipped", "variables of accelerate that would change settings"),
+        ("skipped", "variables of a launch of one process"),
+    ],
+    "models/image_processor.py": [
+        ("guessed", "CLIP's own processor, where there is no file"),
+        ("skipped", "keys that transformers does not use either"),
+        ("guessed", "which of two processor files that differ"),
+        ("guessed", "sizes that a processor file lacks"),
+    ],
+    "models/layouts.py": [
+        ("skipped", "other models in the same file"),
+        ("translated", "an unknown prefix of all names"),
+        ("skipped", "tensors that lie beside the model"),
+    ],
+    "models/locate.py": [("skipped", "unknown keys of preprocess_cfg")],
+    "models/text.py": [
+        ("truncated", "classes alike in some prompts"),
+        ("guessed", "classes alike in all prompts, where that is allowed"),
+        ("truncated", "prompts longer than the context"),
+    ],
+}
+
+
+def test_every_place_that_does_something_to_an_input_is_known() -> None:
+    package = Path(clipguard.__file__).parent
+    found: dict[str, list[tuple[int, str]]] = {}
+    for path in package.rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "notice":
+                name = path.relative_to(package).as_posix()
+                found.setdefault(name, []).append((node.lineno, ast.literal_eval(node.args[0])))
+    kinds = {name: [kind for _, kind in sorted(calls)] for name, calls in found.items()}
+    assert kinds == {name: [kind for kind, _ in places] for name, places in PLACES.items()}
+    assert {kind for calls in kinds.values() for kind in calls} <= set(KINDS)
