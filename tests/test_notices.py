@@ -79,9 +79,9 @@ PLACES = {
     ],
     "models/locate.py": [("skipped", "unknown keys of preprocess_cfg")],
     "models/text.py": [
-        ("truncated", "classes alike in some prompts"),
-        ("guessed", "classes alike in all prompts, where that is allowed"),
         ("truncated", "prompts longer than the context"),
+        ("guessed", "classes alike in all prompts, where that is allowed"),
+        ("truncated", "classes alike in some prompts"),
     ],
 }
 
