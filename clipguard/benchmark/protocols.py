@@ -183,9 +183,8 @@ def _options(given: Mapping[str, Any]) -> dict[str, Any]:
     for name, word in (("n_samples", "all"), ("batch_size", "auto")):  # as on the command line
         if name in options and options[name] == word:
             options[name] = None
-    for name in ("classes", "data_root"):
-        if isinstance(options.get(name), str):
-            options[name] = Path(options[name])
+    if isinstance(options.get("data_root"), str):
+        options["data_root"] = Path(options["data_root"])
     if "attacks" in options:
         options["attacks"] = as_names("attack", options["attacks"])
     check_type("--norm", options.get("norm", "linf"), TYPES["norm"])

@@ -31,7 +31,7 @@ def prepare() -> None:
             while os.open(os.devnull, os.O_RDWR) < number:  # takes the lowest that is free
                 pass
     if sys.stderr is None:
-        sys.stderr = open(os.devnull, "w")  # noqa: PTH123, SIM115
+        sys.stderr = open(os.devnull, "w", encoding="utf-8")  # noqa: PTH123, SIM115
 
 
 def require_stdout() -> None:

@@ -9,6 +9,8 @@ import sys
 import unicodedata
 from functools import partial
 
+from clipguard.cli import streams
+
 REPLACE, ESCAPE = "clipguard.replace", "clipguard.escape"
 # As wide as what they stand for, so that tables stay straight.
 LOOKALIKES = str.maketrans("–—−→…·×✓✗•’‘“”", "--->*.x+x*''\"\"")
@@ -59,7 +61,10 @@ def prepare_streams() -> None:
 
 def echo(text: str = "", *, err: bool = False) -> None:
     """A line of text for people. (`typer.echo` writes UTF-8 to an ASCII terminal.)"""
-    print(text, file=sys.stderr if err else sys.stdout, flush=True)
+    if err:
+        streams.say(text)
+    else:
+        print(text, flush=True)
 
 
 def echo_data(text: str) -> None:

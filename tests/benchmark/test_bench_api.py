@@ -51,7 +51,7 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "no seed": ({"seed": None}, "--seed must be a whole number, not None"),
     "half an image": ({"n_samples": 4.5}, "--n-samples must be a whole number"),
     "templates": ({"templates": ["a {}"]}, "--templates must be a text"),
-    "classes": ({"classes": ["a", "b"]}, "--classes must be a path"),
+    "classes": ({"classes": ["a", "b"]}, "--classes must be a text or a path"),
     "no protocol": ({"protocol": 3}, "--protocol must be a text"),
     "a store": ({"store": True}, "store must be a text or a path"),
     "part": ({"part": 3}, "part must be two numbers"),

@@ -143,5 +143,6 @@ def test_every_file_is_read_and_written_as_utf8() -> None:
             mode = next(
                 (a.value for a in node.args[:2] if isinstance(a, ast.Constant) and a.value in ("r", "w", "a")), ""
             )
-            if called in ("read_text", "write_text") or (called in ("open", "fdopen") and mode):
+            of_path = isinstance(node.func, ast.Attribute) and called in ("read_text", "write_text")
+            if of_path or (called in ("open", "fdopen") and mode):
                 assert "encoding" in [k.arg for k in node.keywords], f"{path}:{node.lineno}"
