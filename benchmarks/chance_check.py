@@ -172,7 +172,7 @@ def main() -> None:
     quiet = [honest(rng, task, accuracy, n, times[n]) for task in TASKS for accuracy in task.accuracies for n in SIZES]
     loud = [faulty(rng, task, fault, n, times[n]) for task in FAULTY for fault in FAULTS for n in SIZES]
     seconds = round(time.perf_counter() - started)
-    save("chance_check.json", provenance() | {"seconds": seconds, "honest": quiet, "faults": loud})
+    save("chance_check", provenance() | {"seconds": seconds, "honest": quiet, "faults": loud})
     for row in [*quiet, *loud]:
         print(row)
 

@@ -297,3 +297,17 @@ def test_a_class_that_is_never_predicted() -> None:
 
 def test_the_checks_come_in_their_order() -> None:
     assert tuple(f.id for f in prediction_findings([0], [0], 2)) == PREDICTION_CHECKS
+
+
+def test_the_figures_of_the_docs_are_those_of_the_study() -> None:
+    root = Path(__file__).parents[2]
+    study = json.loads((root / "benchmarks" / "results" / "chance_check.json").read_text())
+    rows: dict[tuple[str, Any], list[float]] = {}
+    for entry in [*study["honest"], *study["faults"]]:
+        key = entry["task"], entry.get("accuracy", entry.get("fault"))
+        rows.setdefault(key, []).append(round(100 * entry["warned"]["any"], 1))
+    cells = [line.split("|")[2:-1] for line in (root / "docs" / "doctor.md").read_text().splitlines()]
+    numbers = [row for row in cells if len(row) == 5 and row[0].strip().replace(".", "").isdigit()]
+    printed = [[float(cell) for cell in row] for row in numbers]
+    assert len(printed) == 31
+    assert all(row in rows.values() for row in printed)
