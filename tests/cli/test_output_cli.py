@@ -93,7 +93,8 @@ def test_of_reports_and_exports_to_one_file_one_is_written(races: tuple[Path, li
 
 @pytest.mark.slow
 @pytest.mark.parametrize("pair", list(combinations_with_replacement(COMMANDS, 2)), ids="+".join)
-def test_every_pair_of_commands(pair: tuple[str, str], tmp_path: Path) -> None:
+def test_every_pair_of_commands(pair: tuple[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
     lines = [[*COMMANDS[name], "--out", "same"] for name in pair * 4]
     winner = one_wins(lines, race(tmp_path, lines)[0])
     assert run([*winner[:-1], str(tmp_path / "alone")]) == 0
@@ -168,7 +169,10 @@ def test_stopped_while_it_loads_it_leaves_nothing(number: int, tmp_path: Path) -
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["bench", "attack", "finetune"])
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
-def test_stopped_at_any_moment_it_stands_in_nobodys_way(name: str, number: int, tmp_path: Path) -> None:
+def test_stopped_at_any_moment_it_stands_in_nobodys_way(
+    name: str, number: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
     for attempt in range(6):
         folder = tmp_path / str(attempt)
         folder.mkdir()
