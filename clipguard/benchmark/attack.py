@@ -119,7 +119,8 @@ def attack_task(
     classifier, preprocess = prepare(plan, model, task.dataset)
     options = engine_options(plan, str(model.device), keep_images=True)
     image = next(task.examples(preprocess, str(model.device))).image
-    options, run["batch_invariant"][model.info.name] = settle_fill(model, classifier, image, options, attacked=True)
+    options, answer = settle_fill(model, classifier, image, options, attacked=True)
+    run.setdefault("batch_invariant", {})[model.info.name] = answer
     engine = Engine(classifier, recipe, ThreatModel(plan.norm, plan.quantize), [plan.eps[0].pixels], options)
     progress.start(f"{model.info.name} · {task.name} · {recipe.name}", len(task.indices))
     outcomes = []

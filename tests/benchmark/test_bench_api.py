@@ -11,7 +11,7 @@ import pytest
 import torch
 
 import clipguard
-from clipguard.benchmark.again import rerun_command
+from clipguard.benchmark.again import rerun
 from clipguard.cli import run
 from clipguard.errors import ClipguardError
 
@@ -113,7 +113,7 @@ def test_a_stored_run_with_a_tiny_budget_is_compared_and_rerun_as_it_was(tmp_pat
     found = clipguard.compare(tmp_path, "tiny")
     assert {cell.eps for cell in found.cells} == {0, 0.05}
     assert found.verdict != "regression"
-    words = rerun_command(result.run).split()
+    words = rerun(result.run).command.split()
     assert words[words.index("--eps") + 1] == "0.05/255"
     out = tmp_path / "again"
     assert run([*words[1:], "--no-store", "--out", str(out)]) == 0

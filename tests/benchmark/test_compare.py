@@ -211,7 +211,7 @@ def _swap_samples(folder: Path, base: BenchResult) -> None:
 DAMAGE: dict[str, tuple[Callable[[Path, BenchResult], object], str]] = {
     "not JSON": (lambda folder, _: (folder / "results.json").write_text("{"), "cannot be read"),
     "half a file": (lambda folder, _: (folder / "results.json").write_text('{"schema": 1, "run": {}}'), "no result of"),
-    "another schema": (lambda folder, _: (folder / "results.json").write_text('{"schema": 99}'), "schema 1"),
+    "another schema": (lambda folder, _: (folder / "results.json").write_text('{"schema": 0}'), "schema 1"),
     "no samples": (lambda folder, _: (folder / "samples.parquet").unlink(), "belongs beside results.json"),
     "cut samples": (lambda folder, _: (folder / "samples.parquet").write_bytes(b"PAR1"), "belongs beside"),
     "samples of another run": (_swap_samples, "not of one run"),

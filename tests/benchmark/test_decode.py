@@ -12,7 +12,7 @@ import pytest
 import torch
 
 import clipguard
-from clipguard.benchmark.again import rerun_command
+from clipguard.benchmark.again import rerun
 from clipguard.benchmark.comparable import unlike
 from clipguard.benchmark.results import BenchResult
 from clipguard.cli import run
@@ -73,13 +73,13 @@ def test_overrides_comparisons_and_reruns_know_the_way(photos: Path) -> None:
     assert "decode is upright in BASE and plain in CANDIDATE" in unlike(upright, plain)
     older = {key: value for key, value in upright.items() if key != "decode"}
     assert not any("decode" in reason for reason in unlike(older, upright))
-    assert "--decode plain" in rerun_command(plain)
+    assert "--decode plain" in rerun(plain).command
     fare = bench(photos, protocol="fare", decode="upright").run
     assert fare["protocol"]["overrides"]["decode"] == "upright"
-    assert "--decode upright" in rerun_command(fare)
+    assert "--decode upright" in rerun(fare).command
     del fare["plan"]["decode"]  # as of an older clipguard, which had no such field
     del fare["plan"]["overrides"]["decode"]
-    assert shlex.split(rerun_command(fare)).count("--decode") == 1
+    assert shlex.split(rerun(fare).command).count("--decode") == 1
 
 
 def test_image_files_are_decoded_as_asked(photos: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:

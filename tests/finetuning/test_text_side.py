@@ -240,7 +240,7 @@ def test_a_free_table_scores_its_classes_and_no_other(folder: Callable[[str], Pa
 def test_a_model_without_original_text_says_so() -> None:
     with pytest.raises(ModelError, match="tiny has no original text beside its own: clipguard did not tune its text"):
         load_model("tiny", text="original")
-    with pytest.raises(ModelError, match="text must be tuned or original, not 'old'"):
+    with pytest.raises(ModelError, match="'old' is unknown; use tuned or original"):
         load_model("tiny", text="old")  # type: ignore[arg-type]
 
 

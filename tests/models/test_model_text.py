@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from pathlib import Path
 
 import open_clip
@@ -55,7 +56,7 @@ def test_equal_names_were_allowed_by_whoever_gave_them() -> None:
 def test_names_that_only_a_long_template_makes_alike_are_said(caplog: pytest.LogCaptureFixture) -> None:
     names = ["a small and very old grey cat", "a small and very old grey dog"]
     templates = ["a {}.", "one two three four five six seven eight nine {}."]
-    with noticing() as notices:
+    with caplog.at_level(logging.WARNING, logger="clipguard"), noticing() as notices:
         tokenize(SIMPLE, names, templates)
     assert [n["kind"] for n in notices] == ["truncated", "truncated"]
     assert "2 of 2 classes have prompts longer than the model's context of 16 tokens" in notices[0]["text"]
