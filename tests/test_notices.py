@@ -30,7 +30,10 @@ PLACES = {
     "attacks/recipe_files.py": [("guessed", "eps of a recipe below one grey level")],
     "benchmark/image_files.py": [("translated", "WordNet ids given as classes")],
     "benchmark/plan.py": [("guessed", "eps below one grey level")],
-    "data/class_lists.py": [("translated", "class names with an index, ids, quotes, or as a table or dictionary")],
+    "data/class_lists.py": [
+        ("guessed", "class names that look like prompts"),
+        ("translated", "class names with an index, ids, quotes, or as a table or dictionary"),
+    ],
     "data/columns.py": [("guessed", "one of several label columns")],
     "data/decoding.py": [
         ("rescaled", "images rotated, laid over white, or of 16 bits"),

@@ -84,7 +84,7 @@ def causes(order: Finding, names: Sequence[str]) -> str:
     listed = [
         (coded, f"class names that are ids or numbers{f', as {names[0]!r}' if coded else ', or of another list'}"),
         (order.verdict == "warning", "classes in another order than the labels"),
-        (False, "another normalisation than in training"),
+        (False, "another normalisation than in training, or images that are decoded wrongly"),
         (False, "another base model or activation than the weights were made with"),
     ]
     return f"Likely causes, in order: {'; '.join(text for _, text in sorted(listed, key=lambda cause: not cause[0]))}"
@@ -169,4 +169,7 @@ def predicted_classes(labels: Classes, predictions: Classes, names: Sequence[str
     order = np.flatnonzero(odd)[np.argsort(-count[odd], kind="stable")][:3]
     said = ", ".join(f"{names[present[i]]!r} ({count[i]} images)" if names else str(present[i]) for i in order)
     evidence = f"{what}, though {100 * accuracy:.0f} % of the others' images are right: {said}"
+    if len(np.unique(predictions)) == 1:
+        only = repr(names[predictions[0]]) if names else str(predictions[0])
+        evidence = f"{what}: every image is taken for {only}"
     return Finding("predicted-classes", "warning", evidence, numbers)

@@ -208,7 +208,7 @@ def alarms(findings: Sequence[Entry], checks: Container[str] = CHECKS) -> list[s
 def say(findings: Sequence[Entry]) -> None:
     """Log what the predictions give away: nothing that is computed from them can be trusted before it is understood."""
     for line in alarms(findings, PREDICTION_CHECKS):
-        log.warning(line)
+        log.warning(line.partition(" ")[2])  # the log says itself that it is a warning
 
 
 def finding_lines(findings: Sequence[Entry]) -> list[str]:

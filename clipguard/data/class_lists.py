@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Sequence
 from dataclasses import replace
@@ -43,6 +44,9 @@ LISTED = re.compile(r"[.)]\s*(?=\D)|\s+-\s+")  # of numbered lists
 PERHAPS = re.compile(r"\s+")  # also what may stand in a name
 BETWEEN_COMMAS = re.compile(r"""\s*("(?:[^"]|"")*"|'(?:[^']|'')*'|[^,]*?)\s*(,|$)""")
 WRAPPERS = ("names", "classes", "class_names", "classnames", "categories", "labels", "id2label")
+BRACKETED = re.compile(r"(?:(?:class|label|cls|category|id)[\s_]*|[\[(])(\d+)[\])]?\s*[:,.=-]?\s+(\D.*)", re.IGNORECASE)
+PROMPT = re.compile(r"\b(photo|picture|image|drawing|painting|sketch|rendering)s? of\b", re.IGNORECASE)
+ALONE = ("class_name", "class_names", "classname", "classnames", "label_name", "category_name")  # a header, no class
 FILES = (".txt", ".json", ".csv", ".tsv", ".yaml", ".yml", ".names")
 
 
@@ -158,8 +162,10 @@ def _from_table(table: Table, path: Path, origin: str) -> GivenNames:
 
 def _from_lines(lines: Lines, path: Path, origin: str) -> GivenNames:
     """Names one a line, with an index and an id before or after them, or without."""
-    names, done, order, ids = list(lines.texts), list(lines.done), None, None
+    names, done, order, ids = _unbracketed(lines.texts), list(lines.done), None, None
     names, numbers, headless = _drop_header(names, lines.numbers)
+    if len(names) > 2 and names[0].strip().lower().replace(" ", "_") in ALONE:
+        names, numbers, headless = names[1:], numbers[1:], True
     done += ["the header"] if headless else []
     for _ in range(3):
         found_ids = _split_ids(names, numbers, path)
@@ -173,12 +179,33 @@ def _from_lines(lines: Lines, path: Path, origin: str) -> GivenNames:
         index, names = found
         order = order or index
     given = GivenNames(unquote_lines(Lines(names, numbers), path).texts, origin)
+    _check_alone(given.names, path)
     if ids is not None:
         given = _with_ids(given, ids)
     if order is not None:
         given, said = _in_order(given, order)
         done.append(said)
     return _said(given, done)
+
+
+def _unbracketed(names: list[str]) -> list[str]:
+    """`[0] bread`, `(0) bread` and `class 0: bread` as `0: bread`, where all lines are so."""
+    found = [BRACKETED.fullmatch(name) for name in names]
+    return [f"{m[1]}: {m[2]}" for m in found if m] if all(found) else list(names)
+
+
+def _check_alone(names: list[str], path: Path) -> None:
+    """Raise DatasetError for names that are wrapped in what is no part of a name."""
+    start = os.path.commonprefix(names)  # noqa: RUF071  # of texts, not of paths
+    end = os.path.commonprefix([name[::-1] for name in names])[::-1]  # noqa: RUF071
+    for place, shown in (("begin", start), ("end", end)):
+        if len(names) > 2 and len(shown) > 2 and re.search(r"[/\\<>:{}|=@$\[\]]|__", shown):
+            raise DatasetError(f"{path}: all names {place} with {shown!r}; give the names without it")
+    for number, name in enumerate(names, start=1):
+        if re.search(r"\\[ux][0-9a-fA-F]{2}|<[^<>]+>", name):
+            raise DatasetError(f"{path}: name {number} is {name!r}, with markup or escapes; write it in plain text")
+    if len(names) > 2 and all(PROMPT.search(name) for name in names):
+        notice("guessed", f"{path}: the names look like prompts ({names[0]!r}), and templates put words around them")
 
 
 def _drop_header(names: list[str], numbers: list[int]) -> tuple[list[str], list[int], bool]:
@@ -244,7 +271,9 @@ def _countable(cells: Sequence[str], rest: Sequence[str], start: int, first: boo
     """Whether numbers set off by no more than a space are an index, and not counts: `1 star`, `2 stars`, `Apollo 1`."""
     if len({name.rstrip("s") for name in rest}) < len(rest) or (len(rest) == 2 and start == 1):
         return False
-    return first or (start == 0 and len(rest) > 2 and [int(cell) for cell in cells] == list(range(len(cells))))
+    return first or (
+        len(rest) > (2 if start == 0 else 4) and [int(cell) for cell in cells] == list(range(start, start + len(cells)))
+    )
 
 
 def _in_order(names: GivenNames, index: list[int]) -> tuple[GivenNames, str]:

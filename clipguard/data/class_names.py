@@ -73,6 +73,17 @@ def ids_in_words(names: list[str], style: ClassNames) -> list[str] | None:
     return style_names(words, style) if words and len(words) == len(names) else None
 
 
+def without_numbers(names: list[str]) -> list[str] | None:
+    """Names behind numbers that count the classes, from 0 or 1 or with zeros before (`001.Black_footed_Albatross`)."""
+    found = [re.fullmatch(r"\d+[-_ .]+(.*[^\W\d_].*)", name) for name in names]
+    cells = [re.match(r"\d*", name)[0] for name in names]  # type: ignore[index]
+    if len(names) < 2 or not all(found) or len({int(cell) for cell in cells}) < len(cells):
+        return None
+    padded = len({len(cell) for cell in cells}) == 1 and any(cell[0] == "0" and len(cell) > 1 for cell in cells)
+    counts = max(map(int, cells)) - min(map(int, cells)) == len(cells) - 1 and min(map(int, cells)) in (0, 1)
+    return [match[1].replace("_", " ").strip() for match in found if match] if padded or counts else None
+
+
 def check_words(names: list[str], templates: list[str]) -> None:
     """Raise DatasetError where all names that a file gives are numbers or WordNet ids: they mean nothing in a prompt.
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import string
+import unicodedata
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import suppress
@@ -30,6 +31,7 @@ _NUMBERED = re.compile(
 _ID = re.compile(
     _NUMBERED.pattern  # 0, -1, 3.0, class_3, c7
     + r"|n\d{8}"  # WordNet
+    + r"|[\w-]+\.[nvasr]\.\d\d"  # WordNet's synsets, dog.n.01
     + r"|/?m[/._]0\w+"  # Freebase, as in OpenImages
     + r"|q\d{3,}"  # Wikidata
     + r"|(?=[0-9a-f-]*\d)[0-9a-f]{6,}(?:-[0-9a-f]{4,})*"  # hashes, UUIDs
@@ -145,7 +147,8 @@ def check_names(names: list[str], *, distinct: bool = True) -> None:
     """Raise DatasetError unless there are two names or more, none empty and, if `distinct`, no two alike."""
     if any(not name.strip() for name in names):
         raise DatasetError("a class name is empty; give all of them with --classes FILE")
-    doubles = [name for name, count in Counter(names).items() if count > 1]
+    seen = Counter("".join(c for c in name if unicodedata.category(c) != "Cf") for name in names)  # zero-width ones
+    doubles = [name for name, count in seen.items() if count > 1]
     if doubles and distinct:
         listed = ", ".join(repr(name) for name in doubles[:5]) + (" ..." if len(doubles) > 5 else "")
         raise DatasetError(f"duplicate class names: {listed}; make them distinct with --classes FILE")

@@ -10,7 +10,14 @@ from typing import Any
 
 from clipguard.checking import check_type
 from clipguard.data.class_lists import parse_classes
-from clipguard.data.class_names import ClassNames, check_words, ids_in_words, imagenet_templates, style_names
+from clipguard.data.class_names import (
+    ClassNames,
+    check_words,
+    ids_in_words,
+    imagenet_templates,
+    style_names,
+    without_numbers,
+)
 from clipguard.data.dataset import ImageDataset, ZeroShotDataset
 from clipguard.data.decoding import Decode
 from clipguard.data.embedded import embedded_folders, open_embedded
@@ -190,6 +197,8 @@ def _write_names(
         except DatasetError:
             if winner is None:
                 raise
+    if written is None and given is None and entry is None:
+        written = without_numbers(names)
     if written is None and given is None:
         written = _style(names, entry, style, raw=winner is None, duplicates=duplicates)
     changed = [(old, new) for old, new in zip(names, written or names, strict=True) if old != new]

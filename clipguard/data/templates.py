@@ -63,8 +63,10 @@ def resolve_templates(choice: str, sets: TemplateSets, dataset: str = "") -> lis
     path = existing_file(choice)
     if path is not None:
         return read_templates(path, dataset)
+    if re.match(r"lambda\b|[fF]?['\"]|[\[(]", choice.lstrip()) and "{" in choice:
+        return _parse_templates(choice, Path("--templates"), dataset)
     if set("{}%") & set(choice):
-        return [read_template(_without_quotes(choice), "--templates")]
+        return [read_template(choice, "--templates")]
     hint = did_you_mean(choice, ["single", "ensemble"])
     raise DatasetError(
         f"no templates {choice!r}.{hint} Give 'single', 'ensemble', a template with {{}}, or a text file of such."
@@ -78,7 +80,10 @@ def read_templates(path: Path, dataset: str = "") -> list[str]:
     `lambda c: f'a photo of a {c}.'`; and CLIP_benchmark's table of data sets, of which `dataset` says the one.
     Raises DatasetError, with the line, for anything else.
     """
-    text = read_text(path)
+    return _parse_templates(read_text(path), path, dataset)
+
+
+def _parse_templates(text: str, path: Path, dataset: str) -> list[str]:
     value, done, form = parse_literal(text, path), list[str](), "a list"
     if isinstance(value, dict):
         key = _choose(value, dataset, path)

@@ -281,7 +281,7 @@ def test_a_constant_answer_on_an_unbalanced_set_is_no_knowledge() -> None:
     found = {f.id: f for f in prediction_findings(labels, np.zeros(200, dtype=np.int64), 2, ["no", "yes"])}
     assert found["above-chance"].numbers["chance"] == pytest.approx(0.9)
     assert found["predicted-classes"].verdict == "warning"
-    assert "'yes' (20 images)" in found["predicted-classes"].evidence
+    assert "every image is taken for 'no'" in found["predicted-classes"].evidence
 
 
 def test_a_class_that_is_never_predicted() -> None:

@@ -274,3 +274,55 @@ def test_a_template_on_the_command_line_may_be_written_as_in_a_file() -> None:
     assert resolve_templates("'a sketch of a {}.'", PHOTO) == ["a sketch of a {}."]
     with pytest.raises(DatasetError, match=r"write \{\} in place of \{class\}"):
         resolve_templates("a sketch of a {class}.", PHOTO)
+
+
+@pytest.mark.parametrize(
+    "lines",
+    ["[{i}] {n}", "({i}) {n}", "class {i}: {n}", "{n} {i1}"],
+)
+def test_numbers_in_brackets_or_behind_names_are_an_index(tmp_path: Path, lines: str) -> None:
+    names = ["bread", "fruit", "meat", "fish", "tea"]
+    file = tmp_path / "names.txt"
+    file.write_text("\n".join(lines.format(i=i, i1=i + 1, n=n) for i, n in enumerate(names)))
+    with noticing() as notices:
+        assert read_class_list(file).names == names
+    assert [n["kind"] for n in notices] == ["translated"]
+
+
+def test_a_header_of_one_column_is_no_class(tmp_path: Path) -> None:
+    file = tmp_path / "names.txt"
+    file.write_text("class_name\nbread\nfruit\n")
+    assert read_class_list(file).names == ["bread", "fruit"]
+
+
+@pytest.mark.parametrize(
+    ("text", "problem"),
+    [
+        ("/data/train/bread\n/data/train/fruit\n/data/train/meat", r"begin with '/data/train/'"),
+        ("__label__bread\n__label__fruit\n__label__meat", r"begin with '__label__'"),
+        ("<n>bread</n>\n<n>fruit</n>\n<n>meat</n>", r"begin with '<n>'"),
+        ("<names>\n<n>bread</n>\n</names>", "markup"),
+        ("bowl\\u0020of food\nfruit", "escapes"),
+    ],
+)
+def test_what_is_wrapped_round_names_is_refused(tmp_path: Path, text: str, problem: str) -> None:
+    file = tmp_path / "names.txt"
+    file.write_text(text)
+    with pytest.raises(DatasetError, match=problem):
+        read_class_list(file)
+
+
+def test_prompts_given_as_names_are_said(tmp_path: Path) -> None:
+    file = tmp_path / "names.txt"
+    file.write_text("a photo of a cat\na photo of a dog\na photo of a cow")
+    with noticing() as notices:
+        read_class_list(file)
+    assert "look like prompts" in notices[0]["text"]
+
+
+@pytest.mark.parametrize(
+    "given",
+    ["lambda c: f'a drawing of a {c}.'", "f'a drawing of a {c}.'", "['a drawing of a {}.']", "'a drawing of a {}.'"],
+)
+def test_templates_on_the_command_line_are_read_as_in_files(given: str) -> None:
+    assert resolve_templates(given, PHOTO) == ["a drawing of a {}."]

@@ -224,7 +224,7 @@ def test_a_registered_copy_in_numbered_folders_is_refused_too(tmp_path: Path) ->
 
 def test_honest_names_with_numbers_pass(tmp_path: Path) -> None:
     for number, names in enumerate(
-        [["737", "A320"], ["Boeing 737", "Boeing 747"], ["facade", "decade"], ["001.ak47", "002.flag"]]
+        [["737", "A320"], ["Boeing 737", "Boeing 747"], ["facade", "decade"], ["707-320", "727-200"]]
     ):
         with noticing() as notices:
             assert load_dataset(write_folder(tmp_path / str(number), names)).class_names == sorted(names)
@@ -255,3 +255,20 @@ def test_one_class_present_of_nine_given_is_fine_in_every_format(tmp_path: Path)
         assert len(dataset.class_names) == 9
         with pytest.raises(DatasetError, match="only one class"):
             load_dataset(str(tmp_path / name))
+
+
+@pytest.mark.parametrize("first", [0, 1, 7])
+def test_numbers_before_the_names_of_folders_are_left_out_and_said(tmp_path: Path, first: int) -> None:
+    """As in CUB-200: `001.Black_footed_Albatross`."""
+    names = [f"{first + i:03d}.{name}" for i, name in enumerate(["Black_footed_Albatross", "Crow", "Auk"])]
+    with noticing() as notices:
+        data = load_dataset(write_folder(tmp_path, names))
+    assert data.class_names == ["Black footed Albatross", "Crow", "Auk"]
+    assert [n["kind"] for n in notices] == ["translated"]
+
+
+def test_names_of_synsets_are_ids_and_zero_width_characters_tell_nothing_apart(tmp_path: Path) -> None:
+    with pytest.raises(DatasetError, match="numbers or ids"):
+        load_dataset(write_folder(tmp_path / "a", ["dog.n.01", "cat.n.02"]))
+    with pytest.raises(DatasetError, match="duplicate"):
+        load_dataset(write_folder(tmp_path / "b", ["fruit", "fruit\u200b"]))
