@@ -56,7 +56,7 @@ def above_chance(
 
     A warning where accuracy is not above chance at level 0.05, and it is nearly certain (0.01) that it is not much
     above, kappa 0.2; where it is below chance at level 0.01; and where the names are codes and kappa is below 0.2. With
-    too few images for any of these, nothing is said.
+    too few images for any of these, that is said (`undecided`), and it is no warning.
     """
     n, right = len(labels), int((labels == predictions).sum())
     by_chance = chance(labels, predictions, classes)
@@ -72,7 +72,8 @@ def above_chance(
     elif right < slight * n and mostly(CODE.fullmatch, names):
         odd = f"hardly above chance (exact test, p = {p_above:.2g})"
     elif p_above > CHANCE_LEVEL:
-        return Finding("above-chance", "not checked", f"{what}: too few images to tell", numbers)
+        few = f"{what}: too few images to tell (exact test, p = {p_above:.2g}); look at the names, or take more images"
+        return Finding("above-chance", "not checked", few, numbers | {"undecided": 1})
     else:
         return Finding("above-chance", "ok", what, numbers)
     return Finding("above-chance", "warning", f"{what}: {odd}. {causes(order, names)}", numbers)

@@ -196,19 +196,19 @@ def _silent_success(rows: pd.DataFrame, norm: str) -> Finding:
 
 
 def alarms(findings: Sequence[Entry], checks: Container[str] = CHECKS) -> list[str]:
-    """A line for each warning and failure of these checks in `run.findings`."""
+    """A line for each warning and failure of these checks in `run.findings`, and where chance cannot be told."""
     return [
         f"{f['verdict'].upper()} {f['id']}, {entry['model']} on {entry['dataset']}: {f['evidence']}. {f['advice']}"
         for entry in findings
         for f in entry["findings"]
-        if f["id"] in checks and f["verdict"] in ("failure", "warning")
+        if f["id"] in checks and (f["verdict"] in ("failure", "warning") or "undecided" in f["numbers"])
     ]
 
 
 def say(findings: Sequence[Entry]) -> None:
     """Log what the predictions give away: nothing that is computed from them can be trusted before it is understood."""
     for line in alarms(findings, PREDICTION_CHECKS):
-        log.warning(line.partition(" ")[2])  # the log says itself that it is a warning
+        log.warning(line.removeprefix("WARNING "))  # which the log says itself
 
 
 def finding_lines(findings: Sequence[Entry]) -> list[str]:

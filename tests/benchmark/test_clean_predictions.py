@@ -311,3 +311,16 @@ def test_the_figures_of_the_docs_are_those_of_the_study() -> None:
     printed = [[float(cell) for cell in row] for row in numbers]
     assert len(printed) == 31
     assert all(row in rows.values() for row in printed)
+
+
+def test_too_few_images_to_tell_is_said_and_is_no_warning() -> None:
+    labels = np.arange(45) % 9
+    predictions = np.where(np.arange(45) < 6, labels, (labels + 1 + np.arange(45) % 8) % 9)
+    finding = prediction_findings(labels, predictions, 9)[0]
+    assert finding.verdict == "not checked"
+    (line,) = alarms([{"model": "m", "dataset": "d", "findings": [finding.to_dict()]}])
+    right = int((labels == predictions).sum())
+    assert line.startswith(f"NOT CHECKED above-chance, m on d: {right} of 45 images are right when clean")
+    assert "too few images to tell" in line
+    enough = prediction_findings(np.tile(labels, 5), np.tile(predictions, 5), 9)[0]
+    assert "undecided" not in enough.numbers
