@@ -82,7 +82,9 @@ def is_ours(path: Path) -> bool:
 
 def in_use(what: str, path: Path) -> InUseError:
     """The error that says who has taken `what`, by its lock file."""
-    found = _read_holder(path)
+    until = time.monotonic() + PATIENCE
+    while (found := _read_holder(path)) is None and time.monotonic() < until:
+        time.sleep(PATIENCE / 50)  # who has just taken it says so at once
     if found and found[1] == socket.gethostname() and _may_live(*found):
         who = f"process {found[0]}"
     else:  # elsewhere, or a file system without locks

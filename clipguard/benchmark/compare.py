@@ -173,7 +173,8 @@ def compare_results(
     adjusted = tests.regressions(seen, rules.max_drop / 100)
     cells = tuple(_change(tests, s, p, rules, len(seen)) for s, p in zip(seen, adjusted, strict=True))
     models = {"base": base.run["models"][names[0]], "candidate": candidate.run["models"][names[1]]}
-    warnings = dict.fromkeys(line for side in (base, candidate) for line in alarms(prediction_entries(side)))
+    sides = (prediction_entries(side) for side in (base, candidate))
+    warnings = dict.fromkeys(line for entries in sides for line in alarms(entries, undecided=False))
     how = batches.to_dict() if batches else None
     return Comparison(*names, models, rules, tuple(reasons), cells, how, tuple(warnings))
 

@@ -195,19 +195,19 @@ def _silent_success(rows: pd.DataFrame, norm: str) -> Finding:
     )
 
 
-def alarms(findings: Sequence[Entry], checks: Container[str] = CHECKS) -> list[str]:
+def alarms(findings: Sequence[Entry], checks: Container[str] = CHECKS, *, undecided: bool = True) -> list[str]:
     """A line for each warning and failure of these checks in `run.findings`, and where chance cannot be told."""
     return [
         f"{f['verdict'].upper()} {f['id']}, {entry['model']} on {entry['dataset']}: {f['evidence']}. {f['advice']}"
         for entry in findings
         for f in entry["findings"]
-        if f["id"] in checks and (f["verdict"] in ("failure", "warning") or "undecided" in f["numbers"])
+        if f["id"] in checks and (f["verdict"] in ("failure", "warning") or (undecided and "undecided" in f["numbers"]))
     ]
 
 
-def say(findings: Sequence[Entry]) -> None:
+def say(findings: Sequence[Entry], *, undecided: bool = True) -> None:
     """Log what the predictions give away: nothing that is computed from them can be trusted before it is understood."""
-    for line in alarms(findings, PREDICTION_CHECKS):
+    for line in alarms(findings, PREDICTION_CHECKS, undecided=undecided):
         log.warning(line.removeprefix("WARNING "))  # which the log says itself
 
 

@@ -53,7 +53,7 @@ def find_sides(base: str, candidate: str, options: Mapping[str, Any]) -> Sides:
         raise ResultError(f"{given} is for models to bench; {measured}. Leave it out.")
     for side, result in read.items():
         model_name(result, side)
-        say(prediction_entries(result))
+        say(prediction_entries(result), undecided=False)
     return Sides(names, read, _plan(missing, read, options) if missing else None)
 
 

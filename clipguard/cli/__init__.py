@@ -66,12 +66,20 @@ def _global_options(
         echo(context.get_help())
         raise typer.Exit
     streams.require_folder()
+    logging.basicConfig(level=logging.ERROR, handlers=[_log_handler()], format="%(message)s", force=True)
+    logging.getLogger("clipguard").setLevel(logging.ERROR if quiet else logging.INFO)
+
+
+def _log_handler() -> logging.Handler:
+    """Log lines that are wrapped and coloured at a terminal, and one line each in a file or the log of a CI job."""
+    if not sys.stderr.isatty():
+        handler: logging.Handler = logging.StreamHandler()
+        handler.setFormatter(logging.Formatter("%(levelname)-8s %(message)s"))
+        return handler
     from rich.console import Console
     from rich.logging import RichHandler
 
-    handler = RichHandler(console=Console(stderr=True), show_path=False, show_time=False, markup=False)
-    logging.basicConfig(level=logging.ERROR, handlers=[handler], format="%(message)s", force=True)
-    logging.getLogger("clipguard").setLevel(logging.ERROR if quiet else logging.INFO)
+    return RichHandler(console=Console(stderr=True), show_path=False, show_time=False, markup=False)
 
 
 def run(arguments: Sequence[str] | None = None) -> int:
