@@ -66,7 +66,7 @@ def resolve_templates(choice: str, sets: TemplateSets, dataset: str = "") -> lis
     if re.match(r"lambda\b|[fF]?['\"]|[\[(]", choice.lstrip()) and "{" in choice:
         return _parse_templates(choice, Path("--templates"), dataset)
     if set("{}%") & set(choice):
-        return [read_template(choice, "--templates")]
+        return [read_template(_without_quotes(choice), "--templates")]
     hint = did_you_mean(choice, ["single", "ensemble"])
     raise DatasetError(
         f"no templates {choice!r}.{hint} Give 'single', 'ensemble', a template with {{}}, or a text file of such."
