@@ -18,7 +18,7 @@ from clipguard.attacks.evaluator import Cost
 from clipguard.attacks.recipes import parse_recipe
 from clipguard.attacks.reference import ReferenceEngine
 from clipguard.attacks.threat import ThreatModel
-from clipguard.benchmark.provenance import versions
+from clipguard.core.provenance import versions
 
 RESULTS = Path(__file__).parent / "results"
 ENGINES = {"clipguard": Engine, "reference": ReferenceEngine}

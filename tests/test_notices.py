@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 import clipguard
-from clipguard.notices import KINDS, notice, noticing
+from clipguard.core.notices import KINDS, notice, noticing
 
 
 def test_a_notice_is_a_warning_and_is_kept_once_in_the_run_under_way(caplog: pytest.LogCaptureFixture) -> None:

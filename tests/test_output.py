@@ -15,9 +15,9 @@ from typing import Any
 import pytest
 
 from clipguard.benchmark.results import OutputFolder
-from clipguard.errors import ClipguardError, OutputError
-from clipguard.locks import Lock
-from clipguard.output import LOCK, OutputFile, TakenFolder, make_folders
+from clipguard.core.errors import ClipguardError, OutputError
+from clipguard.core.locks import Lock
+from clipguard.core.output import LOCK, OutputFile, TakenFolder, make_folders
 
 fork = multiprocessing.get_context("fork")
 

@@ -19,8 +19,8 @@ from clipguard.attacks.probes import Subject, ascend, probe
 from clipguard.attacks.recipe_files import open_recipe
 from clipguard.attacks.recipes import Recipe, options, parse_recipe
 from clipguard.attacks.threat import Norm
-from clipguard.checking import check_type
-from clipguard.errors import AttackError, NoGradientError, NonFiniteError
+from clipguard.core.checking import check_type
+from clipguard.core.errors import AttackError, NoGradientError, NonFiniteError
 
 ANYTHING = 0.5  # a pixel; a ball so large holds the same grey image for every x
 SHORT = "apgd-ce(iterations=30)+apgd-dlr(iterations=30)"  # for such a ball

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from clipguard.attacks.outcomes import Example, Fill
 from clipguard.attacks.recipes import stage_name
 from clipguard.attacks.rows import Attack, Rows
-from clipguard.errors import AttackError, NoGradientError, NonFiniteError, first_line
+from clipguard.core.errors import AttackError, NoGradientError, NonFiniteError, first_line
 
 log = logging.getLogger("clipguard")
 CPU_BATCH, LARGEST_BATCH = 64, 1024

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from clipguard.attacks.evaluator import is_out_of_memory
 from clipguard.attacks.threat import NORMS
-from clipguard.errors import AttackError, ClipguardError, first_line
+from clipguard.core.errors import AttackError, ClipguardError, first_line
 
 Array = npt.NDArray[Any]
 LARGEST_L2 = 16  # from here on a whole number is rather one of 1/255

@@ -8,8 +8,8 @@ from typing import Literal
 
 from torch import Tensor
 
-from clipguard.checking import check_type
-from clipguard.errors import AttackError
+from clipguard.core.checking import check_type
+from clipguard.core.errors import AttackError
 
 Fill = Literal["least", "multiple", "full", "alone"]  # how passes are filled up: see invariance.py
 EpsMode = Literal["ascending", "independent", "nested"]

@@ -16,7 +16,7 @@ from clipguard.attacks.pgd import uniform_in_ball
 from clipguard.attacks.recipes import Recipe
 from clipguard.attacks.rows import Draws, Rows
 from clipguard.attacks.threat import Norm, ThreatModel, l2_norm, largest
-from clipguard.errors import AttackError, NoGradientError
+from clipguard.core.errors import AttackError, NoGradientError
 
 REPEATS = 2  # passes that must agree with the first
 SAME = 1e-3  # of the range of an image's logits: less is rounding, which differs between kernels of batch shapes

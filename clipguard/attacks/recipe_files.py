@@ -8,10 +8,10 @@ from typing import Any
 
 from clipguard.attacks.recipes import ATTACKS, SUITES, Recipe, options, parse_recipe, stage_name
 from clipguard.attacks.rows import Attack
-from clipguard.checking import check_type
-from clipguard.config_files import SUFFIXES, read_config_file
-from clipguard.errors import AttackError
-from clipguard.notices import notice
+from clipguard.core.checking import check_type
+from clipguard.core.config_files import SUFFIXES, read_config_file
+from clipguard.core.errors import AttackError
+from clipguard.core.notices import notice
 
 KEYS = ("name", "eot", "stages")
 

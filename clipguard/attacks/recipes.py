@@ -11,8 +11,8 @@ from clipguard.attacks.fab import FABTargeted
 from clipguard.attacks.pgd import CW, FGSM, PGD
 from clipguard.attacks.rows import Attack
 from clipguard.attacks.square import Square
-from clipguard.errors import AttackError, did_you_mean
-from clipguard.syntax import Value, parse_call
+from clipguard.core.errors import AttackError, did_you_mean
+from clipguard.core.spec import Value, parse_call
 
 ATTACKS: dict[str, type[Attack]] = {
     "fgsm": FGSM,

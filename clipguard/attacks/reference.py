@@ -23,7 +23,7 @@ from clipguard.attacks.recipes import Recipe
 from clipguard.attacks.recipes import options as stage_options
 from clipguard.attacks.rows import Attack
 from clipguard.attacks.threat import ThreatModel
-from clipguard.errors import AttackError
+from clipguard.core.errors import AttackError
 
 SUPPORTED = ("apgd-ce", "apgd-dlr", "apgd-t", "fab-t", "square")
 LEAST_CLASSES = 4  # targeted DLR reads the four largest logits

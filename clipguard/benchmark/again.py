@@ -16,9 +16,9 @@ from clipguard.benchmark.attack import attack_task
 from clipguard.benchmark.plan import BenchPlan, radii_of, spell_eps
 from clipguard.benchmark.protocols import make_plan
 from clipguard.benchmark.run import Progress, Silent, Task, choose_device, open_task
-from clipguard.errors import ClipguardError, ResultError
+from clipguard.core.errors import ClipguardError, ResultError
+from clipguard.core.spec import split_attacks
 from clipguard.models.loading import LoadedModel, load_model
-from clipguard.syntax import split_attacks
 
 FLAGS = ("quantize", "compile", "duplicate_names")
 NO_OPTION = ("models", "datasets", "protocol", "overrides", "part")  # written already, or not at all

@@ -14,7 +14,7 @@ from clipguard.benchmark.run import bench as run_plan
 from clipguard.benchmark.sequential import FIRST, compare_in_batches
 from clipguard.benchmark.sides import find_sides
 from clipguard.benchmark.store import Store
-from clipguard.checking import check_type
+from clipguard.core.checking import check_type
 
 
 def bench(

@@ -38,10 +38,10 @@ from clipguard.benchmark.run import (
     provenance,
     read_task,
 )
-from clipguard.errors import AttackError
+from clipguard.core.errors import AttackError
+from clipguard.core.notices import Notice, noticing
 from clipguard.models import parse_source
 from clipguard.models.loading import LoadedModel, load_model
-from clipguard.notices import Notice, noticing
 
 log = logging.getLogger("clipguard")
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from clipguard.benchmark.results import BenchResult
 from clipguard.benchmark.tables import protocol_line
-from clipguard.errors import ResultError
+from clipguard.core.errors import ResultError
 
 # What a run was, but for the model and for how it was computed.
 RUN_FIELDS = (

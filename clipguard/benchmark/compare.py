@@ -19,8 +19,8 @@ from clipguard.benchmark.decide import AnytimeTests, FixedTests, Seen, Tests, de
 from clipguard.benchmark.findings import alarms, prediction_entries
 from clipguard.benchmark.results import BenchResult
 from clipguard.benchmark.tables import AVERAGE
-from clipguard.checking import check_type
-from clipguard.errors import ClipguardError, ResultError
+from clipguard.core.checking import check_type
+from clipguard.core.errors import ClipguardError, ResultError
 from clipguard.statistics import Pairs, mcnemar_p_value
 
 SCHEMA = 1

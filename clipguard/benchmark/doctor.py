@@ -18,10 +18,10 @@ from clipguard.benchmark.findings import entry, pick_images, say, with_prompts
 from clipguard.benchmark.plan import BenchPlan
 from clipguard.benchmark.preprocess import prepare
 from clipguard.benchmark.run import Progress, Silent, choose_device, describe_model, open_task, provenance
-from clipguard.errors import AttackError
+from clipguard.core.errors import AttackError
+from clipguard.core.notices import Notice, noticing
 from clipguard.models import parse_source
 from clipguard.models.loading import load_model
-from clipguard.notices import Notice, noticing
 
 SCHEMA = 1
 log = logging.getLogger("clipguard")

@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pandas as pd
 
+from clipguard.core.errors import DatasetError, did_you_mean
+from clipguard.core.notices import notice
 from clipguard.data import ZeroShotDataset
 from clipguard.data.class_lists import parse_classes
 from clipguard.data.class_names import check_words, ids_in_words
@@ -14,8 +16,6 @@ from clipguard.data.decoding import Decode, decode
 from clipguard.data.images import EncodedImage, FileImages, reason
 from clipguard.data.labels import GivenNames, settle_labels
 from clipguard.data.templates import PHOTO, resolve_templates
-from clipguard.errors import DatasetError, did_you_mean
-from clipguard.notices import notice
 
 
 @dataclass(frozen=True)

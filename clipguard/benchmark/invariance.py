@@ -18,7 +18,7 @@ from torch import Tensor
 from clipguard.attacks.evaluator import Evaluator
 from clipguard.attacks.invariance import FILLS, find_fill
 from clipguard.attacks.outcomes import EngineOptions
-from clipguard.benchmark.provenance import versions
+from clipguard.core.provenance import versions
 from clipguard.models.classifier import ZeroShotClassifier
 from clipguard.models.loading import LoadedModel
 

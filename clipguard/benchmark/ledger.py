@@ -19,8 +19,8 @@ from clipguard.attacks.outcomes import EpsMode, recall
 from clipguard.attacks.recipes import Recipe
 from clipguard.benchmark.plan import PIXEL, BenchPlan
 from clipguard.benchmark.preprocess import choose_resize
-from clipguard.benchmark.provenance import versions
 from clipguard.benchmark.store import COLUMNS, StoredCell, distinct, sha256, sum_costs
+from clipguard.core.provenance import versions
 from clipguard.models.classifier import ZeroShotClassifier
 from clipguard.models.loading import LoadedModel
 

@@ -10,9 +10,9 @@ from typing import Any, get_type_hints
 import numpy as np
 
 from clipguard.benchmark.plan import DEFAULT_EPS, BenchPlan, parse_eps
-from clipguard.checking import check_type
+from clipguard.core.checking import check_type
+from clipguard.core.errors import AttackError, ClipguardError, did_you_mean
 from clipguard.data import expand_groups
-from clipguard.errors import AttackError, ClipguardError, did_you_mean
 
 TYPES = get_type_hints(BenchPlan)
 

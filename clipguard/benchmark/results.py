@@ -11,8 +11,8 @@ from typing import Any
 import pandas as pd
 
 from clipguard.benchmark.plan import BenchPlan
-from clipguard.errors import ResultError, first_line
-from clipguard.output import TakenFolder
+from clipguard.core.errors import ResultError, first_line
+from clipguard.core.output import TakenFolder
 from clipguard.statistics import wilson_interval
 
 SCHEMA = 1

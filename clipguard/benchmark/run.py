@@ -25,18 +25,18 @@ from clipguard.benchmark.ledger import Known, Ledger, cell_key
 from clipguard.benchmark.plan import BenchPlan, notice_small_eps
 from clipguard.benchmark.preprocess import prepare
 from clipguard.benchmark.probing import PROBED, PROBES, Prober, switched_off
-from clipguard.benchmark.provenance import fingerprint, image_hash, machine, versions
 from clipguard.benchmark.results import BenchResult
 from clipguard.benchmark.rows import attack_rows, clean_row, cost_table
 from clipguard.benchmark.store import Store
+from clipguard.core.errors import AttackError, DatasetError
+from clipguard.core.notices import Notice, noticing
+from clipguard.core.provenance import fingerprint, image_hash, machine, versions
 from clipguard.data import ZeroShotDataset, load_dataset
 from clipguard.data.dataset import in_random_order
 from clipguard.data.decoding import PixelCount
-from clipguard.errors import AttackError, DatasetError
 from clipguard.models import parse_source
 from clipguard.models.loading import LoadedModel, ModelInfo, check_device, load_model
 from clipguard.models.text import tokenize
-from clipguard.notices import Notice, noticing
 
 log = logging.getLogger("clipguard")
 

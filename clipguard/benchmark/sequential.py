@@ -18,9 +18,9 @@ from clipguard.benchmark.plan import BenchPlan
 from clipguard.benchmark.results import BenchResult
 from clipguard.benchmark.run import Progress, Silent, Task, choose_images, open_task, read_task
 from clipguard.benchmark.sides import Sides
-from clipguard.checking import check_type
-from clipguard.errors import ClipguardError, ResultError
-from clipguard.notices import noticing
+from clipguard.core.checking import check_type
+from clipguard.core.errors import ClipguardError, ResultError
+from clipguard.core.notices import noticing
 
 FIRST = 50
 GROWTH = 1.5  # from look to look. Smaller stops a little sooner, and loads the models more often

@@ -12,7 +12,7 @@ from clipguard.benchmark.findings import prediction_entries, say
 from clipguard.benchmark.plan import BenchPlan
 from clipguard.benchmark.protocols import make_plan
 from clipguard.benchmark.results import RESULTS, BenchResult
-from clipguard.errors import ModelError, ResultError
+from clipguard.core.errors import ModelError, ResultError
 from clipguard.models import parse_source
 
 HOW_FIELDS = ("device", "batch_size")  # of a plan: where it runs, which changes no outcome

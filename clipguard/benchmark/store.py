@@ -22,8 +22,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from clipguard.benchmark.results import SAMPLE_COLUMNS
-from clipguard.errors import OutputError, ResultError, first_line
-from clipguard.output import make_folders
+from clipguard.core.errors import OutputError, ResultError, first_line
+from clipguard.core.output import make_folders
 
 FORMAT = 1
 MARKER, CELLS, DAMAGED, PARTS, KEY = "store.json", "cells", "damaged", "parts", "_key.json"

@@ -16,7 +16,7 @@ from clipguard.benchmark.store import CELLS, COLUMNS, KEY, MARKER, PARTS, Store,
 from clipguard.benchmark.stored_probes import FOLDER as PROBES
 from clipguard.benchmark.stored_probes import files as probe_files
 from clipguard.benchmark.stored_probes import read as read_probes
-from clipguard.errors import OutputError, ResultError
+from clipguard.core.errors import OutputError, ResultError
 
 OLD = 3600.0  # seconds after which a part of a file is of a killed writer: a living one needs far less
 

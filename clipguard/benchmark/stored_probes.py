@@ -9,7 +9,7 @@ from typing import Any
 
 from clipguard.attacks.findings import Finding
 from clipguard.benchmark.store import Store, canonical, sha256
-from clipguard.errors import first_line
+from clipguard.core.errors import first_line
 
 FOLDER = "probes"
 

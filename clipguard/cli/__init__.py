@@ -25,7 +25,7 @@ from clipguard.cli import (
     streams,
 )
 from clipguard.cli.terminal import LOOSE_BYTES, echo, prepare_streams, use_utf8
-from clipguard.errors import ClipguardError, ToldElsewhereError
+from clipguard.core.errors import ClipguardError, ToldElsewhereError
 
 app = typer.Typer(
     name="clipguard",

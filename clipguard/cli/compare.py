@@ -14,7 +14,7 @@ import typer
 from clipguard.cli import options
 from clipguard.cli.options import parse_batch_size, parse_n_samples, split_attacks
 from clipguard.cli.terminal import echo, echo_data
-from clipguard.errors import ClipguardError
+from clipguard.core.errors import ClipguardError
 
 if TYPE_CHECKING:
     from clipguard.benchmark.compare import Comparison, Rules
@@ -115,7 +115,7 @@ def compare(
     """Tell whether a model got worse than another, image by image and beyond chance; for CI."""
     from clipguard.benchmark.compare import Rules, compare_results
     from clipguard.benchmark.sides import find_sides
-    from clipguard.output import OutputFile
+    from clipguard.core.output import OutputFile
 
     if first is not None and not sequential:
         raise ClipguardError("--first is for --sequential.")

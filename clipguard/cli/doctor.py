@@ -11,7 +11,7 @@ from clipguard.benchmark.plan import DEFAULT_ATTACK
 from clipguard.cli import options
 from clipguard.cli.options import one, parse_batch_size, parse_n_samples, split_attacks
 from clipguard.cli.terminal import echo_data
-from clipguard.errors import ClipguardError
+from clipguard.core.errors import ClipguardError
 
 EXAMPLES = """
 **Examples**

@@ -16,7 +16,7 @@ import typer
 
 from clipguard.cli import options
 from clipguard.cli.terminal import echo, echo_data
-from clipguard.errors import ClipguardError, ToldElsewhereError
+from clipguard.core.errors import ClipguardError, ToldElsewhereError
 
 if TYPE_CHECKING:
     from clipguard.finetuning.config import FinetuneConfig

@@ -10,7 +10,7 @@ import typer
 
 from clipguard.cli import options
 from clipguard.cli.terminal import echo
-from clipguard.errors import ClipguardError
+from clipguard.core.errors import ClipguardError
 
 EXAMPLES = """
 **Examples**

@@ -7,8 +7,8 @@ from typing import Annotated, Any
 
 import typer
 
-from clipguard.errors import ClipguardError
-from clipguard.syntax import split_attacks as split_attacks
+from clipguard.core.errors import ClipguardError
+from clipguard.core.spec import split_attacks as split_attacks
 
 Eps = Annotated[
     list[str] | None,

@@ -12,12 +12,12 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from clipguard.errors import ClipguardError
+from clipguard.core.errors import ClipguardError
 
 if TYPE_CHECKING:
     from clipguard.benchmark.adversarial import AdversarialImage
     from clipguard.benchmark.again import Wanted
-    from clipguard.output import OutputFile, TakenFolder
+    from clipguard.core.output import OutputFile, TakenFolder
     from clipguard.report.board import Images, Run
     from clipguard.report.gallery import Picture
     from clipguard.report.page import Report
@@ -73,7 +73,7 @@ def report(
     title: Annotated[str | None, typer.Option(help="Default: named after the models.")] = None,
 ) -> None:
     """Show results: tables, plots, classes, adversarial images and provenance, as one HTML page or Markdown."""
-    from clipguard.output import OutputFile, TakenFolder
+    from clipguard.core.output import OutputFile, TakenFolder
     from clipguard.report.gallery import MOST_PICTURES
 
     if not 0 <= gallery <= MOST_PICTURES:

@@ -12,7 +12,7 @@ import typer
 
 from clipguard.cli.options import DEFAULT_STORE
 from clipguard.cli.terminal import echo, echo_data
-from clipguard.errors import ClipguardError
+from clipguard.core.errors import ClipguardError
 
 EXAMPLES = """
 **Examples**
@@ -128,7 +128,7 @@ def export(
     """Write all rows, each with its cell's key, as one table for pandas, R or a spreadsheet."""
     from clipguard.benchmark.results import parquet_bytes
     from clipguard.benchmark.store_care import open_store, table
-    from clipguard.output import OutputFile
+    from clipguard.core.output import OutputFile
 
     if out.suffix not in (".parquet", ".csv"):
         raise ClipguardError(f"--out {out} must end in .parquet or .csv.")

@@ -10,7 +10,7 @@ import signal
 import sys
 from types import FrameType
 
-from clipguard.errors import OutputError
+from clipguard.core.errors import OutputError
 
 INTERRUPTED, PIPE_CLOSED = 128 + signal.SIGINT, 128 + signal.SIGPIPE
 _received: list[int] = []  # signals that end the command

@@ -6,10 +6,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from clipguard.core.errors import DatasetError, first_line
+from clipguard.core.hub_access import hub_access
 from clipguard.data.folders import locate
 from clipguard.data.registry import DatasetEntry, registry
-from clipguard.errors import DatasetError, first_line
-from clipguard.hub import hub_access
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from clipguard.errors import DatasetError
+from clipguard.core.errors import DatasetError
 
 ID = re.compile(r"n\d{8}|/m/0[0-9a-z_]+|/g/1[0-9a-z_]+")  # WordNet's, and those of Open Images
 INDEX_HEADS = ("index", "idx", "id", "classid", "classindex", "classidx", "labelid", "label", "target", "number")

@@ -9,6 +9,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from clipguard.core.errors import DatasetError
+from clipguard.core.notices import notice
 from clipguard.data.class_columns import (
     HEADS,
     ID,
@@ -36,8 +38,6 @@ from clipguard.data.pasted import (
     unquote,
     unquote_lines,
 )
-from clipguard.errors import DatasetError
-from clipguard.notices import notice
 
 SURE = re.compile(r"\s*(?:[-=]>|[,;:|=\t\u2192])\s*")  # between a column and the next
 LISTED = re.compile(r"[.)]\s*(?=\D)|\s+-\s+")  # of numbered lists

@@ -7,7 +7,7 @@ from collections import Counter
 from functools import cache
 from typing import Any, Literal
 
-from clipguard.errors import DatasetError
+from clipguard.core.errors import DatasetError
 
 ClassNames = Literal["source", "tecoa"]
 SAY_NUMBERS = ", or, where the images show numbers, say so in the prompt, as in --templates 'the number {}.'"

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from clipguard.errors import DatasetError, did_you_mean
-from clipguard.notices import notice
+from clipguard.core.errors import DatasetError, did_you_mean
+from clipguard.core.notices import notice
 
 IMAGE_NAMES = ("image", "images", "img", "picture", "photo", "pixels", "file", "filename", "path", "filepath")
 LABEL_NAMES = ("label", "labels", "cls", "fine_label", "target", "targets", "class")

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 
+from clipguard.core.errors import DatasetError
 from clipguard.data.decoding import Decode, Decoded, decode
 from clipguard.data.images import EncodedImages, reason
-from clipguard.errors import DatasetError
 
 if TYPE_CHECKING:
     import PIL.Image

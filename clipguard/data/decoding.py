@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import numpy as np
 
+from clipguard.core.notices import notice
 from clipguard.data.images import EncodedImage
-from clipguard.notices import notice
 
 if TYPE_CHECKING:
     import PIL.Image

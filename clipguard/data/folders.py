@@ -7,10 +7,10 @@ import re
 from dataclasses import dataclass, field
 from pathlib import Path, PurePath
 
+from clipguard.core.errors import DatasetError
+from clipguard.core.notices import notice
 from clipguard.data.rows import ALL
 from clipguard.data.suffixes import count_suffixes, image_suffixes, is_worth_a_word
-from clipguard.errors import DatasetError
-from clipguard.notices import notice
 
 TABLES = {".parquet": "parquet", ".arrow": "arrow", ".tar": "tar"}
 NOT_DATA = ("__MACOSX", "__pycache__")

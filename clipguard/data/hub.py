@@ -10,6 +10,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from clipguard.core.errors import DatasetError, SplitError, first_line
+from clipguard.core.hub_access import hub_access
 from clipguard.data.cache import check_cache
 from clipguard.data.class_lists import read_class_list
 from clipguard.data.folders import locate
@@ -17,8 +19,6 @@ from clipguard.data.rows import Request, Rows, choose_split
 from clipguard.data.tables import rows_of_table
 from clipguard.data.templates import PHOTO, TemplateSets, read_templates
 from clipguard.data.webdataset import open_tars
-from clipguard.errors import DatasetError, SplitError, first_line
-from clipguard.hub import hub_access
 
 HUB_NAME = re.compile(r"hf:(?P<repo>[\w.-]+(?:/[\w.-]+)?)(?:/(?P<config>[\w.-]+))?(?:@(?P<split>[\w.-]+))?")
 INSTEAD = (

@@ -5,12 +5,12 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+from clipguard.core.errors import DatasetError, SplitError
+from clipguard.core.notices import notice
 from clipguard.data.folders import NOT_DATA, Located
 from clipguard.data.images import FileImages
 from clipguard.data.rows import ALL, Request, Rows, choose_split, refuse_columns, sidecar_names
 from clipguard.data.suffixes import count_suffixes
-from clipguard.errors import DatasetError, SplitError
-from clipguard.notices import notice
 
 SPLIT_FOLDER = re.compile(
     r"(?:train|training|validation|valid|val|dev|test|testing)"

@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 
+from clipguard.core.errors import DatasetError
+from clipguard.core.notices import notice
 from clipguard.data.class_names import SAY_NUMBERS, ids_in_words, show_numbers
-from clipguard.errors import DatasetError
-from clipguard.notices import notice
 
 if TYPE_CHECKING:
     import pandas as pd

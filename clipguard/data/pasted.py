@@ -12,7 +12,7 @@ from typing import Any
 
 import yaml
 
-from clipguard.errors import DatasetError, first_line
+from clipguard.core.errors import DatasetError, first_line
 
 QUOTED = r"'(?:[^'\\\n]|\\.)*'|\"(?:[^\"\\\n]|\\.)*\""
 # Strings between commas, over several lines or not. Without the comma Python would join two of them to one.

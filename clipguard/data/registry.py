@@ -10,12 +10,12 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-from clipguard.config_files import SUFFIXES, read_config_file
+from clipguard.core.config_files import SUFFIXES, read_config_file
+from clipguard.core.errors import DatasetError, did_you_mean
 from clipguard.data.class_lists import read_class_list
 from clipguard.data.embedded import embedded_folders
 from clipguard.data.labels import GivenNames
 from clipguard.data.templates import PHOTO, TemplateSets, read_template, read_templates
-from clipguard.errors import DatasetError, did_you_mean
 
 REMOTE = ("hf:", "wds:")
 ROOT_VARIABLE = "CLIPGUARD_DATA"

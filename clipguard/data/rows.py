@@ -7,11 +7,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from clipguard.core.errors import DatasetError, SplitError, did_you_mean
 from clipguard.data.class_lists import read_class_list
 from clipguard.data.images import EncodedImages
 from clipguard.data.labels import GivenNames
 from clipguard.data.templates import PHOTO, TemplateSets
-from clipguard.errors import DatasetError, SplitError, did_you_mean
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -8,7 +8,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from clipguard.checking import check_type
+from clipguard.core.checking import check_type
+from clipguard.core.errors import DatasetError, SplitError, did_you_mean
+from clipguard.core.notices import notice
 from clipguard.data.class_lists import parse_classes
 from clipguard.data.class_names import (
     ClassNames,
@@ -30,8 +32,6 @@ from clipguard.data.rows import Request, Rows, sidecar
 from clipguard.data.tables import open_arrow, open_parquet, open_saved
 from clipguard.data.templates import PHOTO, TemplateSets, read_templates, resolve_templates
 from clipguard.data.webdataset import open_tars
-from clipguard.errors import DatasetError, SplitError, did_you_mean
-from clipguard.notices import notice
 
 FORMATS: dict[str, Callable[[Located, Request], Rows]] = {
     "saved": open_saved,

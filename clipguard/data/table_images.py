@@ -9,10 +9,10 @@ from typing import Any
 
 import numpy as np
 
+from clipguard.core.errors import DatasetError
+from clipguard.core.notices import notice
 from clipguard.data.columns import holds_arrays, holds_text
 from clipguard.data.images import EncodedImage, EncodedImages
-from clipguard.errors import DatasetError
-from clipguard.notices import notice
 
 CHANNELS = (1, 3, 4)
 

@@ -8,9 +8,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from clipguard.core.errors import DatasetError
+from clipguard.core.notices import notice
 from clipguard.data.suffixes import image_suffixes
-from clipguard.errors import DatasetError
-from clipguard.notices import notice
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from clipguard.core.errors import DatasetError, did_you_mean
+from clipguard.core.notices import notice
 from clipguard.data.pasted import (
     clean_lines,
     drop_numbers,
@@ -17,8 +19,6 @@ from clipguard.data.pasted import (
     strings,
     unquote,
 )
-from clipguard.errors import DatasetError, did_you_mean
-from clipguard.notices import notice
 
 PLACES = re.compile(r"\{\s*\w*\s*\}|%s|<\w+>|\[\w+\]")  # how others write the place of the name
 

@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 
+from clipguard.core.errors import DatasetError
 from clipguard.data.folders import Located, files_by_split
 from clipguard.data.images import EncodedImage
 from clipguard.data.pasted import read_text
 from clipguard.data.rows import Request, Rows, choose_split, refuse_columns, sidecar, sidecar_names
 from clipguard.data.tar_index import index_samples
 from clipguard.data.templates import PHOTO, TemplateSets, read_templates
-from clipguard.errors import DatasetError
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from clipguard.checking import check_type
-from clipguard.errors import FinetuneError
+from clipguard.core.checking import check_type
+from clipguard.core.errors import FinetuneError
 from clipguard.finetuning.run import FinetuneResult, run_finetune
 from clipguard.finetuning.settings import resolve
 

@@ -9,8 +9,8 @@ from typing import Any
 
 import torch
 
-from clipguard.errors import FinetuneError, OutputError, first_line
-from clipguard.output import part_of
+from clipguard.core.errors import FinetuneError, OutputError, first_line
+from clipguard.core.output import part_of
 
 FOLDER = "checkpoints"
 

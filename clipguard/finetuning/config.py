@@ -8,8 +8,8 @@ from dataclasses import asdict, dataclass, fields
 from typing import Any, Literal, get_type_hints
 
 from clipguard.attacks.threat import Norm
-from clipguard.checking import check_type
-from clipguard.errors import FinetuneError
+from clipguard.core.checking import check_type
+from clipguard.core.errors import FinetuneError
 
 PIXEL = 255
 Optimizer = Literal["adamw", "sgd"]

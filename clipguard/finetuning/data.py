@@ -19,14 +19,14 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from torchvision.transforms.v2 import functional as tvf
 
-from clipguard.benchmark.provenance import fingerprint, image_hash
 from clipguard.benchmark.run import Progress
+from clipguard.core.errors import DatasetError, FinetuneError, SplitError
+from clipguard.core.notices import notice
+from clipguard.core.provenance import fingerprint, image_hash
 from clipguard.data import ImageDataset, ZeroShotDataset, load_dataset, load_images
 from clipguard.data.dataset import stratified_subset
 from clipguard.data.decoding import PixelCount
-from clipguard.errors import DatasetError, FinetuneError, SplitError
 from clipguard.finetuning.config import FinetuneConfig
-from clipguard.notices import notice
 
 TRAINING_SPLITS = ("train", "training", "all")
 CACHED_BYTES = 1 << 30  # images that fit are decoded once and kept

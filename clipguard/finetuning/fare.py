@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 
 from torch import Tensor
 
-from clipguard.errors import FinetuneError
+from clipguard.core.errors import FinetuneError
 from clipguard.finetuning.method import Batch, Method, Need
 
 # Settings of the RobustVLM repository: ViT-L/14 on ImageNet, two epochs.

@@ -8,7 +8,7 @@ from pathlib import Path
 from torch import Tensor
 
 from clipguard.benchmark.results import OutputFolder
-from clipguard.errors import FinetuneError
+from clipguard.core.errors import FinetuneError
 from clipguard.models.export import State, checkpoint_files, complete_config
 from clipguard.models.loading import LoadedModel, load_model
 

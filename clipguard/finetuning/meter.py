@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from clipguard.errors import FinetuneError
+from clipguard.core.errors import FinetuneError
 
 METRICS_NAME = "metrics.jsonl"
 Row = dict[str, float]

@@ -6,7 +6,8 @@ import math
 from dataclasses import fields
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
-from clipguard.errors import FinetuneError, did_you_mean
+from clipguard.core.errors import FinetuneError, did_you_mean
+from clipguard.core.spec import Value, parse_call
 from clipguard.finetuning.clean import Clean
 from clipguard.finetuning.fare import FARE
 from clipguard.finetuning.method import Method
@@ -15,7 +16,6 @@ from clipguard.finetuning.sim_clip import SimCLIP
 from clipguard.finetuning.tecoa import TeCoA
 from clipguard.finetuning.tima import TIMA
 from clipguard.finetuning.trades import TRADES
-from clipguard.syntax import Value, parse_call
 
 METHODS: dict[str, type[Method]] = {kind.name: kind for kind in (TIMA, TeCoA, FARE, PMGAFT, SimCLIP, TRADES, Clean)}
 

@@ -21,8 +21,8 @@ import torch.distributed as dist
 from torch.distributed import PrefixStore, Store, TCPStore  # type: ignore[attr-defined]
 from torch.distributed.constants import default_pg_timeout
 
-from clipguard.errors import ClipguardError, FinetuneError, ToldElsewhereError, first_line
-from clipguard.notices import notice
+from clipguard.core.errors import ClipguardError, FinetuneError, ToldElsewhereError, first_line
+from clipguard.core.notices import notice
 
 T = TypeVar("T")
 log = logging.getLogger("clipguard")

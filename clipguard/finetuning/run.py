@@ -22,10 +22,11 @@ from torch import nn
 
 from clipguard.attacks.evaluator import is_out_of_memory
 from clipguard.attacks.threat import ThreatModel
-from clipguard.benchmark.provenance import machine, versions
 from clipguard.benchmark.results import OutputFolder
 from clipguard.benchmark.run import Progress, Silent, choose_device, describe_model
-from clipguard.errors import FinetuneError
+from clipguard.core.errors import FinetuneError
+from clipguard.core.notices import Notice, noticing
+from clipguard.core.provenance import machine, versions
 from clipguard.finetuning.config import PIXEL, FinetuneConfig
 from clipguard.finetuning.data import Pixels, TrainingData, Visits, choose_workers, open_data
 from clipguard.finetuning.finish import announce, finish
@@ -40,7 +41,6 @@ from clipguard.finetuning.trainer import Trainer
 from clipguard.finetuning.validation import Validation
 from clipguard.models.loading import LoadedModel, load_model
 from clipguard.models.source import parse_source
-from clipguard.notices import Notice, noticing
 
 log = logging.getLogger("clipguard")
 SCHEMA, RUN_NAME = 1, "run.json"

@@ -10,9 +10,9 @@ from typing import Any, get_args, get_type_hints
 import numpy as np
 
 from clipguard.benchmark.plan import parse_eps
-from clipguard.checking import check_type
-from clipguard.config_files import read_config_file
-from clipguard.errors import FinetuneError, did_you_mean
+from clipguard.core.checking import check_type
+from clipguard.core.config_files import read_config_file
+from clipguard.core.errors import FinetuneError, did_you_mean
 from clipguard.finetuning.config import FinetuneConfig, option
 from clipguard.finetuning.methods import parse_method
 

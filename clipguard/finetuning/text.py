@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from clipguard.errors import FinetuneError
+from clipguard.core.errors import FinetuneError
 from clipguard.finetuning.method import TextMode
 from clipguard.models.loading import LoadedModel
 from clipguard.models.text import class_rows, encode_prompts, tokenize

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from clipguard.errors import FinetuneError
+from clipguard.core.errors import FinetuneError
 from clipguard.finetuning.method import Batch, Method, Need, TextMode, cross_entropy, kl_divergence
 from clipguard.finetuning.pmg_aft import PMGAFT
 

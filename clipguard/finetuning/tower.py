@@ -8,7 +8,7 @@ from torch.nn import functional as F
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.utils import parametrize
 
-from clipguard.errors import FinetuneError
+from clipguard.core.errors import FinetuneError
 from clipguard.finetuning.config import FinetuneConfig
 from clipguard.models.classifier import Preprocessing, fast_memory_format
 from clipguard.models.cosine import exact_cosines, on_grid

@@ -13,7 +13,7 @@ from typing import Any, cast
 import torch
 from torch import nn
 
-from clipguard.errors import ModelError, first_line
+from clipguard.core.errors import ModelError, first_line
 from clipguard.models.config import CONFIG_NAME
 from clipguard.models.layouts import explain_adapter
 from clipguard.models.strict import check_activation, fit_state

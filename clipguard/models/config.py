@@ -6,7 +6,7 @@ import math
 from pathlib import Path
 from typing import Any
 
-from clipguard.errors import ModelError
+from clipguard.core.errors import ModelError
 from clipguard.models.foreign import read_json
 from clipguard.models.shards import INDEX_SUFFIX, explain_shard, is_index, is_shard
 

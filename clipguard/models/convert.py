@@ -8,7 +8,7 @@ from typing import Literal
 from safetensors.torch import save
 
 from clipguard import __version__
-from clipguard.errors import ModelError
+from clipguard.core.errors import ModelError
 from clipguard.models.export import checkpoint_files, plain_state
 from clipguard.models.image_processor import PREPROCESSOR_NAME, write_image_processor
 from clipguard.models.loading import LoadedModel

@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from clipguard.errors import ModelError
-from clipguard.models.quiet import quiet
+from clipguard.core.errors import ModelError
+from clipguard.core.quiet_libraries import quiet
 from clipguard.models.source import activation_agrees, architectures, tag_config, uses_quick_gelu
 from clipguard.models.strict import compare, openai_mark
 from clipguard.models.weights import WeightFile, find_release

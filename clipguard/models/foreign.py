@@ -7,7 +7,7 @@ import zipfile
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from clipguard.errors import ModelError
+from clipguard.core.errors import ModelError
 
 _AGAIN = "fetch the file itself"
 _UNPACK = "unpack it, and give the weight file inside"

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from clipguard.errors import ModelError, first_line
+from clipguard.core.errors import ModelError, first_line
 from clipguard.models.config import CONFIG_NAME, WEIGHT_NAMES
 from clipguard.models.image_processor import PREPROCESSOR_NAME, PROCESSOR_NAME
 from clipguard.models.layouts import ADAPTER_CONFIG, explain_adapter

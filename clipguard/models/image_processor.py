@@ -13,11 +13,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from clipguard.errors import ModelError
+from clipguard.core.errors import ModelError
+from clipguard.core.notices import notice
 from clipguard.models.classifier import Preprocessing
 from clipguard.models.foreign import read_json
 from clipguard.models.normalization import NORMALIZATIONS
-from clipguard.notices import notice
 
 PREPROCESSOR_NAME = "preprocessor_config.json"
 PROCESSOR_NAME = "processor_config.json"

@@ -17,13 +17,13 @@ from torch import Tensor, nn
 from torchvision.transforms import Compose, InterpolationMode, Resize
 from torchvision.transforms.functional import to_tensor
 
-from clipguard.checking import check_type
-from clipguard.errors import ModelError
-from clipguard.hub import hub_access
+from clipguard.core.checking import check_type
+from clipguard.core.errors import ModelError
+from clipguard.core.hub_access import hub_access
+from clipguard.core.quiet_libraries import quiet
 from clipguard.models.build import Checkpoint, build, load_tokenizer, load_tower, load_weights
 from clipguard.models.classifier import Preprocessing, Resolution, ZeroShotClassifier, cut_centre
 from clipguard.models.locate import detect, locate, locate_base, needs_hub
-from clipguard.models.quiet import quiet
 from clipguard.models.source import ModelSource, parse_source
 from clipguard.models.text import Tokenizer, encode_classes
 from clipguard.models.text_map import ORIGINAL_FILE, TEXT_FILE, TextChoice, TextMap, read_text_map, restore_original

@@ -7,7 +7,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from clipguard.errors import ModelError
+from clipguard.core.errors import ModelError
+from clipguard.core.notices import notice
 from clipguard.models.build import Checkpoint
 from clipguard.models.config import CONFIG_NAME, PREPROCESS_KEYS, find_weights, read_config
 from clipguard.models.detect import describe_shapes, find_architectures, openai_twin, settle_activation
@@ -19,7 +20,6 @@ from clipguard.models.source import ModelSource, parse_source
 from clipguard.models.transformers_layout import CONFIG_NAME as TRANSFORMERS_CONFIG
 from clipguard.models.transformers_layout import read_transformers_config
 from clipguard.models.weights import WeightFile, read_weights
-from clipguard.notices import notice
 
 
 def detect(source: ModelSource) -> tuple[ModelSource, WeightFile | None, tuple[str, ...]]:

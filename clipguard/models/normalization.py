@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from typing import NamedTuple
 
-from clipguard.errors import ModelError
+from clipguard.core.errors import ModelError
 
 
 class Normalization(NamedTuple):

@@ -6,8 +6,8 @@ from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
 
-from clipguard.config_files import read_config_file
-from clipguard.errors import ModelError
+from clipguard.core.config_files import read_config_file
+from clipguard.core.errors import ModelError
 
 TABLE = Path(__file__).with_name("published.toml")
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from clipguard.errors import ModelError
+from clipguard.core.errors import ModelError
 from clipguard.models.foreign import read_json
 
 INDEX_SUFFIX = ".index.json"

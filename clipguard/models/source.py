@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from clipguard.errors import ModelError, did_you_mean
+from clipguard.core.errors import ModelError, did_you_mean
 from clipguard.models.normalization import Normalization, parse_normalization
 from clipguard.models.published import find_published, published_models
 

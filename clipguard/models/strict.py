@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from clipguard.errors import ModelError
+from clipguard.core.errors import ModelError
 from clipguard.models.layouts import shorten
 from clipguard.models.source import quick_gelu_twin
 from clipguard.models.weights import WeightFile, find_release

@@ -9,9 +9,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from clipguard.errors import ModelError
+from clipguard.core.errors import ModelError
+from clipguard.core.notices import notice
 from clipguard.models.text_map import TextMap
-from clipguard.notices import notice
 
 Tokenizer = Callable[[list[str]], Tensor]
 BATCH = 256  # prompts encoded at once

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from clipguard.errors import ModelError, first_line
+from clipguard.core.errors import ModelError, first_line
 from clipguard.models.weights import check_finite
 
 TEXT_FILE = "clipguard_text.safetensors"

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from clipguard.errors import ModelError
+from clipguard.core.errors import ModelError
 from clipguard.models.foreign import read_json
 
 CONFIG_NAME = "config.json"

@@ -14,7 +14,7 @@ from typing import Any, Literal
 
 import torch
 
-from clipguard.errors import ModelError, first_line
+from clipguard.core.errors import ModelError, first_line
 from clipguard.models.foreign import describe_foreign
 from clipguard.models.layouts import Contents, find_contents, shorten
 from clipguard.models.pickles import RefusedError, read_archive

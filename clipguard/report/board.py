@@ -14,7 +14,7 @@ from clipguard.benchmark.adversarial import RUN_FILE
 from clipguard.benchmark.comparable import unlike
 from clipguard.benchmark.results import RESULTS, BenchResult, Cell, refuse_newer
 from clipguard.benchmark.tables import AVERAGE, Row, columns
-from clipguard.errors import ResultError, first_line
+from clipguard.core.errors import ResultError, first_line
 from clipguard.statistics import average_interval
 
 CLEAN = "none"  # the attack of clean cells

@@ -16,7 +16,7 @@ from safetensors import safe_open
 
 from clipguard.benchmark.adversarial import AdversarialImage
 from clipguard.benchmark.again import Wanted
-from clipguard.errors import ResultError, first_line
+from clipguard.core.errors import ResultError, first_line
 from clipguard.report.board import CLEAN, Board, Images
 from clipguard.report.classes import class_table, pairs
 from clipguard.report.grid import Pixels, amplification, fit_image

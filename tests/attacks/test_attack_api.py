@@ -10,7 +10,7 @@ from attack_models import small_conv, uniform
 
 from clipguard.attacks.api import attack
 from clipguard.attacks.threat import Norm, ThreatModel
-from clipguard.errors import AttackError
+from clipguard.core.errors import AttackError
 
 
 @pytest.mark.parametrize("norm", ["linf", "l2"])

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from clipguard.attacks.evaluator import Evaluator, is_out_of_memory, require_finite
 from clipguard.attacks.recipes import Recipe, parse_recipe
-from clipguard.errors import AttackError
+from clipguard.core.errors import AttackError
 
 TINY = 1e-6  # a radius at which nothing breaks
 

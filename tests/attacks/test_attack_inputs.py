@@ -12,7 +12,7 @@ from attack_models import small_conv, uniform
 from torch import nn
 
 import clipguard
-from clipguard.errors import AttackError
+from clipguard.core.errors import AttackError
 
 IMAGES = uniform(3, 3, 8, 8)
 LABELS = torch.tensor([1, 0, 2])

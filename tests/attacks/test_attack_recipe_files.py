@@ -8,7 +8,7 @@ import pytest
 
 from clipguard.attacks.recipe_files import open_recipe
 from clipguard.attacks.recipes import parse_recipe
-from clipguard.errors import ClipguardError
+from clipguard.core.errors import ClipguardError
 
 TOML = """
 name = "thorough"

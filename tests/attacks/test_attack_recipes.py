@@ -12,7 +12,7 @@ from clipguard.attacks.pgd import CW, FGSM, PGD
 from clipguard.attacks.recipes import ATTACKS, DESCRIPTIONS, SUITES, parse_recipe, stage_name
 from clipguard.attacks.rows import Attack
 from clipguard.attacks.square import Square
-from clipguard.errors import AttackError
+from clipguard.core.errors import AttackError
 
 
 @pytest.mark.parametrize(

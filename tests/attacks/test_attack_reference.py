@@ -13,7 +13,7 @@ from clipguard.attacks.engine import EngineOptions, Example, ImageOutcome
 from clipguard.attacks.recipes import parse_recipe
 from clipguard.attacks.reference import ReferenceEngine
 from clipguard.attacks.threat import Norm, ThreatModel
-from clipguard.errors import AttackError
+from clipguard.core.errors import AttackError
 
 NORMS: tuple[Norm, ...] = ("linf", "l2")
 EPS: dict[Norm, float] = {"linf": 4 / 255, "l2": 0.2}

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from clipguard.attacks.engine import EngineOptions, Example
 from clipguard.attacks.evaluator import frozen
-from clipguard.errors import AttackError
+from clipguard.core.errors import AttackError
 
 ATTACKS = ["pgd-3", "apgd-t(iterations=3)", "fab-t(iterations=3)", "square(queries=3)"]
 

@@ -19,7 +19,7 @@ from clipguard.attacks.evaluator import Evaluator
 from clipguard.attacks.findings import CHECKS, Finding, counted, judge, worst
 from clipguard.attacks.probes import Subject, probe
 from clipguard.attacks.recipes import parse_recipe
-from clipguard.errors import AttackError
+from clipguard.core.errors import AttackError
 
 N, EPS = 8, 8 / 255
 SHORT = parse_recipe("apgd-ce(iterations=8)")

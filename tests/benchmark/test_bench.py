@@ -11,7 +11,7 @@ import pytest
 import clipguard
 from clipguard.benchmark.results import SAMPLE_COLUMNS, BenchResult, OutputFolder
 from clipguard.benchmark.tables import columns, rows, to_markdown
-from clipguard.errors import AttackError, OutputError
+from clipguard.core.errors import AttackError, OutputError
 from clipguard.statistics import wilson_interval
 
 

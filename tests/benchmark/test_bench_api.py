@@ -13,7 +13,7 @@ import torch
 import clipguard
 from clipguard.benchmark.again import rerun
 from clipguard.cli import run
-from clipguard.errors import ClipguardError
+from clipguard.core.errors import ClipguardError
 
 SMALL: dict[str, Any] = {"datasets": "emoji-food", "attacks": "pgd-2", "n_samples": 4}
 

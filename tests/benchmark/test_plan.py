@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from clipguard.benchmark.plan import BenchPlan, parse_eps, spell_eps
-from clipguard.errors import AttackError, ClipguardError
+from clipguard.core.errors import AttackError, ClipguardError
 
 
 def test_linf_eps_is_in_units_of_one_255th_sorted_and_each_once() -> None:

@@ -17,8 +17,8 @@ from clipguard.benchmark.plan import BenchPlan, parse_eps
 from clipguard.benchmark.preprocess import bilinear_resize, prepare
 from clipguard.benchmark.protocols import PROTOCOLS, Protocol, make_plan
 from clipguard.benchmark.tables import caption, to_markdown
+from clipguard.core.errors import ClipguardError
 from clipguard.data import load_dataset
-from clipguard.errors import ClipguardError
 from clipguard.models import load_model
 
 DOCS = Path(__file__).parents[2] / "docs" / "protocols.md"

@@ -21,8 +21,8 @@ from clipguard.benchmark.run import bench
 from clipguard.benchmark.sequential import batch_ends, compare_in_batches
 from clipguard.benchmark.sides import find_sides
 from clipguard.benchmark.tables import to_markdown
+from clipguard.core.errors import ClipguardError, DatasetError, ResultError
 from clipguard.data.dataset import in_random_order
-from clipguard.errors import ClipguardError, DatasetError, ResultError
 
 BLIND = "tiny#normalization=9,9,9/0.1,0.1,0.1"  # sees next to nothing
 SETS = ("emoji-food", "emoji-travel")

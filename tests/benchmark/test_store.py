@@ -27,8 +27,8 @@ from clipguard.benchmark.run import bench as run_plan
 from clipguard.benchmark.store import COLUMNS, Store, distinct
 from clipguard.benchmark.tables import to_markdown
 from clipguard.cli import run
+from clipguard.core.errors import OutputError, ResultError
 from clipguard.data import load_dataset
-from clipguard.errors import OutputError, ResultError
 from clipguard.models import load_model
 from clipguard.models.classifier import ZeroShotClassifier
 

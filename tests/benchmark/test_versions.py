@@ -13,7 +13,7 @@ import pytest
 import clipguard
 from clipguard.benchmark.results import BenchResult
 from clipguard.cli import run
-from clipguard.errors import ClipguardError
+from clipguard.core.errors import ClipguardError
 from clipguard.finetuning.config import FinetuneConfig
 
 BASELINE = Path(clipguard.__file__).parents[1] / "benchmarks" / "results" / "baseline"

@@ -17,7 +17,7 @@ from PIL import Image
 from clipguard import __version__
 from clipguard.cli import app, run
 from clipguard.cli.bench import parse_n_samples, split_attacks
-from clipguard.errors import ClipguardError
+from clipguard.core.errors import ClipguardError
 
 FILES = ["results.csv", "results.json", "results.md", "samples.parquet"]
 FAST = ["bench", "-d", "emoji-food", "--attack", "pgd-3", "--eps", "8", "-n", "6"]

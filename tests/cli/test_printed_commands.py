@@ -19,7 +19,7 @@ from clipguard.benchmark.again import NO_OPTION, rerun
 from clipguard.benchmark.plan import BenchPlan
 from clipguard.benchmark.protocols import PROTOCOLS, make_plan
 from clipguard.cli import app, run
-from clipguard.errors import ClipguardError
+from clipguard.core.errors import ClipguardError
 from clipguard.models.inspection import bench_command
 
 ROOT = Path(clipguard.__file__).parents[1]

@@ -11,12 +11,12 @@ from dataset_files import write_images
 
 import clipguard
 from clipguard.benchmark.image_files import ImageFiles
+from clipguard.core.errors import DatasetError
+from clipguard.core.notices import noticing
 from clipguard.data import load_dataset
 from clipguard.data.class_lists import parse_classes, read_class_list
 from clipguard.data.labels import GivenNames
 from clipguard.data.templates import PHOTO, read_templates, resolve_templates
-from clipguard.errors import DatasetError
-from clipguard.notices import noticing
 
 FISH = ["tench", "gold fish", "CD player, portable"]
 

@@ -11,11 +11,11 @@ import PIL.Image
 import pytest
 from dataset_files import png
 
+from clipguard.core.errors import DatasetError
 from clipguard.data import ZeroShotDataset, load_dataset
 from clipguard.data.decoding import decode as decode_image
 from clipguard.data.images import EncodedImage, FileImages
 from clipguard.data.templates import PHOTO, resolve_templates
-from clipguard.errors import DatasetError
 
 
 def make(counts: list[int]) -> ZeroShotDataset:

@@ -14,9 +14,9 @@ import numpy as np
 import pytest
 from dataset_files import CLASSES, COLOURS, make_table, png, samples, write_clip_benchmark, write_images, write_tar
 
+from clipguard.core.errors import DatasetError, SplitError
 from clipguard.data import ZeroShotDataset, list_datasets, load_dataset, load_images
 from clipguard.data.embedded import DESCRIPTIONS
-from clipguard.errors import DatasetError, SplitError
 
 
 def check(dataset: ZeroShotDataset, labels: list[int], split: str) -> None:

@@ -9,9 +9,9 @@ import pytest
 from dataset_files import COLOURS, png, write_tar
 from open_clip.zero_shot_metadata import IMAGENET_CLASSNAMES
 
+from clipguard.core.errors import DatasetError
+from clipguard.core.notices import noticing
 from clipguard.data import ZeroShotDataset, load_dataset
-from clipguard.errors import DatasetError
-from clipguard.notices import noticing
 
 IDS = ["n02113186", "n01440764"]  # not sorted: 264 and 0 of the 1,000
 WORDS = {"n01440764": IMAGENET_CLASSNAMES[0], "n02113186": IMAGENET_CLASSNAMES[264]}

@@ -11,10 +11,10 @@ import pandas as pd
 import pytest
 from dataset_files import CLASSES, COLOURS, make_table, png
 
+from clipguard.core.errors import DatasetError
 from clipguard.data import load_dataset
 from clipguard.data.labels import GivenNames, settle_labels
 from clipguard.data.rows import choose_split
-from clipguard.errors import DatasetError
 
 IMAGES = [png(COLOURS[0]), png(COLOURS[1]), png(COLOURS[0])]
 

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 from dataset_files import COLOURS, make_table, png, samples, write_clip_benchmark, write_images, write_tar
 
+from clipguard.core.errors import DatasetError
 from clipguard.data import load_dataset
-from clipguard.errors import DatasetError
 
 
 def refuse(name: object, message: str, **options: str) -> None:

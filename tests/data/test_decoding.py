@@ -16,9 +16,9 @@ import pytest
 
 import clipguard
 from clipguard.cli import run
+from clipguard.core.notices import noticing
 from clipguard.data.decoding import PixelCount, decode
 from clipguard.data.images import EncodedImage
-from clipguard.notices import noticing
 
 PIXELS = np.random.default_rng(0).integers(0, 256, (8, 12, 3), dtype=np.uint8)
 IMAGE = PIL.Image.fromarray(PIXELS)

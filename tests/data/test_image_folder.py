@@ -9,9 +9,9 @@ import PIL.Image
 import pytest
 from dataset_files import CLASSES, COLOURS, make_table, png, write_images
 
+from clipguard.core.errors import DatasetError, SplitError
+from clipguard.core.notices import Notice, noticing
 from clipguard.data import load_dataset, load_images
-from clipguard.errors import DatasetError, SplitError
-from clipguard.notices import Notice, noticing
 
 
 def put(root: Path, *files: str) -> str:

@@ -13,9 +13,9 @@ import numpy as np
 import pytest
 from dataset_files import CLASSES, make_table, png
 
+from clipguard.core.errors import DatasetError
+from clipguard.core.notices import noticing
 from clipguard.data import load_dataset, load_images
-from clipguard.errors import DatasetError
-from clipguard.notices import noticing
 
 RNG = np.random.default_rng(0)
 PIXELS = [RNG.integers(0, 256, (8, 9, 3), dtype=np.uint8) for _ in range(3)]

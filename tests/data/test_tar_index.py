@@ -10,9 +10,9 @@ import PIL.Image
 import pytest
 from dataset_files import png, samples, write_tar
 
+from clipguard.core.errors import DatasetError
+from clipguard.core.notices import Notice, noticing
 from clipguard.data import load_dataset, load_images
-from clipguard.errors import DatasetError
-from clipguard.notices import Notice, noticing
 
 
 def members(*names: str) -> list[tuple[str, bytes]]:

@@ -16,7 +16,7 @@ from training_runs import write_images, write_vit
 
 from clipguard.benchmark.run import Silent
 from clipguard.cli import run
-from clipguard.errors import FinetuneError
+from clipguard.core.errors import FinetuneError
 from clipguard.finetuning.checkpoint import Checkpoints
 from clipguard.finetuning.config import FinetuneConfig
 from clipguard.finetuning.meter import read_metrics

@@ -14,7 +14,7 @@ from training_runs import write_images, write_vit
 
 import clipguard
 from clipguard.cli import run
-from clipguard.models.quiet import quiet
+from clipguard.core.quiet_libraries import quiet
 
 FILES = {"README.md", "curves.png", "metrics.jsonl", "open_clip_config.json", "open_clip_model.safetensors", "run.json"}
 SMALL = ["--steps", "3", "--batch-size", "4", "--attack-steps", "2", "--eps", "8", "--lr", "1e-3", "--preset", "none"]

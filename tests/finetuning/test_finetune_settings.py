@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from clipguard.errors import ClipguardError
+from clipguard.core.errors import ClipguardError
 from clipguard.finetuning.config import FinetuneConfig
 from clipguard.finetuning.methods import METHODS
 from clipguard.finetuning.settings import EMBEDDED, resolve

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from clipguard.errors import FinetuneError
+from clipguard.core.errors import FinetuneError
 from clipguard.finetuning.clean import Clean
 from clipguard.finetuning.fare import FARE
 from clipguard.finetuning.method import Batch, Method

@@ -6,7 +6,7 @@ from dataclasses import fields
 
 import pytest
 
-from clipguard.errors import FinetuneError
+from clipguard.core.errors import FinetuneError
 from clipguard.finetuning.config import FinetuneConfig
 from clipguard.finetuning.fare import FARE
 from clipguard.finetuning.method import Method

@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 import clipguard
-from clipguard.errors import FinetuneError, ModelError
+from clipguard.core.errors import FinetuneError, ModelError
 from clipguard.finetuning.text import TextSide, fold
 from clipguard.models.loading import LoadedModel, load_model
 from clipguard.models.text_map import ORIGINAL_FILE, TEXT_FILE, LaatMap

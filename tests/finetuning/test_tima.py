@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from clipguard.errors import FinetuneError
+from clipguard.core.errors import FinetuneError
 from clipguard.finetuning.method import Batch
 from clipguard.finetuning.tecoa import TeCoA
 from clipguard.finetuning.tima import TIMA, MarginMode, distillation, hyperspherical_energy, margins, off_diagonal

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from training_runs import make_config, make_trainer, write_images, write_vit
 
 from clipguard.benchmark.run import Silent
-from clipguard.errors import FinetuneError
+from clipguard.core.errors import FinetuneError
 from clipguard.finetuning.data import ImageBatch, load_batches
 from clipguard.finetuning.meter import read_metrics
 from clipguard.finetuning.method import Batch, Method, Need

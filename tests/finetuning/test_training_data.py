@@ -12,12 +12,12 @@ import torch
 from training_runs import make_config, write_images, write_vit
 
 from clipguard.benchmark.run import Silent
-from clipguard.errors import DatasetError, FinetuneError
+from clipguard.core.errors import DatasetError, FinetuneError
+from clipguard.core.notices import noticing
 from clipguard.finetuning import data as training_data
 from clipguard.finetuning.config import FinetuneConfig
 from clipguard.finetuning.data import Pixels, Visits, crop_and_mirror, divide, load_batches, open_data
 from clipguard.models import load_model
-from clipguard.notices import noticing
 
 ANIMALS = make_config("tiny", "emoji-animals")
 

@@ -11,7 +11,7 @@ import torch
 from training_runs import SMALL, write_images, write_vit
 
 import clipguard
-from clipguard.errors import FinetuneError
+from clipguard.core.errors import FinetuneError
 from clipguard.finetuning.checkpoint import Checkpoints
 from clipguard.finetuning.data import ImageBatch
 from clipguard.finetuning.meter import read_metrics

@@ -11,8 +11,8 @@ import open_clip
 import torch
 from safetensors.torch import save_file
 
+from clipguard.core.quiet_libraries import quiet
 from clipguard.models.loading import LoadedModel
-from clipguard.models.quiet import quiet
 
 VISION = {"image_size": 16, "layers": 1, "width": 16, "head_width": 8, "patch_size": 8}
 TEXT = {"context_length": 12, "vocab_size": 49408, "width": 16, "heads": 2, "layers": 1}

@@ -14,6 +14,7 @@ from PIL import Image
 from safetensors.torch import save_file
 
 from clipguard.benchmark.run import Silent
+from clipguard.core.quiet_libraries import quiet
 from clipguard.finetuning.config import FinetuneConfig
 from clipguard.finetuning.data import Pixels, open_data
 from clipguard.finetuning.losses import Losses
@@ -21,7 +22,6 @@ from clipguard.finetuning.run import all_needs, check, make_losses, make_visits
 from clipguard.finetuning.settings import resolve
 from clipguard.finetuning.trainer import Trainer
 from clipguard.models import load_model
-from clipguard.models.quiet import quiet
 
 TEXT = {"context_length": 16, "vocab_size": 49408, "width": 16, "heads": 2, "layers": 1}
 VISION = {"image_size": 16, "layers": 2, "width": 32, "head_width": 16, "patch_size": 4}

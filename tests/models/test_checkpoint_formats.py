@@ -16,7 +16,7 @@ from checkpoint_files import NAMES, TEMPLATE, TOWERS, WHOLES, logits_of, save_ba
 from open_clip import factory, pretrained
 from tiny_models import state_of
 
-from clipguard.errors import ModelError
+from clipguard.core.errors import ModelError
 from clipguard.models import load_model
 from clipguard.models.detect import find_architectures, outline
 from clipguard.models.layouts import find_contents

@@ -18,7 +18,7 @@ from huggingface_hub import constants
 from safetensors.torch import load_file, save, save_file
 from tiny_models import reference_model, state_of
 
-from clipguard.errors import ModelError
+from clipguard.core.errors import ModelError
 from clipguard.models import load_model
 from clipguard.models.inspection import inspect_model
 

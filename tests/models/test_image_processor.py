@@ -14,13 +14,13 @@ from PIL import Image
 from tiny_models import write_model
 from torch.nn import functional as F
 
-from clipguard.errors import ModelError
+from clipguard.core.errors import ModelError
+from clipguard.core.notices import noticing
 from clipguard.models import LoadedModel, load_model
 from clipguard.models.classifier import resize_pixels
 from clipguard.models.convert import convert_files
 from clipguard.models.export import checkpoint_files
 from clipguard.models.image_processor import DEFAULTS, write_image_processor
-from clipguard.notices import noticing
 
 transformers = pytest.importorskip("transformers")
 FOUR, FIVE = "preprocessor_config.json", "processor_config.json"

@@ -11,7 +11,7 @@ import torch
 from checkpoint_files import save_bare, save_state_dict, save_tecoa, tuned_model
 from tiny_models import CONFIGS, write_model
 
-from clipguard.errors import ModelError
+from clipguard.core.errors import ModelError
 from clipguard.models import load_model, parse_source
 from clipguard.models.inspection import inspect_model
 from clipguard.models.locate import _state_activation, locate

@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 from tiny_models import reference_model, write_model
 
-from clipguard.errors import ModelError
+from clipguard.core.errors import ModelError
 from clipguard.models import load_model
 from clipguard.models.classifier import Preprocessing, ZeroShotClassifier
 

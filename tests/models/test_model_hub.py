@@ -18,8 +18,8 @@ from huggingface_hub.errors import EntryNotFoundError
 from open_clip import factory, pretrained
 from tiny_models import CONFIGS
 
-from clipguard import hub
-from clipguard.errors import ModelError
+from clipguard.core import hub_access as hub
+from clipguard.core.errors import ModelError
 from clipguard.models import load_model
 from clipguard.models.convert import convert_files
 from clipguard.models.text_map import TEXT_FILE, LaatMap

@@ -16,7 +16,7 @@ from PIL import Image
 from safetensors.torch import save_file
 from tiny_models import CONFIGS, write_config
 
-from clipguard.errors import ModelError
+from clipguard.core.errors import ModelError
 from clipguard.models import load_model
 from clipguard.models.weights import hash_file
 

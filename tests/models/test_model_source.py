@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from clipguard.errors import ModelError
+from clipguard.core.errors import ModelError
 from clipguard.models import list_models, load_model, parse_source
 
 

@@ -13,9 +13,9 @@ from open_clip.tokenizer import HFTokenizer
 
 import clipguard
 from clipguard.cli import run
-from clipguard.errors import ModelError
+from clipguard.core.errors import ModelError
+from clipguard.core.notices import noticing
 from clipguard.models.text import find_cut, tokenize
-from clipguard.notices import noticing
 
 SIMPLE = open_clip.SimpleTokenizer(context_length=16)
 ALIKE = {

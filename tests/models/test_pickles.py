@@ -11,7 +11,7 @@ import torch
 from open_clip import factory
 from tiny_models import CONFIGS
 
-from clipguard.errors import ModelError
+from clipguard.core.errors import ModelError
 from clipguard.models.pickles import Inert, RefusedError, read_archive
 from clipguard.models.weights import read_weights
 

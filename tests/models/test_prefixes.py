@@ -11,9 +11,9 @@ import torch
 from checkpoint_files import visual
 from tiny_models import reference_model, state_of
 
-from clipguard.errors import ModelError
+from clipguard.core.errors import ModelError
+from clipguard.core.notices import Notice, noticing
 from clipguard.models import load_model
-from clipguard.notices import Notice, noticing
 
 State = dict[str, torch.Tensor]
 Folder = Callable[[str], Path]

@@ -13,7 +13,7 @@ from huggingface_hub import constants, split_torch_state_dict_into_shards
 from safetensors.torch import load_file, save_file
 from tiny_models import reference_model, state_of
 
-from clipguard.errors import ModelError
+from clipguard.core.errors import ModelError
 from clipguard.models import load_model
 from clipguard.models.convert import convert_files
 from clipguard.models.inspection import inspect_model

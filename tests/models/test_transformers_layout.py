@@ -14,7 +14,7 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 from tiny_models import write_model
 
-from clipguard.errors import ModelError
+from clipguard.core.errors import ModelError
 from clipguard.models import load_model
 from clipguard.models.convert import convert_files
 from clipguard.models.export import checkpoint_files

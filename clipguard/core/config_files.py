@@ -8,7 +8,7 @@ from typing import Any
 
 import yaml
 
-from clipguard.errors import ClipguardError, first_line
+from clipguard.core.errors import ClipguardError, first_line
 
 if sys.version_info >= (3, 11):
     import tomllib

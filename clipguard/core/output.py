@@ -15,8 +15,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
-from clipguard.errors import OutputError
-from clipguard.locks import InUseError, Lock, in_use, is_held, is_ours
+from clipguard.core.errors import OutputError
+from clipguard.core.locks import InUseError, Lock, in_use, is_held, is_ours
 
 if TYPE_CHECKING:
     from typing_extensions import Self

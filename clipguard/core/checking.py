@@ -6,7 +6,7 @@ from numbers import Integral, Real
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin
 
-from clipguard.errors import ClipguardError
+from clipguard.core.errors import ClipguardError
 
 NAMES: dict[Any, str] = {
     str: "a text",

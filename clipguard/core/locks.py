@@ -13,7 +13,7 @@ import socket
 import time
 from pathlib import Path
 
-from clipguard.errors import OutputError
+from clipguard.core.errors import OutputError
 
 PATIENCE = 0.5  # seconds in which who has just taken a lock says so, or who only looked at it has let go
 _held: set[int] = set()  # descriptors
