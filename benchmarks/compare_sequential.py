@@ -20,9 +20,9 @@ import numpy as np
 import numpy.typing as npt
 from common import provenance, save
 
-from clipguard.anytime import adjusted_p_values, log_e_of_counts
 from clipguard.benchmark.sequential import FIRST, GROWTH, batch_ends
-from clipguard.statistics import Pairs, harmless_p_value, holm, regression_p_value
+from clipguard.statistics.anytime import adjusted_p_values, log_e_of_counts
+from clipguard.statistics.intervals import Pairs, harmless_p_value, holm, regression_p_value
 
 ALPHA = 0.05
 # Sets, attacks (one of them none), averages: one cell; four sets, clean; four sets, clean and attacked, with averages.

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from scipy.stats import multinomial
 
-from clipguard.anytime import BETS, MOST, Outcomes, adjusted_p_values, confidence_sequence, log_e_value
+from clipguard.statistics.anytime import BETS, MOST, Outcomes, adjusted_p_values, confidence_sequence, log_e_value
 
 
 def changes(n: int, lost: int, gained: int) -> Outcomes:

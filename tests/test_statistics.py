@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from scipy.stats import multinomial, norm
 
-from clipguard.statistics import (
+from clipguard.statistics.intervals import (
     Pairs,
     average_interval,
     change_score,

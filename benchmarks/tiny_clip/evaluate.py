@@ -13,7 +13,7 @@ import torch
 
 import clipguard
 from clipguard.data import list_datasets
-from clipguard.statistics import wilson_interval
+from clipguard.statistics.intervals import wilson_interval
 
 
 def accuracy(name: str, split: str, templates: str) -> dict[str, float | int]:

@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 from scipy.stats import binomtest
 
-from clipguard.statistics import wilson_interval
+from clipguard.statistics.intervals import wilson_interval
 
 Verdict = Literal["ok", "warning", "failure", "not checked"]
 VERDICTS: tuple[Verdict, ...] = ("failure", "warning", "not checked", "ok")  # worst first

@@ -13,15 +13,15 @@ from typing import Any, Literal, get_args
 import numpy as np
 import pandas as pd
 
-from clipguard.anytime import Outcomes
 from clipguard.benchmark.comparable import differences, model_name
-from clipguard.benchmark.decide import AnytimeTests, FixedTests, Seen, Tests, detectable_drop, n_to_decide
 from clipguard.benchmark.findings import alarms, prediction_entries
 from clipguard.benchmark.results import BenchResult
 from clipguard.benchmark.tables import AVERAGE
 from clipguard.core.checking import check_type
 from clipguard.core.errors import ClipguardError, ResultError
-from clipguard.statistics import Pairs, mcnemar_p_value
+from clipguard.statistics.anytime import Outcomes
+from clipguard.statistics.decision import AnytimeTests, FixedTests, Seen, Tests, detectable_drop, n_to_decide
+from clipguard.statistics.intervals import Pairs, mcnemar_p_value
 
 SCHEMA = 1
 Metric = Literal["clean", "robust", "average"]

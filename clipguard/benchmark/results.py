@@ -13,7 +13,7 @@ import pandas as pd
 from clipguard.benchmark.plan import BenchPlan
 from clipguard.core.errors import ResultError, first_line
 from clipguard.core.output import TakenFolder
-from clipguard.statistics import wilson_interval
+from clipguard.statistics.intervals import wilson_interval
 
 SCHEMA = 1
 RESULTS, SAMPLES = "results.json", "samples.parquet"

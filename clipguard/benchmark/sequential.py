@@ -41,7 +41,7 @@ def compare_in_batches(
 
     Returns the comparison, and what was measured: the result that benching these images at once would have given.
     `measure` benches a plan, of no image twice. The chance of a false regression is that of `rules` for all looks
-    together (clipguard.anytime). Raises ClipguardError as `compare_results` does, and if there is nothing to measure.
+    together (clipguard.statistics.anytime). Raises ClipguardError as `compare_results` does, and if there is nothing to measure.
     """
     if sides.plan is None:
         raise ResultError("--sequential is for models to bench; BASE and CANDIDATE are measured already. Leave it out.")

@@ -13,7 +13,7 @@ from clipguard.attacks.recipes import parse_recipe
 from clipguard.attacks.threat import ThreatModel
 from clipguard.benchmark.run import Progress
 from clipguard.finetuning.config import FinetuneConfig
-from clipguard.statistics import wilson_interval
+from clipguard.statistics.intervals import wilson_interval
 
 ATTACK = "pgd-10"
 PASSES = 13  # of an image that holds: clean, its random start and ten steps, and a check

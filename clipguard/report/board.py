@@ -15,7 +15,7 @@ from clipguard.benchmark.comparable import unlike
 from clipguard.benchmark.results import RESULTS, BenchResult, Cell, refuse_newer
 from clipguard.benchmark.tables import AVERAGE, Row, columns
 from clipguard.core.errors import ResultError, first_line
-from clipguard.statistics import average_interval
+from clipguard.statistics.intervals import average_interval
 
 CLEAN = "none"  # the attack of clean cells
 SHOWN_PREFIX = 12  # characters of a name's start that stay when it is cut

@@ -12,7 +12,7 @@ import clipguard
 from clipguard.benchmark.results import SAMPLE_COLUMNS, BenchResult, OutputFolder
 from clipguard.benchmark.tables import columns, rows, to_markdown
 from clipguard.core.errors import AttackError, OutputError
-from clipguard.statistics import wilson_interval
+from clipguard.statistics.intervals import wilson_interval
 
 
 def run(**options: object) -> BenchResult:

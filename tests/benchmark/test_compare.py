@@ -20,7 +20,7 @@ from clipguard.benchmark.protocols import make_plan
 from clipguard.benchmark.results import BenchResult, OutputFolder
 from clipguard.benchmark.tables import to_markdown
 from clipguard.core.errors import ClipguardError, ResultError
-from clipguard.statistics import Pairs, holm, mcnemar_p_value, paired_interval, regression_p_value
+from clipguard.statistics.intervals import Pairs, holm, mcnemar_p_value, paired_interval, regression_p_value
 
 OPTIONS: dict[str, Any] = {"n_samples": 12, "eps": ["2"], "attacks": ["pgd-2"]}
 SETS = ["emoji-food", "emoji-travel"]

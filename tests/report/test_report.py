@@ -22,7 +22,7 @@ from clipguard.report import classes, page
 from clipguard.report.board import CLEAN, Board, make_boards, read_runs, short_names
 from clipguard.report.gallery import choose, stored
 from clipguard.report.plots import ROBUST, WRONG, share_table
-from clipguard.statistics import wilson_interval
+from clipguard.statistics.intervals import wilson_interval
 
 HOSTILE = "<b>fruit</b></script><script>alert(1)</script> & \"x\" 'y' {{ 7 }}"
 Edit = Callable[[dict[str, Any]], None]
