@@ -13,8 +13,8 @@ from clipguard.benchmark.results import BenchResult
 from clipguard.benchmark.run import bench as run_plan
 from clipguard.benchmark.sequential import FIRST, compare_in_batches
 from clipguard.benchmark.sides import find_sides
-from clipguard.benchmark.store import Store
 from clipguard.core.checking import check_type
+from clipguard.store.store import Store
 
 
 def bench(

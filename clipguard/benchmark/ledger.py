@@ -19,10 +19,10 @@ from clipguard.attacks.outcomes import EpsMode, recall
 from clipguard.attacks.recipes import Recipe
 from clipguard.benchmark.plan import PIXEL, BenchPlan
 from clipguard.benchmark.preprocess import choose_resize
-from clipguard.benchmark.store import COLUMNS, StoredCell, distinct, sha256, sum_costs
 from clipguard.core.provenance import versions
 from clipguard.models.classifier import ZeroShotClassifier
 from clipguard.models.loading import LoadedModel
+from clipguard.store.store import COLUMNS, StoredCell, distinct, sha256, sum_costs
 
 Known = dict[float, LevelOutcome]  # by radius in pixel units; 0 is the clean image
 # Of clipguard's results. Increase it with any change that can change an image's outcome (an attack, a projection, the

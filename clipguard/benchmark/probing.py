@@ -19,9 +19,9 @@ from clipguard.attacks.probes import PROBE_CHECKS, Subject, probe
 from clipguard.attacks.recipes import Recipe
 from clipguard.benchmark.findings import NO_PROBES, pick_images
 from clipguard.benchmark.plan import BenchPlan
-from clipguard.benchmark.store import Store
-from clipguard.benchmark.stored_probes import path_of, read, write
 from clipguard.data import ZeroShotDataset
+from clipguard.store.probes import path_of, read, write
+from clipguard.store.store import Store
 
 PROBED = 8  # images a model and data set
 PROBES = "sanity probes"  # their name in `run.costs`

@@ -27,7 +27,6 @@ from clipguard.benchmark.preprocess import prepare
 from clipguard.benchmark.probing import PROBED, PROBES, Prober, switched_off
 from clipguard.benchmark.results import BenchResult
 from clipguard.benchmark.rows import attack_rows, clean_row, cost_table
-from clipguard.benchmark.store import Store
 from clipguard.core.errors import AttackError, DatasetError
 from clipguard.core.notices import Notice, noticing
 from clipguard.core.provenance import fingerprint, image_hash, machine, versions
@@ -37,6 +36,7 @@ from clipguard.data.decoding import PixelCount
 from clipguard.models import parse_source
 from clipguard.models.loading import LoadedModel, ModelInfo, check_device, load_model
 from clipguard.models.text import tokenize
+from clipguard.store.store import Store
 
 log = logging.getLogger("clipguard")
 

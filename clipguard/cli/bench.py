@@ -188,8 +188,8 @@ def bench(
 def _run(plan: BenchPlan, folder: OutputFolder, store: Path | None, output_format: Format, probes: bool) -> None:
     from clipguard.benchmark.results import BenchResult
     from clipguard.benchmark.run import bench as run_bench
-    from clipguard.benchmark.store import Store
     from clipguard.cli.progress import RichProgress
+    from clipguard.store.store import Store
 
     result = BenchResult({})
     kept = Store(store) if store else None

@@ -158,8 +158,8 @@ def _measure(plan: BenchPlan, store: Path | None, probes: bool) -> BenchResult:
     """Bench models into a new folder below runs/."""
     from clipguard.benchmark.results import OutputFolder
     from clipguard.benchmark.run import bench
-    from clipguard.benchmark.store import Store
     from clipguard.cli.progress import RichProgress
+    from clipguard.store.store import Store
 
     with OutputFolder.by_default(plan.models[-1]) as folder, RichProgress() as progress:
         result = bench(plan, progress=progress, store=Store(store) if store else None, probes=probes)
@@ -174,8 +174,8 @@ def _compare_in_batches(
     from clipguard.benchmark.results import OutputFolder
     from clipguard.benchmark.run import bench
     from clipguard.benchmark.sequential import FIRST, compare_in_batches
-    from clipguard.benchmark.store import Store
     from clipguard.cli.progress import RichProgress
+    from clipguard.store.store import Store
 
     name = sides.plan.models[-1] if sides.plan else ""
     with OutputFolder.by_default(name) as folder, RichProgress() as progress:

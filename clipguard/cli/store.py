@@ -48,8 +48,8 @@ def list_cells(store: StoreOption = DEFAULT_STORE, output_format: FormatOption =
     """List the cells: model, data sets, attack, budgets, images, size, and when they were last written."""
     import json
 
-    from clipguard.benchmark.store_care import Summary, open_store, summaries
     from clipguard.cli.render import print_rows
+    from clipguard.store.maintenance import Summary, open_store, summaries
 
     found = summaries(open_store(store))
     if output_format is Format.json:
@@ -68,7 +68,7 @@ def verify(store: StoreOption = DEFAULT_STORE, output_format: FormatOption = For
     """Read and hash everything; set aside what is damaged. Exit code 1 if anything is."""
     import json
 
-    from clipguard.benchmark.store_care import check, open_store
+    from clipguard.store.maintenance import check, open_store
 
     found = check(open_store(store))
     if output_format is Format.json:
@@ -99,7 +99,7 @@ def gc(
 
     Safe beside running benchmarks: nothing that they need is lost.
     """
-    from clipguard.benchmark.store_care import open_store, remove, select, tidy
+    from clipguard.store.maintenance import open_store, remove, select, tidy
 
     place = open_store(store)
     merged, parts = tidy(place)
@@ -127,8 +127,8 @@ def export(
 ) -> None:
     """Write all rows, each with its cell's key, as one table for pandas, R or a spreadsheet."""
     from clipguard.benchmark.results import parquet_bytes
-    from clipguard.benchmark.store_care import open_store, table
     from clipguard.core.output import OutputFile
+    from clipguard.store.maintenance import open_store, table
 
     if out.suffix not in (".parquet", ".csv"):
         raise ClipguardError(f"--out {out} must end in .parquet or .csv.")

@@ -24,13 +24,13 @@ from clipguard.benchmark import ledger
 from clipguard.benchmark.plan import BenchPlan, parse_eps
 from clipguard.benchmark.results import BenchResult, OutputFolder
 from clipguard.benchmark.run import bench as run_plan
-from clipguard.benchmark.store import COLUMNS, Store, distinct
 from clipguard.benchmark.tables import to_markdown
 from clipguard.cli import run
 from clipguard.core.errors import OutputError, ResultError
 from clipguard.data import load_dataset
 from clipguard.models import load_model
 from clipguard.models.classifier import ZeroShotClassifier
+from clipguard.store.store import COLUMNS, Store, distinct
 
 FAST = {"datasets": ["emoji-food"], "attacks": ["apgd-ce(iterations=8)"], "eps": ["1,4"], "n_samples": 12} | {
     "device": "cpu"  # bytes are compared, and CUDA rounds differently in other batches

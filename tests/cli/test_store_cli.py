@@ -12,8 +12,8 @@ import pytest
 
 import clipguard
 from clipguard.benchmark import ledger
-from clipguard.benchmark.store import COLUMNS, Store, distinct
 from clipguard.cli import run
+from clipguard.store.store import COLUMNS, Store, distinct
 
 
 @pytest.fixture(autouse=True)

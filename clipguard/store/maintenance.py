@@ -12,11 +12,11 @@ from typing import Any, ClassVar
 
 import pandas as pd
 
-from clipguard.benchmark.store import CELLS, COLUMNS, KEY, MARKER, PARTS, Store, StoredCell, canonical, distinct
-from clipguard.benchmark.stored_probes import FOLDER as PROBES
-from clipguard.benchmark.stored_probes import files as probe_files
-from clipguard.benchmark.stored_probes import read as read_probes
 from clipguard.core.errors import OutputError, ResultError
+from clipguard.store.probes import FOLDER as PROBES
+from clipguard.store.probes import files as probe_files
+from clipguard.store.probes import read as read_probes
+from clipguard.store.store import CELLS, COLUMNS, KEY, MARKER, PARTS, Store, StoredCell, canonical, distinct
 
 OLD = 3600.0  # seconds after which a part of a file is of a killed writer: a living one needs far less
 

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from clipguard.attacks.findings import Finding
-from clipguard.benchmark.store import Store, canonical, sha256
 from clipguard.core.errors import first_line
+from clipguard.store.store import Store, canonical, sha256
 
 FOLDER = "probes"
 
