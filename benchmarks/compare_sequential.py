@@ -20,7 +20,7 @@ import numpy as np
 import numpy.typing as npt
 from common import provenance, save
 
-from clipguard.benchmark.sequential import FIRST, GROWTH, batch_ends
+from clipguard.comparison.sequential import FIRST, GROWTH, batch_ends
 from clipguard.statistics.anytime import adjusted_p_values, log_e_of_counts
 from clipguard.statistics.intervals import Pairs, harmless_p_value, holm, regression_p_value
 

@@ -7,12 +7,12 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from clipguard.benchmark.compare import METRICS, Comparison, Rules, compare_results
 from clipguard.benchmark.protocols import as_names, make_plan
 from clipguard.benchmark.results import BenchResult
 from clipguard.benchmark.run import bench as run_plan
-from clipguard.benchmark.sequential import FIRST, compare_in_batches
-from clipguard.benchmark.sides import find_sides
+from clipguard.comparison.compare import METRICS, Comparison, Rules, compare_results
+from clipguard.comparison.inputs import find_sides
+from clipguard.comparison.sequential import FIRST, compare_in_batches
 from clipguard.core.checking import check_type
 from clipguard.store.store import Store
 

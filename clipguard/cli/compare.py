@@ -17,10 +17,10 @@ from clipguard.cli.terminal import echo, echo_data
 from clipguard.core.errors import ClipguardError
 
 if TYPE_CHECKING:
-    from clipguard.benchmark.compare import Comparison, Rules
     from clipguard.benchmark.plan import BenchPlan
     from clipguard.benchmark.results import BenchResult, OutputFolder
-    from clipguard.benchmark.sides import Sides
+    from clipguard.comparison.compare import Comparison, Rules
+    from clipguard.comparison.inputs import Sides
 
 EXAMPLES = """
 **Examples**
@@ -113,8 +113,8 @@ def compare(
     ] = None,
 ) -> None:
     """Tell whether a model got worse than another, image by image and beyond chance; for CI."""
-    from clipguard.benchmark.compare import Rules, compare_results
-    from clipguard.benchmark.sides import find_sides
+    from clipguard.comparison.compare import Rules, compare_results
+    from clipguard.comparison.inputs import find_sides
     from clipguard.core.output import OutputFile
 
     if first is not None and not sequential:
@@ -142,7 +142,7 @@ def compare(
         found = sides.fill(_measure(sides.plan, place, probes) if sides.plan else None)
         comparison = compare_results(*found, rules, force=force)
     if report:
-        from clipguard.benchmark.compare_output import to_junit
+        from clipguard.comparison.output import to_junit
 
         report.write(to_junit(comparison, fail_on.value))
     _print(comparison, output_format)
@@ -173,8 +173,8 @@ def _compare_in_batches(
     """The same for `--sequential`: one folder, of the images that were needed."""
     from clipguard.benchmark.results import OutputFolder
     from clipguard.benchmark.run import bench
-    from clipguard.benchmark.sequential import FIRST, compare_in_batches
     from clipguard.cli.progress import RichProgress
+    from clipguard.comparison.sequential import FIRST, compare_in_batches
     from clipguard.store.store import Store
 
     name = sides.plan.models[-1] if sides.plan else ""
@@ -194,8 +194,8 @@ def _write(result: BenchResult, folder: OutputFolder) -> None:
 
 
 def _print(comparison: Comparison, output_format: Format) -> None:
-    from clipguard.benchmark.compare_output import comparison_markdown
     from clipguard.cli.render import print_comparison
+    from clipguard.comparison.output import comparison_markdown
 
     if output_format is Format.table:
         print_comparison(comparison)
@@ -207,7 +207,7 @@ def _print(comparison: Comparison, output_format: Format) -> None:
 
 def _annotate(comparison: Comparison, fail_on: FailOn) -> None:
     """On stderr: the runner reads commands from both streams, and stdout stays clean JSON or Markdown."""
-    from clipguard.benchmark.compare_output import github_annotations
+    from clipguard.comparison.output import github_annotations
 
     for line in github_annotations(comparison, fail_on.value):
         echo(line, err=True)

@@ -12,12 +12,12 @@ from rich.text import Text
 
 from clipguard.attacks.findings import VERDICTS
 from clipguard.benchmark.adversarial import PREDICTED, AdversarialImage, AdversarialResult, Opinion
-from clipguard.benchmark.compare import Comparison
-from clipguard.benchmark.compare_output import cell_values, comparison_notes
 from clipguard.benchmark.doctor import Diagnosis
 from clipguard.benchmark.findings import alarms, finding_lines
 from clipguard.benchmark.results import BenchResult
 from clipguard.benchmark.tables import AVERAGE, caption, columns, heading, interval, rows
+from clipguard.comparison.compare import Comparison
+from clipguard.comparison.output import cell_values, comparison_notes
 
 VERDICT_STYLES = {"failure": "bold red", "warning": "yellow", "ok": "green", "not checked": "dim"}
 

@@ -11,9 +11,9 @@ from typing import Any
 import pandas as pd
 
 from clipguard.benchmark.adversarial import RUN_FILE
-from clipguard.benchmark.comparable import unlike
 from clipguard.benchmark.results import RESULTS, BenchResult, Cell, refuse_newer
 from clipguard.benchmark.tables import AVERAGE, Row, columns
+from clipguard.comparison.comparability import unlike
 from clipguard.core.errors import ResultError, first_line
 from clipguard.statistics.intervals import average_interval
 

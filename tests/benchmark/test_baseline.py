@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from clipguard.benchmark.compare import Rules, compare_results
 from clipguard.benchmark.results import BenchResult
+from clipguard.comparison.compare import Rules, compare_results
 
 ROOT = Path(__file__).parents[2]
 BASELINE = ROOT / "benchmarks" / "results" / "baseline"

@@ -13,12 +13,12 @@ import numpy as np
 import pytest
 
 import clipguard
-from clipguard.benchmark.compare import Comparison, Rules, compare_results
-from clipguard.benchmark.compare_output import comparison_markdown, comparison_notes
 from clipguard.benchmark.plan import BenchPlan
 from clipguard.benchmark.protocols import make_plan
 from clipguard.benchmark.results import BenchResult, OutputFolder
 from clipguard.benchmark.tables import to_markdown
+from clipguard.comparison.compare import Comparison, Rules, compare_results
+from clipguard.comparison.output import comparison_markdown, comparison_notes
 from clipguard.core.errors import ClipguardError, ResultError
 from clipguard.statistics.intervals import Pairs, holm, mcnemar_p_value, paired_interval, regression_p_value
 

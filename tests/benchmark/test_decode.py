@@ -13,9 +13,9 @@ import torch
 
 import clipguard
 from clipguard.benchmark.again import rerun
-from clipguard.benchmark.comparable import unlike
 from clipguard.benchmark.results import BenchResult
 from clipguard.cli import run
+from clipguard.comparison.comparability import unlike
 
 
 @pytest.fixture(scope="module")

@@ -13,14 +13,14 @@ import pandas as pd
 import pytest
 
 import clipguard
-from clipguard.benchmark.compare import Comparison, Rules
-from clipguard.benchmark.compare_output import comparison_notes
 from clipguard.benchmark.plan import BenchPlan
 from clipguard.benchmark.results import BenchResult, OutputFolder
 from clipguard.benchmark.run import bench
-from clipguard.benchmark.sequential import batch_ends, compare_in_batches
-from clipguard.benchmark.sides import find_sides
 from clipguard.benchmark.tables import to_markdown
+from clipguard.comparison.compare import Comparison, Rules
+from clipguard.comparison.inputs import find_sides
+from clipguard.comparison.output import comparison_notes
+from clipguard.comparison.sequential import batch_ends, compare_in_batches
 from clipguard.core.errors import ClipguardError, DatasetError, ResultError
 from clipguard.data.dataset import in_random_order
 

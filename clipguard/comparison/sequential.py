@@ -12,12 +12,12 @@ import numpy as np
 import pandas as pd
 
 from clipguard.attacks.predictions import PREDICTION_CHECKS
-from clipguard.benchmark.compare import Batches, Comparison, Rules, compare_results
 from clipguard.benchmark.findings import Entry, prediction_entries, say
 from clipguard.benchmark.plan import BenchPlan
 from clipguard.benchmark.results import BenchResult
 from clipguard.benchmark.run import Progress, Silent, Task, choose_images, open_task, read_task
-from clipguard.benchmark.sides import Sides
+from clipguard.comparison.compare import Batches, Comparison, Rules, compare_results
+from clipguard.comparison.inputs import Sides
 from clipguard.core.checking import check_type
 from clipguard.core.errors import ClipguardError, ResultError
 from clipguard.core.notices import noticing

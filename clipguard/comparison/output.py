@@ -8,8 +8,8 @@ from collections.abc import Mapping
 from datetime import datetime, timezone
 from typing import Any
 
-from clipguard.benchmark.compare import CellChange, Comparison
 from clipguard.benchmark.tables import heading
+from clipguard.comparison.compare import CellChange, Comparison
 
 HEADINGS = ("data set", "cell", "n", "base", "candidate", "change", "95 % interval", "lost", "gained", "p", "verdict")
 

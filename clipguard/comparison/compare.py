@@ -13,10 +13,10 @@ from typing import Any, Literal, get_args
 import numpy as np
 import pandas as pd
 
-from clipguard.benchmark.comparable import differences, model_name
 from clipguard.benchmark.findings import alarms, prediction_entries
 from clipguard.benchmark.results import BenchResult
 from clipguard.benchmark.tables import AVERAGE
+from clipguard.comparison.comparability import differences, model_name
 from clipguard.core.checking import check_type
 from clipguard.core.errors import ClipguardError, ResultError
 from clipguard.statistics.anytime import Outcomes
