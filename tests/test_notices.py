@@ -28,7 +28,7 @@ def test_a_notice_is_a_warning_and_is_kept_once_in_the_run_under_way(caplog: pyt
 # a test of what it says; and what is done to an input in any other place must be an error.
 PLACES = {
     "attacks/recipe_files.py": [("guessed", "eps of a recipe below one grey level")],
-    "benchmark/image_files.py": [("translated", "WordNet ids given as classes")],
+    "adversarial/image_files.py": [("translated", "WordNet ids given as classes")],
     "benchmark/plan.py": [("guessed", "eps below one grey level")],
     "data/class_lists.py": [
         ("guessed", "class names that look like prompts"),

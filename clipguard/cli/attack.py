@@ -17,8 +17,8 @@ from clipguard.cli.terminal import echo_data
 from clipguard.core.errors import ClipguardError
 
 if TYPE_CHECKING:
-    from clipguard.benchmark.adversarial import AdversarialResult
-    from clipguard.benchmark.image_files import ImageFiles
+    from clipguard.adversarial.image_files import ImageFiles
+    from clipguard.adversarial.result import AdversarialResult
     from clipguard.benchmark.plan import BenchPlan
     from clipguard.benchmark.results import OutputFolder
 
@@ -182,7 +182,7 @@ def attack(
 
 
 def _run(plan: BenchPlan, files: ImageFiles | None, folder: OutputFolder) -> AdversarialResult:
-    from clipguard.benchmark.attack import attack_images
+    from clipguard.adversarial.generate import attack_images
     from clipguard.cli.progress import RichProgress
 
     with RichProgress() as progress:
@@ -223,7 +223,7 @@ def _image_files(
             raise ClipguardError(f"{option} is for data sets, and image files are given. Leave one of them out.")
     if classes is None:
         raise ClipguardError(f'{images[0]} needs the names to choose from: add --classes "cat,dog,bird", or a file.')
-    from clipguard.benchmark.image_files import ImageFiles
+    from clipguard.adversarial.image_files import ImageFiles
 
     return ImageFiles(tuple(images), classes, tuple(labels))
 

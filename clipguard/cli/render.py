@@ -10,8 +10,8 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from clipguard.adversarial.result import PREDICTED, AdversarialImage, AdversarialResult, Opinion
 from clipguard.attacks.findings import VERDICTS
-from clipguard.benchmark.adversarial import PREDICTED, AdversarialImage, AdversarialResult, Opinion
 from clipguard.benchmark.doctor import Diagnosis
 from clipguard.benchmark.findings import alarms, finding_lines
 from clipguard.benchmark.results import BenchResult

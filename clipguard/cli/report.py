@@ -15,8 +15,8 @@ import typer
 from clipguard.core.errors import ClipguardError
 
 if TYPE_CHECKING:
-    from clipguard.benchmark.adversarial import AdversarialImage
-    from clipguard.benchmark.again import Wanted
+    from clipguard.adversarial.replay import Wanted
+    from clipguard.adversarial.result import AdversarialImage
     from clipguard.core.output import OutputFile, TakenFolder
     from clipguard.report.board import Images, Run
     from clipguard.report.gallery import Picture
@@ -126,7 +126,7 @@ def _link(figures: Path, out: Path) -> str:
 
 def _add_gallery(made: Report, runs: list[Run], kept: list[Images], n: int) -> Report:
     """The report with pictures: those that `clipguard attack` kept, and broken images of runs, attacked again."""
-    from clipguard.benchmark.again import attack_again
+    from clipguard.adversarial.replay import attack_again
     from clipguard.cli.progress import RichProgress
     from clipguard.report.gallery import recompute, stored
 

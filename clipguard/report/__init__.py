@@ -1,1 +1,1 @@
-"""Pictures and pages made from results; none of them loads a model or attacks (`benchmark/again.py` does)."""
+"""Pictures and pages made from results; none of them loads a model or attacks (`adversarial/replay.py` does)."""

@@ -10,7 +10,7 @@ from typing import Any
 
 import pandas as pd
 
-from clipguard.benchmark.adversarial import RUN_FILE
+from clipguard.adversarial.result import RUN_FILE
 from clipguard.benchmark.results import RESULTS, BenchResult, Cell, refuse_newer
 from clipguard.benchmark.tables import AVERAGE, Row, columns
 from clipguard.comparison.comparability import unlike

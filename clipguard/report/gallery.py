@@ -14,8 +14,8 @@ import numpy as np
 from PIL import Image
 from safetensors import safe_open
 
-from clipguard.benchmark.adversarial import AdversarialImage
-from clipguard.benchmark.again import Wanted
+from clipguard.adversarial.replay import Wanted
+from clipguard.adversarial.result import AdversarialImage
 from clipguard.core.errors import ResultError, first_line
 from clipguard.report.board import CLEAN, Board, Images
 from clipguard.report.classes import class_table, pairs

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from clipguard.benchmark.again import Rerun, rerun
+from clipguard.adversarial.replay import Rerun, rerun
 from clipguard.benchmark.tables import protocol_line
 from clipguard.models.published import find_published, published_models
 from clipguard.models.source import HUB_PREFIX

@@ -15,7 +15,7 @@ import pytest
 import typer
 
 import clipguard
-from clipguard.benchmark.again import NO_OPTION, rerun
+from clipguard.adversarial.replay import NO_OPTION, rerun
 from clipguard.benchmark.plan import BenchPlan
 from clipguard.benchmark.protocols import PROTOCOLS, make_plan
 from clipguard.cli import app, run

@@ -10,7 +10,7 @@ import pytest
 from dataset_files import write_images
 
 import clipguard
-from clipguard.benchmark.image_files import ImageFiles
+from clipguard.adversarial.image_files import ImageFiles
 from clipguard.core.errors import DatasetError
 from clipguard.core.notices import noticing
 from clipguard.data import load_dataset

@@ -15,7 +15,7 @@ import pandas as pd
 import pytest
 from PIL import Image
 
-from clipguard.benchmark.again import Wanted, attack_again
+from clipguard.adversarial.replay import Wanted, attack_again
 from clipguard.benchmark.results import BenchResult
 from clipguard.cli import run
 from clipguard.report import classes, page

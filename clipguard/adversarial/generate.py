@@ -13,15 +13,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from clipguard.adversarial.image_files import ImageFiles
+from clipguard.adversarial.result import PREDICTED, AdversarialImage, AdversarialResult, Opinion, rounded
 from clipguard.attacks.engine import Engine, ImageOutcome
 from clipguard.attacks.evaluator import CPU_BATCH, Evaluator, require_finite
 from clipguard.attacks.predictions import prediction_findings
 from clipguard.attacks.recipe_files import open_recipe
 from clipguard.attacks.recipes import Recipe
 from clipguard.attacks.threat import ThreatModel
-from clipguard.benchmark.adversarial import PREDICTED, AdversarialImage, AdversarialResult, Opinion, rounded
 from clipguard.benchmark.findings import entry, say
-from clipguard.benchmark.image_files import ImageFiles
 from clipguard.benchmark.invariance import settle_fill
 from clipguard.benchmark.plan import BenchPlan
 from clipguard.benchmark.preprocess import prepare
