@@ -1,7 +1,7 @@
 """How often do the checks of clean predictions cry wolf on honest tasks, and how often do they catch a fault?
 
 `python chance_check.py` simulates models on the registry's kinds of task, runs the checks of every `clipguard bench` on
-their predictions (`clipguard.attacks.predictions`), and writes to `results/chance_check.json`:
+their predictions (`clipguard.sanity.predictions`), and writes to `results/chance_check.json`:
 
 - honest: the share of runs with a warning, by task, accuracy and number of images. Accuracies go down to those of
   robust models on the hardest sets. Classes differ in accuracy, and errors go to a few similar or popular classes;
@@ -20,7 +20,7 @@ import numpy as np
 import numpy.typing as npt
 from common import provenance, save
 
-from clipguard.attacks.predictions import PREDICTION_CHECKS, prediction_findings
+from clipguard.sanity.predictions import PREDICTION_CHECKS, prediction_findings
 
 SIZES = (20, 50, 200, 1000, 10000)
 STRENGTH = 3.0  # of that distribution

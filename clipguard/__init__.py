@@ -18,18 +18,18 @@ __version__ = "0.1.0"
 
 if TYPE_CHECKING:
     from clipguard.attacks.api import attack
-    from clipguard.attacks.doctor import doctor
     from clipguard.benchmark.api import bench, compare
     from clipguard.data import load_dataset
     from clipguard.finetuning.api import finetune
     from clipguard.models import load_model
+    from clipguard.sanity.doctor import doctor
 
 __all__ = ["attack", "bench", "compare", "doctor", "finetune", "load_dataset", "load_model"]
 _HOMES = {
     "attack": "clipguard.attacks.api",
     "bench": "clipguard.benchmark.api",
     "compare": "clipguard.benchmark.api",
-    "doctor": "clipguard.attacks.doctor",
+    "doctor": "clipguard.sanity.doctor",
     "finetune": "clipguard.finetuning.api",
     "load_dataset": "clipguard.data",
     "load_model": "clipguard.models",

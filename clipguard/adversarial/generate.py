@@ -17,7 +17,6 @@ from clipguard.adversarial.image_files import ImageFiles
 from clipguard.adversarial.result import PREDICTED, AdversarialImage, AdversarialResult, Opinion, rounded
 from clipguard.attacks.engine import Engine, ImageOutcome
 from clipguard.attacks.evaluator import CPU_BATCH, Evaluator, require_finite
-from clipguard.attacks.predictions import prediction_findings
 from clipguard.attacks.recipe_files import open_recipe
 from clipguard.attacks.recipes import Recipe
 from clipguard.attacks.threat import ThreatModel
@@ -42,6 +41,7 @@ from clipguard.core.errors import AttackError
 from clipguard.core.notices import Notice, noticing
 from clipguard.models import parse_source
 from clipguard.models.loading import LoadedModel, load_model
+from clipguard.sanity.predictions import prediction_findings
 
 log = logging.getLogger("clipguard")
 

@@ -9,10 +9,7 @@ from typing import Any
 
 import torch
 
-from clipguard.attacks.doctor import examine
 from clipguard.attacks.evaluator import CPU_BATCH, Evaluator
-from clipguard.attacks.findings import CHECKS, Finding, Verdict, worst
-from clipguard.attacks.probes import Subject
 from clipguard.attacks.recipe_files import open_recipe
 from clipguard.benchmark.findings import entry, pick_images, say, with_prompts
 from clipguard.benchmark.plan import BenchPlan
@@ -22,6 +19,9 @@ from clipguard.core.errors import AttackError
 from clipguard.core.notices import Notice, noticing
 from clipguard.models import parse_source
 from clipguard.models.loading import load_model
+from clipguard.sanity.checks import CHECKS, Finding, Verdict, worst
+from clipguard.sanity.doctor import examine
+from clipguard.sanity.probes import Subject
 
 SCHEMA = 1
 log = logging.getLogger("clipguard")

@@ -14,13 +14,13 @@ import torch
 from PIL.Image import Image
 from torch import Tensor
 
-from clipguard.attacks.findings import CHECKS, Finding, counted, not_checked
-from clipguard.attacks.predictions import PREDICTION_CHECKS, prediction_findings
 from clipguard.attacks.recipes import Recipe, stage_name
 from clipguard.attacks.threat import TOLERANCE
 from clipguard.benchmark.plan import PIXEL, BenchPlan
 from clipguard.benchmark.results import BenchResult
 from clipguard.data import ZeroShotDataset
+from clipguard.sanity.checks import CHECKS, Finding, counted, not_checked
+from clipguard.sanity.predictions import PREDICTION_CHECKS, prediction_findings
 
 log = logging.getLogger("clipguard")
 INTEREST = ("failure", "warning", "ok", "not checked")

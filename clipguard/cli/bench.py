@@ -207,11 +207,11 @@ def _run(plan: BenchPlan, folder: OutputFolder, store: Path | None, output_forma
 
 
 def _deliver(result: BenchResult, folder: OutputFolder, output_format: Format) -> None:
-    from clipguard.attacks.findings import CHECKS
-    from clipguard.attacks.predictions import PREDICTION_CHECKS
     from clipguard.benchmark.findings import alarms
     from clipguard.benchmark.tables import to_markdown
     from clipguard.cli.render import print_table
+    from clipguard.sanity.checks import CHECKS
+    from clipguard.sanity.predictions import PREDICTION_CHECKS
 
     markdown = to_markdown(result)
     folder.write(result, markdown)

@@ -11,7 +11,6 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from clipguard.attacks.predictions import PREDICTION_CHECKS
 from clipguard.benchmark.findings import Entry, prediction_entries, say
 from clipguard.benchmark.plan import BenchPlan
 from clipguard.benchmark.results import BenchResult
@@ -21,6 +20,7 @@ from clipguard.comparison.inputs import Sides
 from clipguard.core.checking import check_type
 from clipguard.core.errors import ClipguardError, ResultError
 from clipguard.core.notices import noticing
+from clipguard.sanity.predictions import PREDICTION_CHECKS
 
 FIRST = 50
 GROWTH = 1.5  # from look to look. Smaller stops a little sooner, and loads the models more often

@@ -10,7 +10,6 @@ import numpy as np
 from torch import Tensor, nn
 
 from clipguard.attacks.engine import Example
-from clipguard.attacks.predictions import prediction_findings
 from clipguard.benchmark.findings import entry, say
 from clipguard.benchmark.results import OutputFolder
 from clipguard.benchmark.run import Progress
@@ -28,6 +27,7 @@ from clipguard.models.loading import LoadedModel, load_model
 from clipguard.models.text_map import ORIGINAL_FILE, TEXT_FILE
 from clipguard.models.weights import hash_file
 from clipguard.report.curves import draw_curves
+from clipguard.sanity.predictions import prediction_findings
 
 log = logging.getLogger("clipguard")
 

@@ -7,8 +7,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from clipguard.attacks.findings import Finding
 from clipguard.core.errors import first_line
+from clipguard.sanity.checks import Finding
 from clipguard.store.store import Store, canonical, sha256
 
 FOLDER = "probes"

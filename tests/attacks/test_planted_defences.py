@@ -14,12 +14,12 @@ from PIL import Image
 from torch import Tensor, nn
 
 import clipguard
-from clipguard.attacks.doctor import Examination, doctor, doubled
 from clipguard.attacks.evaluator import Evaluator
-from clipguard.attacks.findings import CHECKS, Finding, counted, judge, worst
-from clipguard.attacks.probes import Subject, probe
 from clipguard.attacks.recipes import parse_recipe
 from clipguard.core.errors import AttackError
+from clipguard.sanity.checks import CHECKS, Finding, counted, judge, worst
+from clipguard.sanity.doctor import Examination, doctor, doubled
+from clipguard.sanity.probes import Subject, probe
 
 N, EPS = 8, 8 / 255
 SHORT = parse_recipe("apgd-ce(iterations=8)")

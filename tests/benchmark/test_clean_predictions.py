@@ -15,7 +15,10 @@ import torch
 from scipy import stats
 
 import clipguard
-from clipguard.attacks.predictions import (
+from clipguard.benchmark.findings import alarms
+from clipguard.cli import run
+from clipguard.data import load_dataset
+from clipguard.sanity.predictions import (
     PREDICTION_CHECKS,
     above_chance,
     chance,
@@ -23,9 +26,6 @@ from clipguard.attacks.predictions import (
     predicted_classes,
     prediction_findings,
 )
-from clipguard.benchmark.findings import alarms
-from clipguard.cli import run
-from clipguard.data import load_dataset
 
 PROMPT = "a drawing of a {}."
 EACH = 9  # images a class

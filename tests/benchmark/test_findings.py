@@ -9,13 +9,13 @@ import pandas as pd
 import pytest
 
 import clipguard
-from clipguard.attacks.findings import Finding
-from clipguard.attacks.predictions import PREDICTION_CHECKS
 from clipguard.attacks.recipes import parse_recipe
 from clipguard.benchmark.findings import ROW_CHECKS, finding_lines, pick_images, row_findings, with_prompts
 from clipguard.benchmark.results import BenchResult, sample_frame
 from clipguard.benchmark.tables import to_markdown
 from clipguard.models.loading import to_native_pixels
+from clipguard.sanity.checks import Finding
+from clipguard.sanity.predictions import PREDICTION_CHECKS
 
 SUITE = "apgd-ce+square"
 PROBES = ("train-mode", "finite", "probabilities", "randomised", "duplicate-classes", "gradients", "saturation")

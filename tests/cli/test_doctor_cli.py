@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 
 import clipguard
-from clipguard.attacks.findings import CHECKS
-from clipguard.attacks.predictions import PREDICTION_CHECKS
 from clipguard.cli import run
+from clipguard.sanity.checks import CHECKS
+from clipguard.sanity.predictions import PREDICTION_CHECKS
 
 FAST = ["-q", "doctor", "-d", "emoji-food", "-n", "6", "--eps", "8", "--attack"]
 DOCS = Path(__file__).parents[2] / "docs" / "doctor.md"

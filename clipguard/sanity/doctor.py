@@ -11,16 +11,16 @@ from torch import Tensor, nn
 from clipguard.attacks import losses
 from clipguard.attacks.engine import Engine
 from clipguard.attacks.evaluator import Evaluator, frozen, require_finite
-from clipguard.attacks.findings import CHECKS, Finding, counted, not_checked
 from clipguard.attacks.inputs import Array, check_eps, check_input, check_model, explained
 from clipguard.attacks.outcomes import EngineOptions, Example, LevelOutcome
-from clipguard.attacks.predictions import prediction_findings
-from clipguard.attacks.probes import Subject, ascend, probe
 from clipguard.attacks.recipe_files import open_recipe
 from clipguard.attacks.recipes import Recipe, options, parse_recipe
 from clipguard.attacks.threat import Norm
 from clipguard.core.checking import check_type
 from clipguard.core.errors import AttackError, NoGradientError, NonFiniteError
+from clipguard.sanity.checks import CHECKS, Finding, counted, not_checked
+from clipguard.sanity.predictions import prediction_findings
+from clipguard.sanity.probes import Subject, ascend, probe
 
 ANYTHING = 0.5  # a pixel; a ball so large holds the same grey image for every x
 SHORT = "apgd-ce(iterations=30)+apgd-dlr(iterations=30)"  # for such a ball

@@ -10,13 +10,13 @@ from torch import Tensor, nn
 
 from clipguard.attacks import losses
 from clipguard.attacks.evaluator import Evaluator
-from clipguard.attacks.findings import Finding, counted, judge, not_checked
 from clipguard.attacks.losses import Loss
 from clipguard.attacks.pgd import uniform_in_ball
 from clipguard.attacks.recipes import Recipe
 from clipguard.attacks.rows import Draws, Rows
 from clipguard.attacks.threat import Norm, ThreatModel, l2_norm, largest
 from clipguard.core.errors import AttackError, NoGradientError
+from clipguard.sanity.checks import Finding, counted, judge, not_checked
 
 REPEATS = 2  # passes that must agree with the first
 SAME = 1e-3  # of the range of an image's logits: less is rounding, which differs between kernels of batch shapes

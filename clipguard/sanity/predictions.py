@@ -14,7 +14,7 @@ import numpy.typing as npt
 from scipy.optimize import linear_sum_assignment
 from scipy.stats import binomtest
 
-from clipguard.attacks.findings import TOLERATED, Finding, not_checked
+from clipguard.sanity.checks import TOLERATED, Finding, not_checked
 
 CHANCE_LEVEL = 0.05  # of the test that accuracy is above chance
 SURE = 0.01  # level of what is only said where it is nearly certain: below chance, no better than slight, another order
