@@ -17,7 +17,7 @@ import torch
 from common import Cell, attack, provenance, save
 from torch.nn import functional as F
 
-from clipguard.attacks.engine import Example
+from clipguard.attacks.engine.engine import Example
 from clipguard.models.classifier import Preprocessing, ZeroShotClassifier
 
 MODELS = {"ViT-B-32": 64, "RN50": 16}  # batch sizes

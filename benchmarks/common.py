@@ -13,10 +13,10 @@ import torch
 from torch import nn
 
 import clipguard
-from clipguard.attacks.engine import Engine, EngineOptions, Example, ImageOutcome
-from clipguard.attacks.evaluator import Cost
+from clipguard.attacks.engine.engine import Engine, EngineOptions, Example, ImageOutcome
+from clipguard.attacks.engine.evaluator import Cost
+from clipguard.attacks.engine.reference import ReferenceEngine
 from clipguard.attacks.recipes import parse_recipe
-from clipguard.attacks.reference import ReferenceEngine
 from clipguard.attacks.threat import ThreatModel
 from clipguard.core.provenance import versions
 

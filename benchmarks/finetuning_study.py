@@ -33,7 +33,7 @@ import torch
 from common import RESULTS, provenance
 
 import clipguard
-from clipguard.attacks.engine import Engine, EngineOptions, Example
+from clipguard.attacks.engine.engine import Engine, EngineOptions, Example
 from clipguard.attacks.recipes import parse_recipe
 from clipguard.attacks.threat import ThreatModel
 from clipguard.data import list_datasets

@@ -27,7 +27,7 @@ def test_a_notice_is_a_warning_and_is_kept_once_in_the_run_under_way(caplog: pyt
 # Every place that skips, cuts, translates, rescales or guesses, in the order of its lines. A new one belongs here, with
 # a test of what it says; and what is done to an input in any other place must be an error.
 PLACES = {
-    "attacks/recipe_files.py": [("guessed", "eps of a recipe below one grey level")],
+    "benchmark/recipe_files.py": [("guessed", "eps of a recipe below one grey level")],
     "adversarial/image_files.py": [("translated", "WordNet ids given as classes")],
     "benchmark/plan.py": [("guessed", "eps below one grey level")],
     "data/class_lists.py": [

@@ -12,9 +12,9 @@ import numpy as np
 
 from clipguard.adversarial.generate import attack_task
 from clipguard.adversarial.result import AdversarialImage
-from clipguard.attacks.recipe_files import open_recipe
 from clipguard.benchmark.plan import BenchPlan, radii_of, spell_eps
 from clipguard.benchmark.protocols import make_plan
+from clipguard.benchmark.recipe_files import open_recipe
 from clipguard.benchmark.run import Progress, Silent, Task, choose_device, open_task
 from clipguard.core.errors import ClipguardError, ResultError
 from clipguard.core.spec import split_attacks

@@ -8,12 +8,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from clipguard.attacks.engine import Engine
-from clipguard.attacks.evaluator import Cost
+from clipguard.attacks.engine.engine import Engine
+from clipguard.attacks.engine.evaluator import Cost
+from clipguard.attacks.engine.outcome import EngineOptions, EpsMode, Example, ImageOutcome
 from clipguard.attacks.inputs import Array, check_eps, check_input, explained
-from clipguard.attacks.outcomes import EngineOptions, EpsMode, Example, ImageOutcome
-from clipguard.attacks.recipe_files import open_recipe
 from clipguard.attacks.threat import Norm, ThreatModel
+from clipguard.benchmark.recipe_files import open_recipe
 
 
 @dataclass

@@ -6,11 +6,11 @@ import re
 from dataclasses import dataclass, field, fields
 from typing import Any
 
-from clipguard.attacks.apgd import APGD, APGDDLR, APGDTargeted
-from clipguard.attacks.fab import FABTargeted
-from clipguard.attacks.pgd import CW, FGSM, PGD
-from clipguard.attacks.rows import Attack
-from clipguard.attacks.square import Square
+from clipguard.attacks.base import Attack
+from clipguard.attacks.methods.apgd import APGD, APGDDLR, APGDTargeted
+from clipguard.attacks.methods.fab import FABTargeted
+from clipguard.attacks.methods.pgd import CW, FGSM, PGD
+from clipguard.attacks.methods.square import Square
 from clipguard.core.errors import AttackError, did_you_mean
 from clipguard.core.spec import Value, parse_call
 

@@ -9,11 +9,11 @@ from typing import Any
 
 import torch
 
-from clipguard.attacks.evaluator import CPU_BATCH, Evaluator
-from clipguard.attacks.recipe_files import open_recipe
+from clipguard.attacks.engine.evaluator import CPU_BATCH, Evaluator
 from clipguard.benchmark.findings import entry, pick_images, say, with_prompts
 from clipguard.benchmark.plan import BenchPlan
 from clipguard.benchmark.preprocess import prepare
+from clipguard.benchmark.recipe_files import open_recipe
 from clipguard.benchmark.run import Progress, Silent, choose_device, describe_model, open_task, provenance
 from clipguard.core.errors import AttackError
 from clipguard.core.notices import Notice, noticing

@@ -15,9 +15,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from clipguard.attacks.evaluator import Evaluator
-from clipguard.attacks.invariance import FILLS, find_fill
-from clipguard.attacks.outcomes import EngineOptions
+from clipguard.attacks.engine.batch_invariance import FILLS, find_fill
+from clipguard.attacks.engine.evaluator import Evaluator
+from clipguard.attacks.engine.outcome import EngineOptions
 from clipguard.core.provenance import versions
 from clipguard.models.classifier import ZeroShotClassifier
 from clipguard.models.loading import LoadedModel

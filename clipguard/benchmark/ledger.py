@@ -13,9 +13,9 @@ from typing import Any
 import pandas as pd
 import torch
 
-from clipguard.attacks.engine import EngineOptions, Example, ImageOutcome, LevelOutcome
-from clipguard.attacks.evaluator import Cost
-from clipguard.attacks.outcomes import EpsMode, recall
+from clipguard.attacks.engine.engine import EngineOptions, Example, ImageOutcome, LevelOutcome
+from clipguard.attacks.engine.evaluator import Cost
+from clipguard.attacks.engine.outcome import EpsMode, recall
 from clipguard.attacks.recipes import Recipe
 from clipguard.benchmark.plan import PIXEL, BenchPlan
 from clipguard.benchmark.preprocess import choose_resize

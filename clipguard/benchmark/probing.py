@@ -13,7 +13,7 @@ import torch
 from PIL.Image import Image
 from torch import Tensor, nn
 
-from clipguard.attacks.evaluator import Cost, Evaluator, Objective
+from clipguard.attacks.engine.evaluator import Cost, Evaluator, Objective
 from clipguard.attacks.recipes import Recipe
 from clipguard.benchmark.findings import NO_PROBES, pick_images
 from clipguard.benchmark.plan import BenchPlan

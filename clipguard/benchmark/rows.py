@@ -6,8 +6,8 @@ from collections.abc import Iterator
 from dataclasses import asdict
 from typing import Any
 
-from clipguard.attacks.engine import ImageOutcome
-from clipguard.attacks.evaluator import Cost
+from clipguard.attacks.engine.engine import ImageOutcome
+from clipguard.attacks.engine.evaluator import Cost
 from clipguard.attacks.recipes import Recipe
 from clipguard.benchmark.plan import PIXEL, BenchPlan
 

@@ -14,10 +14,9 @@ import numpy.typing as npt
 from PIL.Image import Image
 from torch import Tensor
 
-from clipguard.attacks.engine import Engine, EngineOptions, Example
-from clipguard.attacks.recipe_files import open_recipe
+from clipguard.attacks.engine.engine import Engine, EngineOptions, Example
+from clipguard.attacks.engine.reference import ReferenceEngine
 from clipguard.attacks.recipes import Recipe
-from clipguard.attacks.reference import ReferenceEngine
 from clipguard.attacks.threat import ThreatModel
 from clipguard.benchmark.findings import entry, find, say
 from clipguard.benchmark.invariance import settle_fill
@@ -25,6 +24,7 @@ from clipguard.benchmark.ledger import Known, Ledger, cell_key
 from clipguard.benchmark.plan import BenchPlan, notice_small_eps
 from clipguard.benchmark.preprocess import prepare
 from clipguard.benchmark.probing import PROBED, PROBES, Prober, switched_off
+from clipguard.benchmark.recipe_files import open_recipe
 from clipguard.benchmark.results import BenchResult
 from clipguard.benchmark.rows import attack_rows, clean_row, cost_table
 from clipguard.core.errors import AttackError, DatasetError

@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import nn
 
-from clipguard.attacks.engine import Engine, EngineOptions, Example
+from clipguard.attacks.engine.engine import Engine, EngineOptions, Example
 from clipguard.attacks.recipes import parse_recipe
 from clipguard.attacks.threat import ThreatModel
 from clipguard.benchmark.run import Progress

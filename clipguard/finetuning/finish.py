@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from torch import Tensor, nn
 
-from clipguard.attacks.engine import Example
+from clipguard.attacks.engine.engine import Example
 from clipguard.benchmark.findings import entry, say
 from clipguard.benchmark.results import OutputFolder
 from clipguard.benchmark.run import Progress

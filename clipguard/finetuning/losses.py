@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor, nn
 
-from clipguard.attacks.evaluator import frozen
+from clipguard.attacks.engine.evaluator import frozen
 from clipguard.finetuning.data import ImageBatch
 from clipguard.finetuning.method import Batch, Method
 from clipguard.finetuning.pgd import TrainingAttack

@@ -20,7 +20,7 @@ from accelerate.state import AcceleratorState
 from accelerate.utils import is_tensorboard_available, is_wandb_available
 from torch import nn
 
-from clipguard.attacks.evaluator import is_out_of_memory
+from clipguard.attacks.engine.evaluator import is_out_of_memory
 from clipguard.attacks.threat import ThreatModel
 from clipguard.benchmark.results import OutputFolder
 from clipguard.benchmark.run import Progress, Silent, choose_device, describe_model

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from clipguard.attacks.engine import Example
+from clipguard.attacks.engine.engine import Example
 from clipguard.benchmark.run import Progress
 from clipguard.data.dataset import stratified_subset
 from clipguard.finetuning.config import FinetuneConfig

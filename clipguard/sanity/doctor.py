@@ -9,13 +9,13 @@ import torch
 from torch import Tensor, nn
 
 from clipguard.attacks import losses
-from clipguard.attacks.engine import Engine
-from clipguard.attacks.evaluator import Evaluator, frozen, require_finite
+from clipguard.attacks.engine.engine import Engine
+from clipguard.attacks.engine.evaluator import Evaluator, frozen, require_finite
+from clipguard.attacks.engine.outcome import EngineOptions, Example, LevelOutcome
 from clipguard.attacks.inputs import Array, check_eps, check_input, check_model, explained
-from clipguard.attacks.outcomes import EngineOptions, Example, LevelOutcome
-from clipguard.attacks.recipe_files import open_recipe
 from clipguard.attacks.recipes import Recipe, options, parse_recipe
 from clipguard.attacks.threat import Norm
+from clipguard.benchmark.recipe_files import open_recipe
 from clipguard.core.checking import check_type
 from clipguard.core.errors import AttackError, NoGradientError, NonFiniteError
 from clipguard.sanity.checks import CHECKS, Finding, counted, not_checked

@@ -9,11 +9,11 @@ import torch
 from torch import Tensor, nn
 
 from clipguard.attacks import losses
-from clipguard.attacks.evaluator import Evaluator
+from clipguard.attacks.base import Draws, Rows
+from clipguard.attacks.engine.evaluator import Evaluator
 from clipguard.attacks.losses import Loss
-from clipguard.attacks.pgd import uniform_in_ball
+from clipguard.attacks.methods.pgd import uniform_in_ball
 from clipguard.attacks.recipes import Recipe
-from clipguard.attacks.rows import Draws, Rows
 from clipguard.attacks.threat import Norm, ThreatModel, l2_norm, largest
 from clipguard.core.errors import AttackError, NoGradientError
 from clipguard.sanity.checks import Finding, counted, judge, not_checked

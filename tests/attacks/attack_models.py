@@ -9,11 +9,11 @@ import torch
 from scipy.linalg import hadamard
 from torch import Tensor, nn
 
-from clipguard.attacks.apgd import APGD, APGDTargeted
-from clipguard.attacks.engine import Engine, EngineOptions, Example, ImageOutcome, LevelOutcome
-from clipguard.attacks.fab import FABTargeted
+from clipguard.attacks.engine.engine import Engine, EngineOptions, Example, ImageOutcome, LevelOutcome
+from clipguard.attacks.methods.apgd import APGD, APGDTargeted
+from clipguard.attacks.methods.fab import FABTargeted
+from clipguard.attacks.methods.square import Square
 from clipguard.attacks.recipes import Recipe, parse_recipe
-from clipguard.attacks.square import Square
 from clipguard.attacks.threat import Norm, ThreatModel
 
 # All stages of AutoAttack with few steps: `engine` and `run` know it by name.

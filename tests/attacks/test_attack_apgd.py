@@ -11,8 +11,8 @@ from attack_models import small_conv, uniform
 from pyautoattack.autopgd_base import APGDAttack, APGDAttack_targeted
 from torch import Tensor, nn
 
-from clipguard.attacks.apgd import APGD, APGDDLR, APGDTargeted, checkpoints, period_ends
-from clipguard.attacks.rows import Draws, Rows
+from clipguard.attacks.base import Draws, Rows
+from clipguard.attacks.methods.apgd import APGD, APGDDLR, APGDTargeted, checkpoints, period_ends
 from clipguard.attacks.threat import Norm, ThreatModel
 
 NORMS: tuple[Norm, ...] = ("linf", "l2")

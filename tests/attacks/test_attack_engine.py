@@ -22,7 +22,7 @@ from attack_models import (
 )
 from torch import Tensor, nn
 
-from clipguard.attacks.engine import EPS_MODES, EpsMode, Example, ImageOutcome, schedule
+from clipguard.attacks.engine.engine import EPS_MODES, EpsMode, Example, ImageOutcome, schedule
 from clipguard.attacks.threat import Norm, ThreatModel
 
 NORMS: tuple[Norm, ...] = ("linf", "l2")

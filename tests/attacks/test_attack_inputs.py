@@ -100,6 +100,6 @@ def test_an_error_that_is_not_the_models_keeps_its_type(monkeypatch: pytest.Monk
     def fail(*_: Any, **__: Any) -> None:
         raise ZeroDivisionError
 
-    monkeypatch.setattr("clipguard.attacks.pgd.PGD.update", fail)
+    monkeypatch.setattr("clipguard.attacks.methods.pgd.PGD.update", fail)
     with pytest.raises(ZeroDivisionError):
         call(clipguard.attack, labels=small_conv()(IMAGES).argmax(dim=1))

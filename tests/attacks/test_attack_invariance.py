@@ -6,10 +6,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from clipguard.attacks.engine import Engine, EngineOptions, Example
-from clipguard.attacks.evaluator import Evaluator
-from clipguard.attacks.invariance import find_fill
-from clipguard.attacks.outcomes import Fill
+from clipguard.attacks.engine.batch_invariance import find_fill
+from clipguard.attacks.engine.engine import Engine, EngineOptions, Example
+from clipguard.attacks.engine.evaluator import Evaluator
+from clipguard.attacks.engine.outcome import Fill
 from clipguard.attacks.recipes import parse_recipe
 from clipguard.attacks.threat import ThreatModel
 from clipguard.data import load_dataset

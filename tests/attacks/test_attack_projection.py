@@ -10,7 +10,7 @@ from pyautoattack.fab_projections import projection_l2, projection_linf
 from scipy.optimize import linprog, minimize
 from torch import Tensor
 
-from clipguard.attacks.fab import project_on_hyperplane
+from clipguard.attacks.methods.fab import project_on_hyperplane
 from clipguard.attacks.threat import Norm, ThreatModel
 
 NORMS: tuple[Norm, ...] = ("linf", "l2")

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from clipguard.attacks.recipe_files import open_recipe
 from clipguard.attacks.recipes import parse_recipe
+from clipguard.benchmark.recipe_files import open_recipe
 from clipguard.core.errors import ClipguardError
 
 TOML = """

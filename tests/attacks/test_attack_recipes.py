@@ -6,12 +6,12 @@ import json
 
 import pytest
 
-from clipguard.attacks.apgd import APGD, APGDDLR, APGDTargeted
-from clipguard.attacks.fab import FABTargeted
-from clipguard.attacks.pgd import CW, FGSM, PGD
+from clipguard.attacks.base import Attack
+from clipguard.attacks.methods.apgd import APGD, APGDDLR, APGDTargeted
+from clipguard.attacks.methods.fab import FABTargeted
+from clipguard.attacks.methods.pgd import CW, FGSM, PGD
+from clipguard.attacks.methods.square import Square
 from clipguard.attacks.recipes import ATTACKS, DESCRIPTIONS, SUITES, parse_recipe, stage_name
-from clipguard.attacks.rows import Attack
-from clipguard.attacks.square import Square
 from clipguard.core.errors import AttackError
 
 

@@ -9,9 +9,9 @@ import torch
 from attack_models import Wrapped, labelled, robust, small_conv, uniform
 from attack_models import run as run_ours
 
-from clipguard.attacks.engine import EngineOptions, Example, ImageOutcome
+from clipguard.attacks.engine.engine import EngineOptions, Example, ImageOutcome
+from clipguard.attacks.engine.reference import ReferenceEngine
 from clipguard.attacks.recipes import parse_recipe
-from clipguard.attacks.reference import ReferenceEngine
 from clipguard.attacks.threat import Norm, ThreatModel
 from clipguard.core.errors import AttackError
 

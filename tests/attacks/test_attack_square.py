@@ -8,7 +8,7 @@ from attack_models import engine, labelled, run, small_conv, uniform
 from pyautoattack.square import SquareAttack
 from torch import Tensor, nn
 
-from clipguard.attacks.square import Square, bump, side_lengths, window
+from clipguard.attacks.methods.square import Square, bump, side_lengths, window
 from clipguard.attacks.threat import Norm
 
 NORMS: tuple[Norm, ...] = ("linf", "l2")

@@ -6,8 +6,8 @@ import pytest
 import torch
 from attack_models import Precise, SmallConv, engine, facts, hadamard_model, labelled, run, uniform
 
-from clipguard.attacks.outcomes import EPS_MODES, EpsMode, LevelOutcome
-from clipguard.attacks.units import Level
+from clipguard.attacks.engine.outcome import EPS_MODES, EpsMode, LevelOutcome
+from clipguard.attacks.engine.schedule import Level
 
 SLOW_THEN_QUICK = "pgd-40(step_size=0.05,random_start=false)+fgsm"
 

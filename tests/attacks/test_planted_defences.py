@@ -14,7 +14,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 import clipguard
-from clipguard.attacks.evaluator import Evaluator
+from clipguard.attacks.engine.evaluator import Evaluator
 from clipguard.attacks.recipes import parse_recipe
 from clipguard.core.errors import AttackError
 from clipguard.sanity.checks import CHECKS, Finding, counted, judge, worst

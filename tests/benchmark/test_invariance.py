@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 import clipguard
-from clipguard.attacks import invariance
+from clipguard.attacks.engine import batch_invariance as invariance
 from clipguard.benchmark import invariance as benchmark
 from clipguard.benchmark.results import BenchResult
 from clipguard.benchmark.tables import caption

@@ -19,7 +19,7 @@ import pytest
 from torch import nn
 
 import clipguard
-from clipguard.attacks.invariance import find_fill
+from clipguard.attacks.engine.batch_invariance import find_fill
 from clipguard.benchmark import ledger
 from clipguard.benchmark.plan import BenchPlan, parse_eps
 from clipguard.benchmark.results import BenchResult, OutputFolder

@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from clipguard.attacks.base import Attack
 from clipguard.attacks.recipes import ATTACKS, SUITES, Recipe, options, parse_recipe, stage_name
-from clipguard.attacks.rows import Attack
 from clipguard.core.checking import check_type
 from clipguard.core.config_files import SUFFIXES, read_config_file
 from clipguard.core.errors import AttackError

@@ -16,9 +16,9 @@ import torch
 from torch import Tensor, nn
 
 from clipguard.attacks import losses
-from clipguard.attacks.apgd import APGD
-from clipguard.attacks.evaluator import Cost, Evaluator, frozen, require_finite
-from clipguard.attacks.outcomes import (
+from clipguard.attacks.base import Attack, Draws, Rows
+from clipguard.attacks.engine.evaluator import Cost, Evaluator, frozen, require_finite
+from clipguard.attacks.engine.outcome import (
     EPS_MODES,
     EngineOptions,
     EpsMode,
@@ -28,10 +28,10 @@ from clipguard.attacks.outcomes import (
     Note,
     schedule,
 )
+from clipguard.attacks.engine.schedule import Level, Unit, Work
+from clipguard.attacks.methods.apgd import APGD
 from clipguard.attacks.recipes import Recipe, stage_name
-from clipguard.attacks.rows import Attack, Draws, Rows
 from clipguard.attacks.threat import ThreatModel
-from clipguard.attacks.units import Level, Unit, Work
 
 __all__ = [
     "EPS_MODES",

@@ -12,8 +12,8 @@ from typing import get_args
 import torch
 from torch import Tensor, nn
 
-from clipguard.attacks.evaluator import Evaluator, frozen
-from clipguard.attacks.outcomes import Fill
+from clipguard.attacks.engine.evaluator import Evaluator, frozen
+from clipguard.attacks.engine.outcome import Fill
 
 FILLS: tuple[Fill, ...] = get_args(Fill)
 CANDIDATES: dict[str, tuple[Fill, ...]] = {"cpu": ("least", "multiple", "full"), "cuda": ("least", "full")}

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 
 from torch import Tensor
 
-from clipguard.attacks.outcomes import Case, LevelOutcome
+from clipguard.attacks.engine.outcome import Case, LevelOutcome
 
 Unit = tuple[int, int]  # stage, run
 

@@ -17,11 +17,11 @@ import torch
 from torch import Tensor, nn
 
 from clipguard.attacks import losses
-from clipguard.attacks.evaluator import Cost, Evaluator, frozen
-from clipguard.attacks.outcomes import Case, EngineOptions, Example, ImageOutcome, LevelOutcome, Note, schedule
+from clipguard.attacks.base import Attack
+from clipguard.attacks.engine.evaluator import Cost, Evaluator, frozen
+from clipguard.attacks.engine.outcome import Case, EngineOptions, Example, ImageOutcome, LevelOutcome, Note, schedule
 from clipguard.attacks.recipes import Recipe
 from clipguard.attacks.recipes import options as stage_options
-from clipguard.attacks.rows import Attack
 from clipguard.attacks.threat import ThreatModel
 from clipguard.core.errors import AttackError
 

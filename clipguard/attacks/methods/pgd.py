@@ -8,7 +8,7 @@ from typing import ClassVar, Protocol
 from torch import Tensor
 
 from clipguard.attacks import losses
-from clipguard.attacks.rows import Attack, Draws, Rows
+from clipguard.attacks.base import Attack, Draws, Rows
 from clipguard.attacks.threat import ThreatModel, l2_norm, per_row
 
 
