@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from clipguard.benchmark.results import OutputFolder
+from clipguard.benchmark.results.result import OutputFolder
 from clipguard.core.errors import ClipguardError, OutputError
 from clipguard.core.locks import Lock
 from clipguard.core.output import LOCK, OutputFile, TakenFolder, make_folders

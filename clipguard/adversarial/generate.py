@@ -19,14 +19,14 @@ from clipguard.attacks.engine.engine import Engine, ImageOutcome
 from clipguard.attacks.engine.evaluator import CPU_BATCH, Evaluator, require_finite
 from clipguard.attacks.recipes import Recipe
 from clipguard.attacks.threat import ThreatModel
+from clipguard.benchmark.batch_fill import settle_fill
 from clipguard.benchmark.findings import entry, say
-from clipguard.benchmark.invariance import settle_fill
 from clipguard.benchmark.plan import BenchPlan
 from clipguard.benchmark.preprocess import prepare
 from clipguard.benchmark.recipe_files import open_recipe
-from clipguard.benchmark.results import Cell, sample_frame
-from clipguard.benchmark.rows import attack_rows, clean_row, cost_table
-from clipguard.benchmark.run import (
+from clipguard.benchmark.results.result import Cell, sample_frame
+from clipguard.benchmark.results.sample_rows import attack_rows, clean_row, cost_table
+from clipguard.benchmark.runner import (
     Progress,
     Silent,
     Task,

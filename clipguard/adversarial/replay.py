@@ -15,7 +15,7 @@ from clipguard.adversarial.result import AdversarialImage
 from clipguard.benchmark.plan import BenchPlan, radii_of, spell_eps
 from clipguard.benchmark.protocols import make_plan
 from clipguard.benchmark.recipe_files import open_recipe
-from clipguard.benchmark.run import Progress, Silent, Task, choose_device, open_task
+from clipguard.benchmark.runner import Progress, Silent, Task, choose_device, open_task
 from clipguard.core.errors import ClipguardError, ResultError
 from clipguard.core.spec import split_attacks
 from clipguard.models.loading import LoadedModel, load_model

@@ -14,7 +14,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 from clipguard.benchmark.plan import PIXEL
-from clipguard.benchmark.results import SCHEMA, Cell, parquet_bytes, sample_frame
+from clipguard.benchmark.results.result import SCHEMA, Cell, parquet_bytes, sample_frame
 
 RUN_FILE = "run.json"
 PREDICTED = "predicted"  # `run["labels"]` of image files without labels

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from clipguard.benchmark.protocols import as_names, make_plan
-from clipguard.benchmark.results import BenchResult
-from clipguard.benchmark.run import bench as run_plan
+from clipguard.benchmark.results.result import BenchResult
+from clipguard.benchmark.runner import bench as run_plan
 from clipguard.comparison.compare import METRICS, Comparison, Rules, compare_results
 from clipguard.comparison.inputs import find_sides
 from clipguard.comparison.sequential import FIRST, compare_in_batches

@@ -17,7 +17,7 @@ from torch import Tensor
 from clipguard.attacks.recipes import Recipe, stage_name
 from clipguard.attacks.threat import TOLERANCE
 from clipguard.benchmark.plan import PIXEL, BenchPlan
-from clipguard.benchmark.results import BenchResult
+from clipguard.benchmark.results.result import BenchResult
 from clipguard.data import ZeroShotDataset
 from clipguard.sanity.checks import CHECKS, Finding, counted, not_checked
 from clipguard.sanity.predictions import PREDICTION_CHECKS, prediction_findings

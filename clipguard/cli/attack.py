@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from clipguard.adversarial.image_files import ImageFiles
     from clipguard.adversarial.result import AdversarialResult
     from clipguard.benchmark.plan import BenchPlan
-    from clipguard.benchmark.results import OutputFolder
+    from clipguard.benchmark.results.result import OutputFolder
 
 EXAMPLES = """
 **Examples**
@@ -166,7 +166,7 @@ def attack(
         raise ClipguardError(
             f"--dataset names a group ({', '.join(plan.datasets)}); `clipguard attack` takes one of it."
         )
-    from clipguard.benchmark.results import OutputFolder
+    from clipguard.benchmark.results.result import OutputFolder
 
     plan.check()
     named = name or plan.models[0]

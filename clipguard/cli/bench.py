@@ -16,7 +16,7 @@ from clipguard.cli.terminal import echo_data
 
 if TYPE_CHECKING:
     from clipguard.benchmark.plan import BenchPlan
-    from clipguard.benchmark.results import BenchResult, OutputFolder
+    from clipguard.benchmark.results.result import BenchResult, OutputFolder
 
 EXAMPLES = """
 **Examples**
@@ -140,7 +140,7 @@ def bench(
 ) -> None:
     """Measure clean and robust accuracy of CLIP models, with intervals, and write every image's outcome."""
     from clipguard.benchmark.protocols import make_plan
-    from clipguard.benchmark.results import OutputFolder
+    from clipguard.benchmark.results.result import OutputFolder
     from clipguard.models.source import add_to_files
 
     settings = options.given(
@@ -186,8 +186,8 @@ def bench(
 
 
 def _run(plan: BenchPlan, folder: OutputFolder, store: Path | None, output_format: Format, probes: bool) -> None:
-    from clipguard.benchmark.results import BenchResult
-    from clipguard.benchmark.run import bench as run_bench
+    from clipguard.benchmark.results.result import BenchResult
+    from clipguard.benchmark.runner import bench as run_bench
     from clipguard.cli.progress import RichProgress
     from clipguard.store.store import Store
 
@@ -208,7 +208,7 @@ def _run(plan: BenchPlan, folder: OutputFolder, store: Path | None, output_forma
 
 def _deliver(result: BenchResult, folder: OutputFolder, output_format: Format) -> None:
     from clipguard.benchmark.findings import alarms
-    from clipguard.benchmark.tables import to_markdown
+    from clipguard.benchmark.results.table import to_markdown
     from clipguard.cli.render import print_table
     from clipguard.sanity.checks import CHECKS
     from clipguard.sanity.predictions import PREDICTION_CHECKS

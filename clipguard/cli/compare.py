@@ -18,7 +18,7 @@ from clipguard.core.errors import ClipguardError
 
 if TYPE_CHECKING:
     from clipguard.benchmark.plan import BenchPlan
-    from clipguard.benchmark.results import BenchResult, OutputFolder
+    from clipguard.benchmark.results.result import BenchResult, OutputFolder
     from clipguard.comparison.compare import Comparison, Rules
     from clipguard.comparison.inputs import Sides
 
@@ -156,8 +156,8 @@ def compare(
 
 def _measure(plan: BenchPlan, store: Path | None, probes: bool) -> BenchResult:
     """Bench models into a new folder below runs/."""
-    from clipguard.benchmark.results import OutputFolder
-    from clipguard.benchmark.run import bench
+    from clipguard.benchmark.results.result import OutputFolder
+    from clipguard.benchmark.runner import bench
     from clipguard.cli.progress import RichProgress
     from clipguard.store.store import Store
 
@@ -171,8 +171,8 @@ def _compare_in_batches(
     sides: Sides, rules: Rules, first: int | None, force: bool, store: Path | None, probes: bool
 ) -> Comparison:
     """The same for `--sequential`: one folder, of the images that were needed."""
-    from clipguard.benchmark.results import OutputFolder
-    from clipguard.benchmark.run import bench
+    from clipguard.benchmark.results.result import OutputFolder
+    from clipguard.benchmark.runner import bench
     from clipguard.cli.progress import RichProgress
     from clipguard.comparison.sequential import FIRST, compare_in_batches
     from clipguard.store.store import Store
@@ -187,7 +187,7 @@ def _compare_in_batches(
 
 
 def _write(result: BenchResult, folder: OutputFolder) -> None:
-    from clipguard.benchmark.tables import to_markdown
+    from clipguard.benchmark.results.table import to_markdown
 
     folder.write(result, to_markdown(result))
     log.info("Written to %s in %.0f s", folder.path, result.run["wall_seconds"])

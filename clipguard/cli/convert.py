@@ -41,8 +41,8 @@ def convert(
     ] = Layout.open_clip,
 ) -> None:
     """Write a model of any format as an ordinary checkpoint folder: safetensors, config and model card."""
-    from clipguard.benchmark.results import OutputFolder
-    from clipguard.benchmark.run import describe_model
+    from clipguard.benchmark.results.result import OutputFolder
+    from clipguard.benchmark.runner import describe_model
     from clipguard.models.convert import convert_files
     from clipguard.models.loading import load_model
     from clipguard.models.source import add_to_files

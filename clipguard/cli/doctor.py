@@ -131,7 +131,7 @@ def doctor(
     )
     if len(plan.datasets) > 1 or len(plan.eps) > 1:
         raise ClipguardError("`clipguard doctor` takes one data set and one --eps; name one of each.")
-    from clipguard.benchmark.doctor import diagnose
+    from clipguard.benchmark.diagnosis import diagnose
     from clipguard.cli.progress import RichProgress
     from clipguard.cli.render import print_diagnosis
 

@@ -11,10 +11,10 @@ from rich.table import Table
 from rich.text import Text
 
 from clipguard.adversarial.result import PREDICTED, AdversarialImage, AdversarialResult, Opinion
-from clipguard.benchmark.doctor import Diagnosis
+from clipguard.benchmark.diagnosis import Diagnosis
 from clipguard.benchmark.findings import alarms, finding_lines
-from clipguard.benchmark.results import BenchResult
-from clipguard.benchmark.tables import AVERAGE, caption, columns, heading, interval, rows
+from clipguard.benchmark.results.result import BenchResult
+from clipguard.benchmark.results.table import AVERAGE, caption, columns, heading, interval, rows
 from clipguard.comparison.compare import Comparison
 from clipguard.comparison.output import cell_values, comparison_notes
 from clipguard.sanity.checks import VERDICTS

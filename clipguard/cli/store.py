@@ -126,7 +126,7 @@ def export(
     store: StoreOption = DEFAULT_STORE,
 ) -> None:
     """Write all rows, each with its cell's key, as one table for pandas, R or a spreadsheet."""
-    from clipguard.benchmark.results import parquet_bytes
+    from clipguard.benchmark.results.result import parquet_bytes
     from clipguard.core.output import OutputFile
     from clipguard.store.maintenance import open_store, table
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from clipguard.benchmark.results import BenchResult
-from clipguard.benchmark.tables import protocol_line
+from clipguard.benchmark.results.result import BenchResult
+from clipguard.benchmark.results.table import protocol_line
 from clipguard.core.errors import ResultError
 
 # What a run was, but for the model and for how it was computed.

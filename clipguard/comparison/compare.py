@@ -14,8 +14,8 @@ import numpy as np
 import pandas as pd
 
 from clipguard.benchmark.findings import alarms, prediction_entries
-from clipguard.benchmark.results import BenchResult
-from clipguard.benchmark.tables import AVERAGE
+from clipguard.benchmark.results.result import BenchResult
+from clipguard.benchmark.results.table import AVERAGE
 from clipguard.comparison.comparability import differences, model_name
 from clipguard.core.checking import check_type
 from clipguard.core.errors import ClipguardError, ResultError

@@ -10,7 +10,7 @@ from typing import Any
 from clipguard.benchmark.findings import prediction_entries, say
 from clipguard.benchmark.plan import BenchPlan
 from clipguard.benchmark.protocols import make_plan
-from clipguard.benchmark.results import RESULTS, BenchResult
+from clipguard.benchmark.results.result import RESULTS, BenchResult
 from clipguard.comparison.comparability import model_name
 from clipguard.core.errors import ModelError, ResultError
 from clipguard.models import parse_source

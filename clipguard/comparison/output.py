@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from datetime import datetime, timezone
 from typing import Any
 
-from clipguard.benchmark.tables import heading
+from clipguard.benchmark.results.table import heading
 from clipguard.comparison.compare import CellChange, Comparison
 
 HEADINGS = ("data set", "cell", "n", "base", "candidate", "change", "95 % interval", "lost", "gained", "p", "verdict")

@@ -13,8 +13,8 @@ import pandas as pd
 
 from clipguard.benchmark.findings import Entry, prediction_entries, say
 from clipguard.benchmark.plan import BenchPlan
-from clipguard.benchmark.results import BenchResult
-from clipguard.benchmark.run import Progress, Silent, Task, choose_images, open_task, read_task
+from clipguard.benchmark.results.result import BenchResult
+from clipguard.benchmark.runner import Progress, Silent, Task, choose_images, open_task, read_task
 from clipguard.comparison.compare import Batches, Comparison, Rules, compare_results
 from clipguard.comparison.inputs import Sides
 from clipguard.core.checking import check_type

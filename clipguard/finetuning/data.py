@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from torchvision.transforms.v2 import functional as tvf
 
-from clipguard.benchmark.run import Progress
+from clipguard.benchmark.runner import Progress
 from clipguard.core.errors import DatasetError, FinetuneError, SplitError
 from clipguard.core.notices import notice
 from clipguard.core.provenance import fingerprint, image_hash

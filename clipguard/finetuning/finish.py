@@ -11,8 +11,8 @@ from torch import Tensor, nn
 
 from clipguard.attacks.engine.engine import Example
 from clipguard.benchmark.findings import entry, say
-from clipguard.benchmark.results import OutputFolder
-from clipguard.benchmark.run import Progress
+from clipguard.benchmark.results.result import OutputFolder
+from clipguard.benchmark.runner import Progress
 from clipguard.data import ZeroShotDataset
 from clipguard.finetuning.card import write_card
 from clipguard.finetuning.config import FinetuneConfig

@@ -22,8 +22,8 @@ from torch import nn
 
 from clipguard.attacks.engine.evaluator import is_out_of_memory
 from clipguard.attacks.threat import ThreatModel
-from clipguard.benchmark.results import OutputFolder
-from clipguard.benchmark.run import Progress, Silent, choose_device, describe_model
+from clipguard.benchmark.results.result import OutputFolder
+from clipguard.benchmark.runner import Progress, Silent, choose_device, describe_model
 from clipguard.core.errors import FinetuneError
 from clipguard.core.notices import Notice, noticing
 from clipguard.core.provenance import machine, versions

@@ -19,7 +19,7 @@ from accelerate import Accelerator
 from torch import Tensor
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from clipguard.benchmark.run import Progress
+from clipguard.benchmark.runner import Progress
 from clipguard.finetuning.checkpoint import Checkpoints
 from clipguard.finetuning.config import FinetuneConfig
 from clipguard.finetuning.data import ImageBatch, Pixels, Visits, load_batches, random_key

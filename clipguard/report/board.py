@@ -11,8 +11,8 @@ from typing import Any
 import pandas as pd
 
 from clipguard.adversarial.result import RUN_FILE
-from clipguard.benchmark.results import RESULTS, BenchResult, Cell, refuse_newer
-from clipguard.benchmark.tables import AVERAGE, Row, columns
+from clipguard.benchmark.results.result import RESULTS, BenchResult, Cell, refuse_newer
+from clipguard.benchmark.results.table import AVERAGE, Row, columns
 from clipguard.comparison.comparability import unlike
 from clipguard.core.errors import ResultError, first_line
 from clipguard.statistics.intervals import average_interval

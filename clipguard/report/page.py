@@ -11,7 +11,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from clipguard import __version__
-from clipguard.benchmark.tables import AVERAGE, columns, heading, interval
+from clipguard.benchmark.results.table import AVERAGE, columns, heading, interval
 from clipguard.report.board import CLEAN, Board, Run, differences, make_boards
 from clipguard.report.classes import MOST_MAPS, Confusion, confusions, heat_maps, pairs
 from clipguard.report.figures import Plot, style

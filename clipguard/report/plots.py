@@ -8,7 +8,7 @@ from typing import Any
 
 import pandas as pd
 
-from clipguard.benchmark.tables import AVERAGE
+from clipguard.benchmark.results.table import AVERAGE
 from clipguard.report.board import CLEAN, Board, short_names
 from clipguard.report.figures import FAINT, INK, LINE, PAPER, SERIES, Plot, label, legend, new_figure, series
 

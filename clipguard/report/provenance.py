@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from clipguard.adversarial.replay import Rerun, rerun
-from clipguard.benchmark.tables import protocol_line
+from clipguard.benchmark.results.table import protocol_line
 from clipguard.models.published import find_published, published_models
 from clipguard.models.source import HUB_PREFIX
 from clipguard.report.board import Run

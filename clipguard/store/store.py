@@ -21,7 +21,7 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from clipguard.benchmark.results import SAMPLE_COLUMNS
+from clipguard.benchmark.results.result import SAMPLE_COLUMNS
 from clipguard.core.errors import OutputError, ResultError, first_line
 from clipguard.core.output import make_folders
 

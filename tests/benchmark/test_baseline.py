@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from clipguard.benchmark.results import BenchResult
+from clipguard.benchmark.results.result import BenchResult
 from clipguard.comparison.compare import Rules, compare_results
 
 ROOT = Path(__file__).parents[2]

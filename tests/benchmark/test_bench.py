@@ -9,8 +9,8 @@ import pandas as pd
 import pytest
 
 import clipguard
-from clipguard.benchmark.results import SAMPLE_COLUMNS, BenchResult, OutputFolder
-from clipguard.benchmark.tables import columns, rows, to_markdown
+from clipguard.benchmark.results.result import SAMPLE_COLUMNS, BenchResult, OutputFolder
+from clipguard.benchmark.results.table import columns, rows, to_markdown
 from clipguard.core.errors import AttackError, OutputError
 from clipguard.statistics.intervals import wilson_interval
 

@@ -15,8 +15,8 @@ import pytest
 import clipguard
 from clipguard.benchmark.plan import BenchPlan
 from clipguard.benchmark.protocols import make_plan
-from clipguard.benchmark.results import BenchResult, OutputFolder
-from clipguard.benchmark.tables import to_markdown
+from clipguard.benchmark.results.result import BenchResult, OutputFolder
+from clipguard.benchmark.results.table import to_markdown
 from clipguard.comparison.compare import Comparison, Rules, compare_results
 from clipguard.comparison.output import comparison_markdown, comparison_notes
 from clipguard.core.errors import ClipguardError, ResultError

@@ -13,7 +13,7 @@ import torch
 
 import clipguard
 from clipguard.adversarial.replay import rerun
-from clipguard.benchmark.results import BenchResult
+from clipguard.benchmark.results.result import BenchResult
 from clipguard.cli import run
 from clipguard.comparison.comparability import unlike
 

@@ -11,8 +11,8 @@ import pytest
 import clipguard
 from clipguard.attacks.recipes import parse_recipe
 from clipguard.benchmark.findings import ROW_CHECKS, finding_lines, pick_images, row_findings, with_prompts
-from clipguard.benchmark.results import BenchResult, sample_frame
-from clipguard.benchmark.tables import to_markdown
+from clipguard.benchmark.results.result import BenchResult, sample_frame
+from clipguard.benchmark.results.table import to_markdown
 from clipguard.models.loading import to_native_pixels
 from clipguard.sanity.checks import Finding
 from clipguard.sanity.predictions import PREDICTION_CHECKS

@@ -16,7 +16,7 @@ from clipguard.benchmark.plan import BenchPlan, parse_eps
 from clipguard.benchmark.preprocess import bilinear_resize, prepare
 from clipguard.benchmark.protocols import PROTOCOLS, Protocol, make_plan
 from clipguard.benchmark.recipe_files import open_recipe
-from clipguard.benchmark.tables import caption, to_markdown
+from clipguard.benchmark.results.table import caption, to_markdown
 from clipguard.core.errors import ClipguardError
 from clipguard.data import load_dataset
 from clipguard.models import load_model

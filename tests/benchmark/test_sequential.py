@@ -14,9 +14,9 @@ import pytest
 
 import clipguard
 from clipguard.benchmark.plan import BenchPlan
-from clipguard.benchmark.results import BenchResult, OutputFolder
-from clipguard.benchmark.run import bench
-from clipguard.benchmark.tables import to_markdown
+from clipguard.benchmark.results.result import BenchResult, OutputFolder
+from clipguard.benchmark.results.table import to_markdown
+from clipguard.benchmark.runner import bench
 from clipguard.comparison.compare import Comparison, Rules
 from clipguard.comparison.inputs import find_sides
 from clipguard.comparison.output import comparison_notes

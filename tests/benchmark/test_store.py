@@ -20,11 +20,11 @@ from torch import nn
 
 import clipguard
 from clipguard.attacks.engine.batch_invariance import find_fill
-from clipguard.benchmark import ledger
+from clipguard.benchmark import session as ledger
 from clipguard.benchmark.plan import BenchPlan, parse_eps
-from clipguard.benchmark.results import BenchResult, OutputFolder
-from clipguard.benchmark.run import bench as run_plan
-from clipguard.benchmark.tables import to_markdown
+from clipguard.benchmark.results.result import BenchResult, OutputFolder
+from clipguard.benchmark.results.table import to_markdown
+from clipguard.benchmark.runner import bench as run_plan
 from clipguard.cli import run
 from clipguard.core.errors import OutputError, ResultError
 from clipguard.data import load_dataset

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 import clipguard
-from clipguard.benchmark.results import BenchResult
+from clipguard.benchmark.results.result import BenchResult
 from clipguard.cli import run
 from clipguard.core.errors import ClipguardError
 from clipguard.finetuning.config import FinetuneConfig

@@ -15,7 +15,7 @@ from PIL import Image
 from safetensors.torch import load_file
 
 import clipguard
-from clipguard.benchmark.results import SAMPLE_COLUMNS
+from clipguard.benchmark.results.result import SAMPLE_COLUMNS
 from clipguard.cli import run
 from clipguard.models.loading import to_native_pixels
 

@@ -11,7 +11,7 @@ import pandas as pd
 import pytest
 
 import clipguard
-from clipguard.benchmark import ledger
+from clipguard.benchmark import session as ledger
 from clipguard.cli import run
 from clipguard.store.store import COLUMNS, Store, distinct
 
@@ -29,7 +29,7 @@ def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path / "runs" / "store"
 
 
-def measure(seed: int = 0) -> clipguard.benchmark.results.BenchResult:  # type: ignore[name-defined]
+def measure(seed: int = 0) -> clipguard.benchmark.results.result.BenchResult:  # type: ignore[name-defined]
     options = {"attacks": ["pgd-2"], "eps": ["1,8"], "n_samples": 5, "seed": seed}
     return clipguard.bench(datasets=["emoji-food"], store="runs/store", **options)  # type: ignore[arg-type]
 

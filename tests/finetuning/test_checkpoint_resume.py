@@ -14,7 +14,7 @@ import pytest
 import torch
 from training_runs import write_images, write_vit
 
-from clipguard.benchmark.run import Silent
+from clipguard.benchmark.runner import Silent
 from clipguard.cli import run
 from clipguard.core.errors import FinetuneError
 from clipguard.finetuning.checkpoint import Checkpoints

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from training_runs import make_config, make_trainer, write_images, write_vit
 
-from clipguard.benchmark.run import Silent
+from clipguard.benchmark.runner import Silent
 from clipguard.core.errors import FinetuneError
 from clipguard.finetuning.data import ImageBatch, load_batches
 from clipguard.finetuning.meter import read_metrics

@@ -11,7 +11,7 @@ import pytest
 import torch
 from training_runs import make_config, write_images, write_vit
 
-from clipguard.benchmark.run import Silent
+from clipguard.benchmark.runner import Silent
 from clipguard.core.errors import DatasetError, FinetuneError
 from clipguard.core.notices import noticing
 from clipguard.finetuning import data as training_data

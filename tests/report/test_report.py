@@ -16,7 +16,7 @@ import pytest
 from PIL import Image
 
 from clipguard.adversarial.replay import Wanted, attack_again
-from clipguard.benchmark.results import BenchResult
+from clipguard.benchmark.results.result import BenchResult
 from clipguard.cli import run
 from clipguard.report import classes, page
 from clipguard.report.board import CLEAN, Board, make_boards, read_runs, short_names

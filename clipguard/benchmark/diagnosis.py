@@ -14,7 +14,7 @@ from clipguard.benchmark.findings import entry, pick_images, say, with_prompts
 from clipguard.benchmark.plan import BenchPlan
 from clipguard.benchmark.preprocess import prepare
 from clipguard.benchmark.recipe_files import open_recipe
-from clipguard.benchmark.run import Progress, Silent, choose_device, describe_model, open_task, provenance
+from clipguard.benchmark.runner import Progress, Silent, choose_device, describe_model, open_task, provenance
 from clipguard.core.errors import AttackError
 from clipguard.core.notices import Notice, noticing
 from clipguard.models import parse_source

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from clipguard.benchmark.findings import finding_lines
-from clipguard.benchmark.results import BenchResult, Cell
+from clipguard.benchmark.results.result import BenchResult, Cell
 
 AVERAGE = "average"
 

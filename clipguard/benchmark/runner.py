@@ -18,15 +18,15 @@ from clipguard.attacks.engine.engine import Engine, EngineOptions, Example
 from clipguard.attacks.engine.reference import ReferenceEngine
 from clipguard.attacks.recipes import Recipe
 from clipguard.attacks.threat import ThreatModel
+from clipguard.benchmark.batch_fill import settle_fill
 from clipguard.benchmark.findings import entry, find, say
-from clipguard.benchmark.invariance import settle_fill
-from clipguard.benchmark.ledger import Known, Ledger, cell_key
 from clipguard.benchmark.plan import BenchPlan, notice_small_eps
 from clipguard.benchmark.preprocess import prepare
 from clipguard.benchmark.probing import PROBED, PROBES, Prober, switched_off
 from clipguard.benchmark.recipe_files import open_recipe
-from clipguard.benchmark.results import BenchResult
-from clipguard.benchmark.rows import attack_rows, clean_row, cost_table
+from clipguard.benchmark.results.result import BenchResult
+from clipguard.benchmark.results.sample_rows import attack_rows, clean_row, cost_table
+from clipguard.benchmark.session import Known, Ledger, cell_key
 from clipguard.core.errors import AttackError, DatasetError
 from clipguard.core.notices import Notice, noticing
 from clipguard.core.provenance import fingerprint, image_hash, machine, versions
