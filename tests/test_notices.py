@@ -69,19 +69,19 @@ PLACES = {
         ("skipped", "variables of accelerate that would change settings"),
         ("skipped", "variables of a launch of one process"),
     ],
-    "models/image_processor.py": [
+    "models/checkpoint/image_processor.py": [
         ("guessed", "CLIP's own processor, where there is no file"),
         ("skipped", "keys that transformers does not use either"),
         ("guessed", "which of two processor files that differ"),
         ("guessed", "sizes that a processor file lacks"),
     ],
-    "models/layouts.py": [
+    "models/checkpoint/layouts.py": [
         ("skipped", "other models in the same file"),
         ("translated", "an unknown prefix of all names"),
         ("skipped", "tensors that lie beside the model"),
     ],
     "models/locate.py": [("skipped", "unknown keys of preprocess_cfg")],
-    "models/text.py": [
+    "models/text/encoding.py": [
         ("truncated", "prompts longer than the context"),
         ("guessed", "classes alike in all prompts, where that is allowed"),
         ("truncated", "classes alike in some prompts"),

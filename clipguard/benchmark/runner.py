@@ -35,7 +35,7 @@ from clipguard.data.dataset import in_random_order
 from clipguard.data.decoding import PixelCount
 from clipguard.models import parse_source
 from clipguard.models.loading import LoadedModel, ModelInfo, check_device, load_model
-from clipguard.models.text import tokenize
+from clipguard.models.text.encoding import tokenize
 from clipguard.store.store import Store
 
 log = logging.getLogger("clipguard")

@@ -22,10 +22,10 @@ from clipguard.finetuning.merge import interpolate
 from clipguard.finetuning.meter import read_metrics
 from clipguard.finetuning.tower import merge_lora
 from clipguard.finetuning.trainer import Trainer
+from clipguard.models.checkpoint.reader import hash_file
 from clipguard.models.export import WEIGHTS_NAME, checkpoint_files
 from clipguard.models.loading import LoadedModel, load_model
-from clipguard.models.text_map import ORIGINAL_FILE, TEXT_FILE
-from clipguard.models.weights import hash_file
+from clipguard.models.text.tuned import ORIGINAL_FILE, TEXT_FILE
 from clipguard.report.curves import draw_curves
 from clipguard.sanity.predictions import prediction_findings
 

@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from clipguard.core.errors import FinetuneError
 from clipguard.finetuning.method import TextMode
 from clipguard.models.loading import LoadedModel
-from clipguard.models.text import class_rows, encode_prompts, tokenize
-from clipguard.models.text_map import ORIGINAL_FILE, TEXT_FILE, LaatMap, LinearMap, TableMap, TextMap
+from clipguard.models.text.encoding import class_rows, encode_prompts, tokenize
+from clipguard.models.text.tuned import ORIGINAL_FILE, TEXT_FILE, LaatMap, LinearMap, TableMap, TextMap
 
 
 class TextSide(nn.Module):

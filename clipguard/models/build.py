@@ -14,11 +14,11 @@ import torch
 from torch import nn
 
 from clipguard.core.errors import ModelError, first_line
-from clipguard.models.config import CONFIG_NAME
-from clipguard.models.layouts import explain_adapter
-from clipguard.models.strict import check_activation, fit_state
-from clipguard.models.text import Tokenizer
-from clipguard.models.weights import WeightFile, check_finite, hash_file, read_weights
+from clipguard.models.checkpoint.config import CONFIG_NAME
+from clipguard.models.checkpoint.layouts import explain_adapter
+from clipguard.models.checkpoint.match import check_activation, fit_state
+from clipguard.models.checkpoint.reader import WeightFile, check_finite, hash_file, read_weights
+from clipguard.models.text.encoding import Tokenizer
 
 
 @dataclass(frozen=True)

@@ -9,11 +9,11 @@ from safetensors.torch import save
 
 from clipguard import __version__
 from clipguard.core.errors import ModelError
+from clipguard.models.checkpoint.image_processor import PREPROCESSOR_NAME, write_image_processor
+from clipguard.models.checkpoint.transformers import CONFIG_NAME, to_transformers, transformers_config
 from clipguard.models.export import checkpoint_files, plain_state
-from clipguard.models.image_processor import PREPROCESSOR_NAME, write_image_processor
 from clipguard.models.loading import LoadedModel
-from clipguard.models.text_map import TEXT_FILE
-from clipguard.models.transformers_layout import CONFIG_NAME, to_transformers, transformers_config
+from clipguard.models.text.tuned import TEXT_FILE
 
 Layout = Literal["open_clip", "hf"]
 CARD = """\

@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import save
 from torch import Tensor
 
-from clipguard.models.config import CONFIG_NAME, WEIGHT_NAMES
+from clipguard.models.checkpoint.config import CONFIG_NAME, WEIGHT_NAMES
 from clipguard.models.loading import LoadedModel
 
 WEIGHTS_NAME = WEIGHT_NAMES[0]

@@ -15,11 +15,11 @@ from clipguard.core.errors import ModelError
 from clipguard.core.hub_access import hub_access
 from clipguard.core.notices import noticing
 from clipguard.models.build import Checkpoint
-from clipguard.models.detect import find_architectures
-from clipguard.models.layouts import explain_adapter
+from clipguard.models.checkpoint.architecture import find_architectures
+from clipguard.models.checkpoint.layouts import explain_adapter
+from clipguard.models.checkpoint.reader import WeightFile, find_release, read_weights
 from clipguard.models.locate import config_folder, detect, locate
 from clipguard.models.source import DIR_PREFIX, ModelSource, parse_source, uses_quick_gelu
-from clipguard.models.weights import WeightFile, find_release, read_weights
 
 
 @dataclass(frozen=True)

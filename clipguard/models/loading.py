@@ -22,12 +22,12 @@ from clipguard.core.errors import ModelError
 from clipguard.core.hub_access import hub_access
 from clipguard.core.quiet_libraries import quiet
 from clipguard.models.build import Checkpoint, build, load_tokenizer, load_tower, load_weights
+from clipguard.models.checkpoint.reader import WeightFile, hash_file
 from clipguard.models.classifier import Preprocessing, Resolution, ZeroShotClassifier, cut_centre
 from clipguard.models.locate import detect, locate, locate_base, needs_hub
 from clipguard.models.source import ModelSource, parse_source
-from clipguard.models.text import Tokenizer, encode_classes
-from clipguard.models.text_map import ORIGINAL_FILE, TEXT_FILE, TextChoice, TextMap, read_text_map, restore_original
-from clipguard.models.weights import WeightFile, hash_file
+from clipguard.models.text.encoding import Tokenizer, encode_classes
+from clipguard.models.text.tuned import ORIGINAL_FILE, TEXT_FILE, TextChoice, TextMap, read_text_map, restore_original
 
 RELATED = 0.5  # cosine of weights; fine-tuning moves them little
 log = logging.getLogger("clipguard")

@@ -10,16 +10,16 @@ from typing import Any
 from clipguard.core.errors import ModelError
 from clipguard.core.notices import notice
 from clipguard.models.build import Checkpoint
-from clipguard.models.config import CONFIG_NAME, PREPROCESS_KEYS, find_weights, read_config
-from clipguard.models.detect import describe_shapes, find_architectures, openai_twin, settle_activation
-from clipguard.models.hub import fetch_repository, fetch_tag
-from clipguard.models.image_processor import read_image_processor
-from clipguard.models.layouts import ADAPTER_CONFIG, explain_adapter
+from clipguard.models.checkpoint.architecture import describe_shapes, find_architectures, openai_twin, settle_activation
+from clipguard.models.checkpoint.config import CONFIG_NAME, PREPROCESS_KEYS, find_weights, read_config
+from clipguard.models.checkpoint.image_processor import read_image_processor
+from clipguard.models.checkpoint.layouts import ADAPTER_CONFIG, explain_adapter
+from clipguard.models.checkpoint.reader import WeightFile, read_weights
+from clipguard.models.checkpoint.transformers import CONFIG_NAME as TRANSFORMERS_CONFIG
+from clipguard.models.checkpoint.transformers import read_transformers_config
+from clipguard.models.download import fetch_repository, fetch_tag
 from clipguard.models.published import find_repository
 from clipguard.models.source import ModelSource, parse_source
-from clipguard.models.transformers_layout import CONFIG_NAME as TRANSFORMERS_CONFIG
-from clipguard.models.transformers_layout import read_transformers_config
-from clipguard.models.weights import WeightFile, read_weights
 
 
 def detect(source: ModelSource) -> tuple[ModelSource, WeightFile | None, tuple[str, ...]]:

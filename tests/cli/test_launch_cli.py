@@ -16,7 +16,7 @@ from racing import race
 
 from clipguard.cli import run
 from clipguard.finetuning.processes import ALL
-from clipguard.models.weights import hash_file
+from clipguard.models.checkpoint.reader import hash_file
 
 FINETUNE = ["finetune", "--method", "tecoa", "--steps", "2", "--batch-size", "2", "--attack-steps", "1"]
 FINETUNE += ["--n-samples", "40", "--eval-samples", "4", "--device", "cpu", "--workers", "0", "--eval-every", "1"]

@@ -12,7 +12,7 @@ from text_models import write_export
 import clipguard
 from clipguard.cli import run
 from clipguard.finetuning.text import TextSide
-from clipguard.models.text_map import ORIGINAL_FILE
+from clipguard.models.text.tuned import ORIGINAL_FILE
 
 BENCH = ["bench", "-d", "emoji-food", "--attack", "none", "-n", "30", "--format", "json", "--no-store"]
 TINY = Path(clipguard.__file__).parent / "assets" / "models" / "tiny"

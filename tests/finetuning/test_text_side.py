@@ -18,7 +18,7 @@ import clipguard
 from clipguard.core.errors import FinetuneError, ModelError
 from clipguard.finetuning.text import TextSide, fold
 from clipguard.models.loading import LoadedModel, load_model
-from clipguard.models.text_map import ORIGINAL_FILE, TEXT_FILE, LaatMap
+from clipguard.models.text.tuned import ORIGINAL_FILE, TEXT_FILE, LaatMap
 
 TRAINED = ["cat", "dog", "red car", "tree"]
 UNSEEN = ["boat", "green house", "aeroplane"]

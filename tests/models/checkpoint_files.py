@@ -12,7 +12,7 @@ import open_clip
 import torch
 from tiny_models import reference_model, state_of
 
-from clipguard.models.transformers_layout import to_transformers
+from clipguard.models.checkpoint.transformers import to_transformers
 
 State = dict[str, torch.Tensor]
 NAMES, TEMPLATE = ["cat", "dog", "fire engine"], "a photo of a {}."

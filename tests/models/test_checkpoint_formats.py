@@ -18,11 +18,11 @@ from tiny_models import state_of
 
 from clipguard.core.errors import ModelError
 from clipguard.models import load_model
-from clipguard.models.detect import find_architectures, outline
-from clipguard.models.layouts import find_contents
+from clipguard.models.checkpoint.architecture import find_architectures, outline
+from clipguard.models.checkpoint.layouts import find_contents
+from clipguard.models.checkpoint.reader import WeightFile, hash_file
+from clipguard.models.checkpoint.transformers import to_transformers
 from clipguard.models.loading import LoadedModel
-from clipguard.models.transformers_layout import to_transformers
-from clipguard.models.weights import WeightFile, hash_file
 
 PIXELS = torch.rand(4, 3, 32, 32, generator=torch.Generator().manual_seed(1))
 Folder = Callable[[str], Path]

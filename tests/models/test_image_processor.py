@@ -17,10 +17,10 @@ from torch.nn import functional as F
 from clipguard.core.errors import ModelError
 from clipguard.core.notices import noticing
 from clipguard.models import LoadedModel, load_model
+from clipguard.models.checkpoint.image_processor import DEFAULTS, write_image_processor
 from clipguard.models.classifier import resize_pixels
 from clipguard.models.convert import convert_files
 from clipguard.models.export import checkpoint_files
-from clipguard.models.image_processor import DEFAULTS, write_image_processor
 
 transformers = pytest.importorskip("transformers")
 FOUR, FIVE = "preprocessor_config.json", "processor_config.json"

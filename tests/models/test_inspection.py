@@ -13,11 +13,11 @@ from tiny_models import CONFIGS, write_model
 
 from clipguard.core.errors import ModelError
 from clipguard.models import load_model, parse_source
+from clipguard.models.checkpoint.reader import hash_file
 from clipguard.models.inspection import inspect_model
 from clipguard.models.locate import _state_activation, locate
 from clipguard.models.published import find_published, published_models
 from clipguard.models.source import architectures
-from clipguard.models.weights import hash_file
 
 Folder = Callable[[str], Path]
 

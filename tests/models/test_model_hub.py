@@ -22,7 +22,7 @@ from clipguard.core import hub_access as hub
 from clipguard.core.errors import ModelError
 from clipguard.models import load_model
 from clipguard.models.convert import convert_files
-from clipguard.models.text_map import TEXT_FILE, LaatMap
+from clipguard.models.text.tuned import TEXT_FILE, LaatMap
 
 
 @pytest.fixture

@@ -18,7 +18,7 @@ from tiny_models import CONFIGS, write_config
 
 from clipguard.core.errors import ModelError
 from clipguard.models import load_model
-from clipguard.models.weights import hash_file
+from clipguard.models.checkpoint.reader import hash_file
 
 FAMILIES = ["vit", "vit-quick", "vit-wide", "resnet", "timm", "siglip", "coca"]
 

@@ -15,7 +15,7 @@ import clipguard
 from clipguard.cli import run
 from clipguard.core.errors import ModelError
 from clipguard.core.notices import noticing
-from clipguard.models.text import find_cut, tokenize
+from clipguard.models.text.encoding import find_cut, tokenize
 
 SIMPLE = open_clip.SimpleTokenizer(context_length=16)
 ALIKE = {

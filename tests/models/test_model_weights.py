@@ -17,8 +17,9 @@ import torch
 from safetensors.torch import save_file
 
 from clipguard.core.errors import ModelError
-from clipguard.models import load_model, weights
-from clipguard.models.weights import Release, hash_file, known_releases
+from clipguard.models import load_model
+from clipguard.models.checkpoint import reader as weights
+from clipguard.models.checkpoint.reader import Release, hash_file, known_releases
 
 State = dict[str, torch.Tensor]
 

@@ -12,8 +12,8 @@ from open_clip import factory
 from tiny_models import CONFIGS
 
 from clipguard.core.errors import ModelError
-from clipguard.models.pickles import Inert, RefusedError, read_archive
-from clipguard.models.weights import read_weights
+from clipguard.models.checkpoint.reader import read_weights
+from clipguard.models.checkpoint.unpickler import Inert, RefusedError, read_archive
 
 
 def archive(path: Path, pickle: bytes, order: str = "little") -> Path:

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from clipguard.core.errors import ModelError, first_line
-from clipguard.models.weights import check_finite
+from clipguard.models.checkpoint.reader import check_finite
 
 TEXT_FILE = "clipguard_text.safetensors"
 ORIGINAL_FILE = "original_text.safetensors"

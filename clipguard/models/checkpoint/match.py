@@ -9,9 +9,9 @@ import torch
 from torch import nn
 
 from clipguard.core.errors import ModelError
-from clipguard.models.layouts import shorten
+from clipguard.models.checkpoint.layouts import shorten
+from clipguard.models.checkpoint.reader import WeightFile, find_release
 from clipguard.models.source import quick_gelu_twin
-from clipguard.models.weights import WeightFile, find_release
 
 _IGNORED_BUFFER = "num_batches_tracked"  # batch-norm's counter: has no effect in eval mode, and old files lack it
 

@@ -15,10 +15,10 @@ from typing import Any, Literal
 import torch
 
 from clipguard.core.errors import ModelError, first_line
-from clipguard.models.foreign import describe_foreign
-from clipguard.models.layouts import Contents, find_contents, shorten
-from clipguard.models.pickles import RefusedError, read_archive
-from clipguard.models.shards import explain_shard, is_index, is_shard, read_index
+from clipguard.models.checkpoint.foreign import describe_foreign
+from clipguard.models.checkpoint.layouts import Contents, find_contents, shorten
+from clipguard.models.checkpoint.shards import explain_shard, is_index, is_shard, read_index
+from clipguard.models.checkpoint.unpickler import RefusedError, read_archive
 
 _OLD_MAGIC = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."  # how torch's format before 1.6 begins
 _LONGEST_HEADER = 100_000_000  # bytes, of a safetensors file

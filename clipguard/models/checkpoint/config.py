@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from clipguard.core.errors import ModelError
-from clipguard.models.foreign import read_json
-from clipguard.models.shards import INDEX_SUFFIX, explain_shard, is_index, is_shard
+from clipguard.models.checkpoint.foreign import read_json
+from clipguard.models.checkpoint.shards import INDEX_SUFFIX, explain_shard, is_index, is_shard
 
 CONFIG_NAME = "open_clip_config.json"
 # open_clip's own order of preference (open_clip.factory._find_checkpoint_in_dir).

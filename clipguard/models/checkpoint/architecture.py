@@ -10,9 +10,9 @@ from torch import Tensor, nn
 
 from clipguard.core.errors import ModelError
 from clipguard.core.quiet_libraries import quiet
+from clipguard.models.checkpoint.match import compare, openai_mark
+from clipguard.models.checkpoint.reader import WeightFile, find_release
 from clipguard.models.source import activation_agrees, architectures, tag_config, uses_quick_gelu
-from clipguard.models.strict import compare, openai_mark
-from clipguard.models.weights import WeightFile, find_release
 
 
 def find_architectures(file: WeightFile) -> list[str]:

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from clipguard.core.errors import ModelError
-from clipguard.models.foreign import read_json
+from clipguard.models.checkpoint.foreign import read_json
 
 CONFIG_NAME = "config.json"
 VOCABULARY = 49408  # of CLIP's tokenizer, the only one open_clip's plain CLIP has

@@ -15,8 +15,8 @@ from typing import Any
 
 from clipguard.core.errors import ModelError
 from clipguard.core.notices import notice
+from clipguard.models.checkpoint.foreign import read_json
 from clipguard.models.classifier import Preprocessing
-from clipguard.models.foreign import read_json
 from clipguard.models.normalization import NORMALIZATIONS
 
 PREPROCESSOR_NAME = "preprocessor_config.json"

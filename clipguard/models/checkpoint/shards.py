@@ -6,7 +6,7 @@ import re
 from pathlib import Path
 
 from clipguard.core.errors import ModelError
-from clipguard.models.foreign import read_json
+from clipguard.models.checkpoint.foreign import read_json
 
 INDEX_SUFFIX = ".index.json"
 _SHARD = re.compile(r"(.+)-(\d+)-of-(\d+)(\.\w+)")

@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from clipguard.core.errors import ModelError
 from clipguard.core.notices import notice
-from clipguard.models.text_map import TextMap
+from clipguard.models.text.tuned import TextMap
 
 Tokenizer = Callable[[list[str]], Tensor]
 BATCH = 256  # prompts encoded at once

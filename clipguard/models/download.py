@@ -8,12 +8,12 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from clipguard.core.errors import ModelError, first_line
-from clipguard.models.config import CONFIG_NAME, WEIGHT_NAMES
-from clipguard.models.image_processor import PREPROCESSOR_NAME, PROCESSOR_NAME
-from clipguard.models.layouts import ADAPTER_CONFIG, explain_adapter
-from clipguard.models.shards import INDEX_SUFFIX, is_index, read_index_names
-from clipguard.models.text_map import ORIGINAL_FILE, TEXT_FILE
-from clipguard.models.transformers_layout import CONFIG_NAME as TRANSFORMERS_CONFIG
+from clipguard.models.checkpoint.config import CONFIG_NAME, WEIGHT_NAMES
+from clipguard.models.checkpoint.image_processor import PREPROCESSOR_NAME, PROCESSOR_NAME
+from clipguard.models.checkpoint.layouts import ADAPTER_CONFIG, explain_adapter
+from clipguard.models.checkpoint.shards import INDEX_SUFFIX, is_index, read_index_names
+from clipguard.models.checkpoint.transformers import CONFIG_NAME as TRANSFORMERS_CONFIG
+from clipguard.models.text.tuned import ORIGINAL_FILE, TEXT_FILE
 
 
 def fetch_tag(spec: str, config: dict[str, Any]) -> Path:

@@ -13,10 +13,10 @@ from torch import Tensor
 
 from clipguard.core.errors import ModelError
 from clipguard.core.notices import notice
-from clipguard.models.foreign import read_json
-from clipguard.models.pickles import Inert
-from clipguard.models.prefixes import find_prefixes, split_by_prefix, strip_prefixes
-from clipguard.models.transformers_layout import from_transformers, is_transformers
+from clipguard.models.checkpoint.foreign import read_json
+from clipguard.models.checkpoint.prefixes import find_prefixes, split_by_prefix, strip_prefixes
+from clipguard.models.checkpoint.transformers import from_transformers, is_transformers
+from clipguard.models.checkpoint.unpickler import Inert
 
 ADAPTER_CONFIG = "adapter_config.json"  # of peft
 METADATA_KEYS = ("input_resolution", "context_length", "vocab_size")  # only OpenAI's files carry these
