@@ -30,11 +30,11 @@ PLACES = {
     "benchmark/recipe_files.py": [("guessed", "eps of a recipe below one grey level")],
     "adversarial/image_files.py": [("translated", "WordNet ids given as classes")],
     "benchmark/plan.py": [("guessed", "eps below one grey level")],
-    "data/class_lists.py": [
+    "data/classes/lists.py": [
         ("guessed", "class names that look like prompts"),
         ("translated", "class names with an index, ids, quotes, or as a table or dictionary"),
     ],
-    "data/columns.py": [("guessed", "one of several label columns")],
+    "data/formats/columns.py": [("guessed", "one of several label columns")],
     "data/decoding.py": [
         ("rescaled", "images rotated, laid over white, or of 16 bits"),
         ("skipped", "the same, left undone under --decode plain"),
@@ -42,12 +42,12 @@ PLACES = {
         ("guessed", "orientation where EXIF cannot be read"),
         ("guessed", "8- or 12-bit values in 16-bit files"),
     ],
-    "data/folders.py": [("skipped", "files that are not read")],
-    "data/image_folder.py": [
+    "data/formats/paths.py": [("skipped", "files that are not read")],
+    "data/formats/image_folder.py": [
         ("guessed", "top folders that are splits, since some are called so"),
         ("guessed", "images below folders in class folders"),
     ],
-    "data/labels.py": [
+    "data/classes/labels.py": [
         ("guessed", "numbers as positions, though none is 0"),
         ("guessed", "numbers that take names in their order"),
         ("guessed", "names by their place"),
@@ -57,8 +57,8 @@ PLACES = {
         ("translated", "class names: ids in words, another style"),
         ("guessed", "the ensemble for any photos, where a copy brings no prompts"),
     ],
-    "data/table_images.py": [("guessed", "arrays as channels, height, width")],
-    "data/tar_index.py": [
+    "data/formats/table_images.py": [("guessed", "arrays as channels, height, width")],
+    "data/formats/tar_index.py": [
         ("guessed", "dots that belong to a sample's name"),
         ("guessed", "the only image of a sample, with dots"),
         ("skipped", "members that are no image or label"),

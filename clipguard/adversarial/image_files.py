@@ -10,11 +10,11 @@ import pandas as pd
 from clipguard.core.errors import DatasetError, did_you_mean
 from clipguard.core.notices import notice
 from clipguard.data import ZeroShotDataset
-from clipguard.data.class_lists import parse_classes
-from clipguard.data.class_names import check_words, ids_in_words
+from clipguard.data.classes.labels import GivenNames, settle_labels
+from clipguard.data.classes.lists import parse_classes
+from clipguard.data.classes.names import check_words, ids_in_words
 from clipguard.data.decoding import Decode, decode
 from clipguard.data.images import EncodedImage, FileImages, reason
-from clipguard.data.labels import GivenNames, settle_labels
 from clipguard.data.templates import PHOTO, resolve_templates
 
 

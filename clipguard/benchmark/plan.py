@@ -11,7 +11,7 @@ from typing import Any, Literal, get_type_hints
 from clipguard.core.checking import check_type
 from clipguard.core.errors import AttackError, ClipguardError, ResultError, first_line
 from clipguard.core.notices import notice
-from clipguard.data.class_names import ClassNames
+from clipguard.data.classes.names import ClassNames
 from clipguard.data.decoding import Decode
 
 DEFAULT_EPS = {"linf": ("1", "4", "8"), "l2": ("0.25", "0.5", "1")}

@@ -4,7 +4,7 @@ Nothing heavy is imported here: `datasets` and pandas load when a dataset is ope
 """
 
 from clipguard.data.dataset import ImageDataset, ZeroShotDataset
-from clipguard.data.embedded import DatasetInfo, list_datasets
+from clipguard.data.formats.embedded import DatasetInfo, list_datasets
 from clipguard.data.registry import DatasetEntry, expand_groups, registry
 from clipguard.data.sources import load_dataset, load_images
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from clipguard.core.errors import DatasetError, first_line
 from clipguard.core.hub_access import hub_access
-from clipguard.data.folders import locate
+from clipguard.data.formats.paths import locate
 from clipguard.data.registry import DatasetEntry, registry
 
 

@@ -12,9 +12,9 @@ from typing import Any
 
 from clipguard.core.config_files import SUFFIXES, read_config_file
 from clipguard.core.errors import DatasetError, did_you_mean
-from clipguard.data.class_lists import read_class_list
-from clipguard.data.embedded import embedded_folders
-from clipguard.data.labels import GivenNames
+from clipguard.data.classes.labels import GivenNames
+from clipguard.data.classes.lists import read_class_list
+from clipguard.data.formats.embedded import embedded_folders
 from clipguard.data.templates import PHOTO, TemplateSets, read_template, read_templates
 
 REMOTE = ("hf:", "wds:")

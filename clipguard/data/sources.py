@@ -11,8 +11,9 @@ from typing import Any
 from clipguard.core.checking import check_type
 from clipguard.core.errors import DatasetError, SplitError, did_you_mean
 from clipguard.core.notices import notice
-from clipguard.data.class_lists import parse_classes
-from clipguard.data.class_names import (
+from clipguard.data.classes.labels import EMPTY, GivenNames, Labels, are_ids, check_names, refuse_ids, settle_labels
+from clipguard.data.classes.lists import parse_classes
+from clipguard.data.classes.names import (
     ClassNames,
     check_words,
     ids_in_words,
@@ -22,16 +23,15 @@ from clipguard.data.class_names import (
 )
 from clipguard.data.dataset import ImageDataset, ZeroShotDataset
 from clipguard.data.decoding import Decode
-from clipguard.data.embedded import embedded_folders, open_embedded
-from clipguard.data.folders import Located, kind_of, locate
-from clipguard.data.hub import open_hub, open_hub_tars
-from clipguard.data.image_folder import open_images
-from clipguard.data.labels import EMPTY, GivenNames, Labels, are_ids, check_names, refuse_ids, settle_labels
+from clipguard.data.formats.embedded import embedded_folders, open_embedded
+from clipguard.data.formats.hub import open_hub, open_hub_tars
+from clipguard.data.formats.image_folder import open_images
+from clipguard.data.formats.paths import Located, kind_of, locate
+from clipguard.data.formats.rows import Request, Rows, sidecar
+from clipguard.data.formats.tables import open_arrow, open_parquet, open_saved
+from clipguard.data.formats.webdataset import open_tars
 from clipguard.data.registry import REMOTE, DatasetEntry, find_entry, groups, registry
-from clipguard.data.rows import Request, Rows, sidecar
-from clipguard.data.tables import open_arrow, open_parquet, open_saved
 from clipguard.data.templates import PHOTO, TemplateSets, read_templates, resolve_templates
-from clipguard.data.webdataset import open_tars
 
 FORMATS: dict[str, Callable[[Located, Request], Rows]] = {
     "saved": open_saved,

@@ -9,7 +9,7 @@ from typing import Any
 
 from clipguard.core.errors import DatasetError, did_you_mean
 from clipguard.core.notices import notice
-from clipguard.data.pasted import (
+from clipguard.data.classes.pasted_text import (
     clean_lines,
     drop_numbers,
     existing_file,

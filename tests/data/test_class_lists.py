@@ -14,8 +14,8 @@ from clipguard.adversarial.image_files import ImageFiles
 from clipguard.core.errors import DatasetError
 from clipguard.core.notices import noticing
 from clipguard.data import load_dataset
-from clipguard.data.class_lists import parse_classes, read_class_list
-from clipguard.data.labels import GivenNames
+from clipguard.data.classes.labels import GivenNames
+from clipguard.data.classes.lists import parse_classes, read_class_list
 from clipguard.data.templates import PHOTO, read_templates, resolve_templates
 
 FISH = ["tench", "gold fish", "CD player, portable"]

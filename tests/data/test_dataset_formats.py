@@ -16,7 +16,7 @@ from dataset_files import CLASSES, COLOURS, make_table, png, samples, write_clip
 
 from clipguard.core.errors import DatasetError, SplitError
 from clipguard.data import ZeroShotDataset, list_datasets, load_dataset, load_images
-from clipguard.data.embedded import DESCRIPTIONS
+from clipguard.data.formats.embedded import DESCRIPTIONS
 
 
 def check(dataset: ZeroShotDataset, labels: list[int], split: str) -> None:

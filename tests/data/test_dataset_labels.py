@@ -13,8 +13,8 @@ from dataset_files import CLASSES, COLOURS, make_table, png
 
 from clipguard.core.errors import DatasetError
 from clipguard.data import load_dataset
-from clipguard.data.labels import GivenNames, settle_labels
-from clipguard.data.rows import choose_split
+from clipguard.data.classes.labels import GivenNames, settle_labels
+from clipguard.data.formats.rows import choose_split
 
 IMAGES = [png(COLOURS[0]), png(COLOURS[1]), png(COLOURS[0])]
 

@@ -13,7 +13,7 @@ from clipguard.benchmark.protocols import PROTOCOLS
 from clipguard.core.errors import DatasetError, SplitError
 from clipguard.data import ZeroShotDataset, expand_groups, load_dataset, load_images, registry
 from clipguard.data.availability import check_registry
-from clipguard.data.class_names import MENDED, style_names
+from clipguard.data.classes.names import MENDED, style_names
 from clipguard.data.registry import groups
 
 PCAM = ["lymph node", "lymph node containing metastatic tumor tissue"]

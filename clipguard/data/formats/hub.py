@@ -12,13 +12,13 @@ from typing import Any
 
 from clipguard.core.errors import DatasetError, SplitError, first_line
 from clipguard.core.hub_access import hub_access
-from clipguard.data.cache import check_cache
-from clipguard.data.class_lists import read_class_list
-from clipguard.data.folders import locate
-from clipguard.data.rows import Request, Rows, choose_split
-from clipguard.data.tables import rows_of_table
+from clipguard.data.classes.lists import read_class_list
+from clipguard.data.formats.library_cache import check_cache
+from clipguard.data.formats.paths import locate
+from clipguard.data.formats.rows import Request, Rows, choose_split
+from clipguard.data.formats.tables import rows_of_table
+from clipguard.data.formats.webdataset import open_tars
 from clipguard.data.templates import PHOTO, TemplateSets, read_templates
-from clipguard.data.webdataset import open_tars
 
 HUB_NAME = re.compile(r"hf:(?P<repo>[\w.-]+(?:/[\w.-]+)?)(?:/(?P<config>[\w.-]+))?(?:@(?P<split>[\w.-]+))?")
 INSTEAD = (

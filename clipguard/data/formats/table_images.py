@@ -11,7 +11,7 @@ import numpy as np
 
 from clipguard.core.errors import DatasetError
 from clipguard.core.notices import notice
-from clipguard.data.columns import holds_arrays, holds_text
+from clipguard.data.formats.columns import holds_arrays, holds_text
 from clipguard.data.images import EncodedImage, EncodedImages
 
 CHANNELS = (1, 3, 4)

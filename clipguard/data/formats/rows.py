@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from clipguard.core.errors import DatasetError, SplitError, did_you_mean
-from clipguard.data.class_lists import read_class_list
+from clipguard.data.classes.labels import GivenNames
+from clipguard.data.classes.lists import read_class_list
 from clipguard.data.images import EncodedImages
-from clipguard.data.labels import GivenNames
 from clipguard.data.templates import PHOTO, TemplateSets
 
 if TYPE_CHECKING:

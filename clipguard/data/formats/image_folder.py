@@ -7,10 +7,10 @@ from pathlib import Path
 
 from clipguard.core.errors import DatasetError, SplitError
 from clipguard.core.notices import notice
-from clipguard.data.folders import NOT_DATA, Located
+from clipguard.data.formats.paths import NOT_DATA, Located
+from clipguard.data.formats.rows import ALL, Request, Rows, choose_split, refuse_columns, sidecar_names
+from clipguard.data.formats.suffixes import count_suffixes
 from clipguard.data.images import FileImages
-from clipguard.data.rows import ALL, Request, Rows, choose_split, refuse_columns, sidecar_names
-from clipguard.data.suffixes import count_suffixes
 
 SPLIT_FOLDER = re.compile(
     r"(?:train|training|validation|valid|val|dev|test|testing)"

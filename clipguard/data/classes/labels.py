@@ -16,7 +16,7 @@ import numpy.typing as npt
 
 from clipguard.core.errors import DatasetError
 from clipguard.core.notices import notice
-from clipguard.data.class_names import SAY_NUMBERS, ids_in_words, show_numbers
+from clipguard.data.classes.names import SAY_NUMBERS, ids_in_words, show_numbers
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -11,7 +11,7 @@ from typing import Any
 
 from clipguard.core.errors import DatasetError
 from clipguard.core.notices import notice
-from clipguard.data.class_columns import (
+from clipguard.data.classes.columns import (
     HEADS,
     ID,
     INDEX_HEADS,
@@ -25,9 +25,9 @@ from clipguard.data.class_columns import (
     start_of,
     table_of,
 )
-from clipguard.data.class_names import WNID
-from clipguard.data.labels import GivenNames
-from clipguard.data.pasted import (
+from clipguard.data.classes.labels import GivenNames
+from clipguard.data.classes.names import WNID
+from clipguard.data.classes.pasted_text import (
     Lines,
     clean_lines,
     existing_file,

@@ -9,8 +9,8 @@ from pathlib import Path, PurePath
 
 from clipguard.core.errors import DatasetError
 from clipguard.core.notices import notice
-from clipguard.data.rows import ALL
-from clipguard.data.suffixes import count_suffixes, image_suffixes, is_worth_a_word
+from clipguard.data.formats.rows import ALL
+from clipguard.data.formats.suffixes import count_suffixes, image_suffixes, is_worth_a_word
 
 TABLES = {".parquet": "parquet", ".arrow": "arrow", ".tar": "tar"}
 NOT_DATA = ("__MACOSX", "__pycache__")

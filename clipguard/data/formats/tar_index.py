@@ -10,7 +10,7 @@ from pathlib import Path
 
 from clipguard.core.errors import DatasetError
 from clipguard.core.notices import notice
-from clipguard.data.suffixes import image_suffixes
+from clipguard.data.formats.suffixes import image_suffixes
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,11 +10,11 @@ import numpy as np
 import numpy.typing as npt
 
 from clipguard.core.errors import DatasetError
-from clipguard.data.folders import Located, files_by_split
+from clipguard.data.classes.pasted_text import read_text
+from clipguard.data.formats.paths import Located, files_by_split
+from clipguard.data.formats.rows import Request, Rows, choose_split, refuse_columns, sidecar, sidecar_names
+from clipguard.data.formats.tar_index import index_samples
 from clipguard.data.images import EncodedImage
-from clipguard.data.pasted import read_text
-from clipguard.data.rows import Request, Rows, choose_split, refuse_columns, sidecar, sidecar_names
-from clipguard.data.tar_index import index_samples
 from clipguard.data.templates import PHOTO, TemplateSets, read_templates
 
 if TYPE_CHECKING:

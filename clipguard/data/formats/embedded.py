@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
 
-from clipguard.data.rows import Request, Rows, choose_split
+from clipguard.data.formats.rows import Request, Rows, choose_split
 from clipguard.data.templates import DRAWING
 
 DESCRIPTIONS = {
@@ -63,7 +63,7 @@ def open_embedded(name: str, request: Request) -> Rows:
     import datasets
     import pyarrow.parquet as pq
 
-    from clipguard.data.tables import rows_of_table
+    from clipguard.data.formats.tables import rows_of_table
 
     paths = {path.stem: path for path in sorted(embedded_folders()[name].glob("*.parquet"))}
     split = choose_split(paths, request.split)

@@ -8,12 +8,12 @@ from pathlib import Path
 from typing import Any
 
 from clipguard.core.errors import DatasetError, first_line
-from clipguard.data.cache import check_cache
-from clipguard.data.columns import find_image_column, find_label_column
-from clipguard.data.folders import Located, files_by_split
-from clipguard.data.labels import EMPTY
-from clipguard.data.rows import ALL, Request, Rows, choose_split, sidecar_names
-from clipguard.data.table_images import table_images
+from clipguard.data.classes.labels import EMPTY
+from clipguard.data.formats.columns import find_image_column, find_label_column
+from clipguard.data.formats.library_cache import check_cache
+from clipguard.data.formats.paths import Located, files_by_split
+from clipguard.data.formats.rows import ALL, Request, Rows, choose_split, sidecar_names
+from clipguard.data.formats.table_images import table_images
 
 
 def rows_of_table(table: Any, source: str, split: str, request: Request, folder: Path | None = None) -> Rows:
