@@ -43,7 +43,7 @@ from clipguard.finetuning.diagnostics import (
     mean_margins,
     text_diagnostics,
 )
-from clipguard.finetuning.pgd import TrainingAttack
+from clipguard.finetuning.training.training_attack import TrainingAttack
 
 TRAINED_ON = "emoji-objects"
 METHODS = ("clean", "tecoa", "fare", "pmg-aft", "tima")

@@ -64,7 +64,7 @@ PLACES = {
         ("skipped", "members that are no image or label"),
     ],
     "data/templates.py": [("translated", "templates in quotes, lists, functions or JSON")],
-    "finetuning/data.py": [("skipped", "labels that cannot be read, of a method that needs none")],
+    "finetuning/training/data.py": [("skipped", "labels that cannot be read, of a method that needs none")],
     "finetuning/processes.py": [
         ("skipped", "variables of accelerate that would change settings"),
         ("skipped", "variables of a launch of one process"),

@@ -77,7 +77,7 @@ def _check_datasets(data_root: Path | None) -> None:
 def _methods() -> None:
     from dataclasses import fields
 
-    from clipguard.finetuning.methods import METHODS
+    from clipguard.finetuning.methods.registry import METHODS
 
     for name, kind in METHODS.items():
         presets = f" [--preset {', '.join(kind.presets)}]" if kind.presets else ""

@@ -13,7 +13,7 @@ import torch
 from scipy.stats import pearsonr, spearmanr
 from torch import Tensor
 
-from clipguard.finetuning.tima import hyperspherical_energy, off_diagonal
+from clipguard.finetuning.methods.tima import hyperspherical_energy, off_diagonal
 
 
 def logit_margins(logits: Tensor, labels: Tensor) -> Tensor:

@@ -28,17 +28,17 @@ from clipguard.core.errors import FinetuneError
 from clipguard.core.notices import Notice, noticing
 from clipguard.core.provenance import machine, versions
 from clipguard.finetuning.config import PIXEL, FinetuneConfig
-from clipguard.finetuning.data import Pixels, TrainingData, Visits, choose_workers, open_data
-from clipguard.finetuning.finish import announce, finish
-from clipguard.finetuning.losses import Losses, Student
-from clipguard.finetuning.method import Method, Need, TextMode
-from clipguard.finetuning.methods import parse_method
-from clipguard.finetuning.pgd import TrainingAttack
+from clipguard.finetuning.export import announce, finish
+from clipguard.finetuning.methods.base import Method, Need, TextMode
+from clipguard.finetuning.methods.registry import parse_method
 from clipguard.finetuning.processes import RENDEZVOUS_TIMEOUT, Team, joined
-from clipguard.finetuning.text import TextSide
-from clipguard.finetuning.tower import ImageTower, choose_weights
-from clipguard.finetuning.trainer import Trainer
-from clipguard.finetuning.validation import Validation
+from clipguard.finetuning.training.data import Pixels, TrainingData, Visits, choose_workers, open_data
+from clipguard.finetuning.training.image_tower import ImageTower, choose_weights
+from clipguard.finetuning.training.objective import Losses, Student
+from clipguard.finetuning.training.text_side import TextSide
+from clipguard.finetuning.training.trainer import Trainer
+from clipguard.finetuning.training.training_attack import TrainingAttack
+from clipguard.finetuning.training.validation import Validation
 from clipguard.models.loading import LoadedModel, load_model
 from clipguard.models.source import parse_source
 

@@ -14,7 +14,7 @@ from clipguard.core.checking import check_type
 from clipguard.core.config_files import read_config_file
 from clipguard.core.errors import FinetuneError, did_you_mean
 from clipguard.finetuning.config import FinetuneConfig, option
-from clipguard.finetuning.methods import parse_method
+from clipguard.finetuning.methods.registry import parse_method
 
 NO_PRESET = "none"
 TYPES = get_type_hints(FinetuneConfig)

@@ -17,11 +17,11 @@ from training_runs import write_images, write_vit
 from clipguard.benchmark.runner import Silent
 from clipguard.cli import run
 from clipguard.core.errors import FinetuneError
-from clipguard.finetuning.checkpoint import Checkpoints
 from clipguard.finetuning.config import FinetuneConfig
-from clipguard.finetuning.meter import read_metrics
 from clipguard.finetuning.run import resume_finetune, run_finetune
 from clipguard.finetuning.settings import resolve
+from clipguard.finetuning.training.checkpoint import Checkpoints
+from clipguard.finetuning.training.metrics import read_metrics
 from clipguard.models.export import WEIGHTS_NAME
 
 SETTINGS = {"preset": "none", "steps": 40, "batch_size": 4, "attack_steps": 2, "eps": 8, "lr": 1e-3, "save_every": 3}

@@ -9,7 +9,7 @@ import pytest
 
 from clipguard.core.errors import ClipguardError
 from clipguard.finetuning.config import FinetuneConfig
-from clipguard.finetuning.methods import METHODS
+from clipguard.finetuning.methods.registry import METHODS
 from clipguard.finetuning.settings import EMBEDDED, resolve
 
 

@@ -10,13 +10,13 @@ import torch
 from torch import Tensor
 
 from clipguard.core.errors import FinetuneError
-from clipguard.finetuning.clean import Clean
-from clipguard.finetuning.fare import FARE
-from clipguard.finetuning.method import Batch, Method
-from clipguard.finetuning.pmg_aft import PMGAFT
-from clipguard.finetuning.sim_clip import SimCLIP
-from clipguard.finetuning.tecoa import TeCoA
-from clipguard.finetuning.trades import TRADES
+from clipguard.finetuning.methods.base import Batch, Method
+from clipguard.finetuning.methods.clean import Clean
+from clipguard.finetuning.methods.fare import FARE
+from clipguard.finetuning.methods.pmg_aft import PMGAFT
+from clipguard.finetuning.methods.sim_clip import SimCLIP
+from clipguard.finetuning.methods.tecoa import TeCoA
+from clipguard.finetuning.methods.trades import TRADES
 
 # Unit vectors in the plane at these angles, two classes at 0 and 90 degrees: logits are s cos and s sin.
 TEXT = torch.eye(2)

@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from clipguard.finetuning import methods
-from clipguard.finetuning.method import Batch, Method
-from clipguard.finetuning.methods import METHODS, parse_method
+from clipguard.finetuning.methods import registry as methods
+from clipguard.finetuning.methods.base import Batch, Method
+from clipguard.finetuning.methods.registry import METHODS, parse_method
 
 DOCS = Path(__file__).parents[2] / "docs" / "methods.md"
 

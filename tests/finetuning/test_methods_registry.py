@@ -8,13 +8,13 @@ import pytest
 
 from clipguard.core.errors import FinetuneError
 from clipguard.finetuning.config import FinetuneConfig
-from clipguard.finetuning.fare import FARE
-from clipguard.finetuning.method import Method
-from clipguard.finetuning.methods import METHODS, parse_method
-from clipguard.finetuning.pmg_aft import PMGAFT
+from clipguard.finetuning.methods.base import Method
+from clipguard.finetuning.methods.fare import FARE
+from clipguard.finetuning.methods.pmg_aft import PMGAFT
+from clipguard.finetuning.methods.registry import METHODS, parse_method
+from clipguard.finetuning.methods.tecoa import TeCoA
+from clipguard.finetuning.methods.tima import TIMA
 from clipguard.finetuning.settings import resolve
-from clipguard.finetuning.tecoa import TeCoA
-from clipguard.finetuning.tima import TIMA
 
 
 @pytest.mark.parametrize(

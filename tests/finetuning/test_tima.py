@@ -11,9 +11,16 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from clipguard.core.errors import FinetuneError
-from clipguard.finetuning.method import Batch
-from clipguard.finetuning.tecoa import TeCoA
-from clipguard.finetuning.tima import TIMA, MarginMode, distillation, hyperspherical_energy, margins, off_diagonal
+from clipguard.finetuning.methods.base import Batch
+from clipguard.finetuning.methods.tecoa import TeCoA
+from clipguard.finetuning.methods.tima import (
+    TIMA,
+    MarginMode,
+    distillation,
+    hyperspherical_energy,
+    margins,
+    off_diagonal,
+)
 
 C, B, D = 6, 4, 8
 

@@ -15,14 +15,14 @@ from training_runs import make_config, make_trainer, write_images, write_vit
 
 from clipguard.benchmark.runner import Silent
 from clipguard.core.errors import FinetuneError
-from clipguard.finetuning.data import ImageBatch, load_batches
-from clipguard.finetuning.meter import read_metrics
-from clipguard.finetuning.method import Batch, Method, Need
-from clipguard.finetuning.methods import METHODS
-from clipguard.finetuning.optimizers import lr_factor
-from clipguard.finetuning.tecoa import TeCoA
-from clipguard.finetuning.tower import LowRank, merge_lora
-from clipguard.finetuning.trainer import Trainer
+from clipguard.finetuning.methods.base import Batch, Method, Need
+from clipguard.finetuning.methods.registry import METHODS
+from clipguard.finetuning.methods.tecoa import TeCoA
+from clipguard.finetuning.training.data import ImageBatch, load_batches
+from clipguard.finetuning.training.image_tower import LowRank, merge_lora
+from clipguard.finetuning.training.metrics import read_metrics
+from clipguard.finetuning.training.optimizers import lr_factor
+from clipguard.finetuning.training.trainer import Trainer
 from clipguard.models import load_model
 
 State = dict[str, Tensor]

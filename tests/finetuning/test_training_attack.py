@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from clipguard.attacks.threat import ThreatModel
-from clipguard.finetuning.pgd import Noise, TrainingAttack
+from clipguard.finetuning.training.training_attack import Noise, TrainingAttack
 
 X = torch.rand(5, 3, 4, 4, generator=torch.Generator().manual_seed(1)) * 0.5 + 0.25
 DIRECTION = torch.randn(3, 4, 4, generator=torch.Generator().manual_seed(2))

@@ -12,11 +12,11 @@ from training_runs import SMALL, write_images, write_vit
 
 import clipguard
 from clipguard.core.errors import FinetuneError
-from clipguard.finetuning.checkpoint import Checkpoints
-from clipguard.finetuning.data import ImageBatch
-from clipguard.finetuning.meter import read_metrics
 from clipguard.finetuning.run import resume_finetune, run_finetune
 from clipguard.finetuning.settings import resolve
+from clipguard.finetuning.training.checkpoint import Checkpoints
+from clipguard.finetuning.training.data import ImageBatch
+from clipguard.finetuning.training.metrics import read_metrics
 from clipguard.models.export import WEIGHTS_NAME
 
 pytestmark = pytest.mark.gpu

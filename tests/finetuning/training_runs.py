@@ -16,11 +16,11 @@ from safetensors.torch import save_file
 from clipguard.benchmark.runner import Silent
 from clipguard.core.quiet_libraries import quiet
 from clipguard.finetuning.config import FinetuneConfig
-from clipguard.finetuning.data import Pixels, open_data
-from clipguard.finetuning.losses import Losses
 from clipguard.finetuning.run import all_needs, check, make_losses, make_visits
 from clipguard.finetuning.settings import resolve
-from clipguard.finetuning.trainer import Trainer
+from clipguard.finetuning.training.data import Pixels, open_data
+from clipguard.finetuning.training.objective import Losses
+from clipguard.finetuning.training.trainer import Trainer
 from clipguard.models import load_model
 
 TEXT = {"context_length": 16, "vocab_size": 49408, "width": 16, "heads": 2, "layers": 1}

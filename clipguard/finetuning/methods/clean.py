@@ -7,7 +7,7 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from clipguard.finetuning.method import Batch, Method, Need, cross_entropy
+from clipguard.finetuning.methods.base import Batch, Method, Need, cross_entropy
 
 
 @dataclass(frozen=True)

@@ -10,11 +10,11 @@ import torch
 from torch import Tensor, nn
 
 from clipguard.attacks.engine.evaluator import frozen
-from clipguard.finetuning.data import ImageBatch
-from clipguard.finetuning.method import Batch, Method
-from clipguard.finetuning.pgd import TrainingAttack
-from clipguard.finetuning.text import TextSide
-from clipguard.finetuning.tower import ImageTower
+from clipguard.finetuning.methods.base import Batch, Method
+from clipguard.finetuning.training.data import ImageBatch
+from clipguard.finetuning.training.image_tower import ImageTower
+from clipguard.finetuning.training.text_side import TextSide
+from clipguard.finetuning.training.training_attack import TrainingAttack
 
 
 class Student(nn.Module):

@@ -16,12 +16,12 @@ from clipguard.benchmark.runner import Progress
 from clipguard.data import ZeroShotDataset
 from clipguard.finetuning.card import write_card
 from clipguard.finetuning.config import FinetuneConfig
-from clipguard.finetuning.data import TrainingData
-from clipguard.finetuning.evaluation import ATTACK, PASSES, Score, evaluate
 from clipguard.finetuning.merge import interpolate
-from clipguard.finetuning.meter import read_metrics
-from clipguard.finetuning.tower import merge_lora
-from clipguard.finetuning.trainer import Trainer
+from clipguard.finetuning.training.data import TrainingData
+from clipguard.finetuning.training.evaluation import ATTACK, PASSES, Score, evaluate
+from clipguard.finetuning.training.image_tower import merge_lora
+from clipguard.finetuning.training.metrics import read_metrics
+from clipguard.finetuning.training.trainer import Trainer
 from clipguard.models.checkpoint.reader import hash_file
 from clipguard.models.export import WEIGHTS_NAME, checkpoint_files
 from clipguard.models.loading import LoadedModel, load_model

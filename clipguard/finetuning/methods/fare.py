@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 from torch import Tensor
 
 from clipguard.core.errors import FinetuneError
-from clipguard.finetuning.method import Batch, Method, Need
+from clipguard.finetuning.methods.base import Batch, Method, Need
 
 # Settings of the RobustVLM repository: ViT-L/14 on ImageNet, two epochs.
 ROBUSTVLM: Mapping[str, Any] = {

@@ -8,8 +8,8 @@ from typing import Any, ClassVar, Literal
 
 from torch import Tensor
 
-from clipguard.finetuning.method import Batch, Method, Need, cross_entropy, kl_divergence
-from clipguard.finetuning.tecoa import LINEAGE
+from clipguard.finetuning.methods.base import Batch, Method, Need, cross_entropy, kl_divergence
+from clipguard.finetuning.methods.tecoa import LINEAGE
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from clipguard.core.errors import FinetuneError
-from clipguard.finetuning.method import TextMode
+from clipguard.finetuning.methods.base import TextMode
 from clipguard.models.loading import LoadedModel
 from clipguard.models.text.encoding import class_rows, encode_prompts, tokenize
 from clipguard.models.text.tuned import ORIGINAL_FILE, TEXT_FILE, LaatMap, LinearMap, TableMap, TextMap

@@ -8,14 +8,14 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from clipguard.core.errors import FinetuneError, did_you_mean
 from clipguard.core.spec import Value, parse_call
-from clipguard.finetuning.clean import Clean
-from clipguard.finetuning.fare import FARE
-from clipguard.finetuning.method import Method
-from clipguard.finetuning.pmg_aft import PMGAFT
-from clipguard.finetuning.sim_clip import SimCLIP
-from clipguard.finetuning.tecoa import TeCoA
-from clipguard.finetuning.tima import TIMA
-from clipguard.finetuning.trades import TRADES
+from clipguard.finetuning.methods.base import Method
+from clipguard.finetuning.methods.clean import Clean
+from clipguard.finetuning.methods.fare import FARE
+from clipguard.finetuning.methods.pmg_aft import PMGAFT
+from clipguard.finetuning.methods.sim_clip import SimCLIP
+from clipguard.finetuning.methods.tecoa import TeCoA
+from clipguard.finetuning.methods.tima import TIMA
+from clipguard.finetuning.methods.trades import TRADES
 
 METHODS: dict[str, type[Method]] = {kind.name: kind for kind in (TIMA, TeCoA, FARE, PMGAFT, SimCLIP, TRADES, Clean)}
 

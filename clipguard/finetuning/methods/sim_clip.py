@@ -9,8 +9,8 @@ from typing import Any, ClassVar, Literal
 from torch import Tensor
 from torch.nn import functional as F
 
-from clipguard.finetuning.fare import ROBUSTVLM, squared_distance
-from clipguard.finetuning.method import Batch, Method, Need
+from clipguard.finetuning.methods.base import Batch, Method, Need
+from clipguard.finetuning.methods.fare import ROBUSTVLM, squared_distance
 
 
 @dataclass(frozen=True)

@@ -20,14 +20,14 @@ from torch import Tensor
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from clipguard.benchmark.runner import Progress
-from clipguard.finetuning.checkpoint import Checkpoints
 from clipguard.finetuning.config import FinetuneConfig
-from clipguard.finetuning.data import ImageBatch, Pixels, Visits, load_batches, random_key
-from clipguard.finetuning.losses import Losses, Student, batch_accuracy
-from clipguard.finetuning.meter import Meter, MetricsLog, Row
-from clipguard.finetuning.method import Batch
-from clipguard.finetuning.optimizers import lr_factor, make_optimizers, set_learning_rate
-from clipguard.finetuning.validation import Validation
+from clipguard.finetuning.methods.base import Batch
+from clipguard.finetuning.training.checkpoint import Checkpoints
+from clipguard.finetuning.training.data import ImageBatch, Pixels, Visits, load_batches, random_key
+from clipguard.finetuning.training.metrics import Meter, MetricsLog, Row
+from clipguard.finetuning.training.objective import Losses, Student, batch_accuracy
+from clipguard.finetuning.training.optimizers import lr_factor, make_optimizers, set_learning_rate
+from clipguard.finetuning.training.validation import Validation
 
 log = logging.getLogger("clipguard")
 READ_EVERY = 10  # steps between looks at the numbers

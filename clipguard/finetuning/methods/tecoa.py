@@ -8,8 +8,8 @@ from typing import Any, ClassVar
 
 from torch import Tensor
 
-from clipguard.finetuning.fare import ROBUSTVLM
-from clipguard.finetuning.method import Batch, Method, Need, cross_entropy
+from clipguard.finetuning.methods.base import Batch, Method, Need, cross_entropy
+from clipguard.finetuning.methods.fare import ROBUSTVLM
 
 # Settings that TeCoA and the methods that grew out of its code share: ViT-B/32, two weak attack steps.
 LINEAGE: Mapping[str, Any] = {

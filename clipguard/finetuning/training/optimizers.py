@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from clipguard.finetuning.config import FinetuneConfig, Schedule
-from clipguard.finetuning.losses import Student
+from clipguard.finetuning.training.objective import Student
 
 
 def make_optimizers(config: FinetuneConfig, student: Student, text_lr: float) -> dict[str, torch.optim.Optimizer]:

@@ -11,8 +11,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from clipguard.core.errors import FinetuneError
-from clipguard.finetuning.method import Batch, Method, Need, TextMode, cross_entropy, kl_divergence
-from clipguard.finetuning.pmg_aft import PMGAFT
+from clipguard.finetuning.methods.base import Batch, Method, Need, TextMode, cross_entropy, kl_divergence
+from clipguard.finetuning.methods.pmg_aft import PMGAFT
 
 MarginMode = Literal["distance", "similarity", "constant", "none"]
 MHEForm = Literal["bounded", "inverse"]

@@ -13,10 +13,10 @@ from clipguard.attacks.engine.engine import Example
 from clipguard.benchmark.runner import Progress
 from clipguard.data.dataset import stratified_subset
 from clipguard.finetuning.config import FinetuneConfig
-from clipguard.finetuning.data import Pixels, TrainingData, collate, random_key
-from clipguard.finetuning.evaluation import evaluate
-from clipguard.finetuning.losses import Losses, Student
-from clipguard.finetuning.tower import TunedClassifier
+from clipguard.finetuning.training.data import Pixels, TrainingData, collate, random_key
+from clipguard.finetuning.training.evaluation import evaluate
+from clipguard.finetuning.training.image_tower import TunedClassifier
+from clipguard.finetuning.training.objective import Losses, Student
 
 BY_ACCURACY = "mean of clean and PGD-10 accuracy on validation images"
 BY_LOSS = "loss on validation images"
