@@ -229,7 +229,7 @@ def _image_files(
 
 
 def _grid(result: AdversarialResult, plan: BenchPlan) -> bytes:
-    from clipguard.report.grid import MOST, Caption, Triple, draw_grid
+    from clipguard.figures.grid import MOST, Caption, Triple, draw_grid
 
     names = result.class_names
 

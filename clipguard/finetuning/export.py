@@ -16,6 +16,7 @@ from clipguard.benchmark.runner import Progress
 from clipguard.data import ZeroShotDataset
 from clipguard.finetuning.card import write_card
 from clipguard.finetuning.config import FinetuneConfig
+from clipguard.finetuning.curves import draw_curves
 from clipguard.finetuning.merge import interpolate
 from clipguard.finetuning.training.data import TrainingData
 from clipguard.finetuning.training.evaluation import ATTACK, PASSES, Score, evaluate
@@ -26,7 +27,6 @@ from clipguard.models.checkpoint.reader import hash_file
 from clipguard.models.export import WEIGHTS_NAME, checkpoint_files
 from clipguard.models.loading import LoadedModel, load_model
 from clipguard.models.text.tuned import ORIGINAL_FILE, TEXT_FILE
-from clipguard.report.curves import draw_curves
 from clipguard.sanity.predictions import prediction_findings
 
 log = logging.getLogger("clipguard")

@@ -10,10 +10,10 @@ import numpy as np
 import pandas as pd
 from matplotlib import colormaps
 
+from clipguard.figures.style import INK, Plot, label, new_figure
+from clipguard.figures.text import Ruler
 from clipguard.report.board import CLEAN, Board, short_names
-from clipguard.report.figures import INK, Plot, label, new_figure
 from clipguard.report.plots import percent, slug
-from clipguard.report.text import Ruler
 
 MOST_CLASSES = 24  # of one heat map: half of them the least robust, half the most
 MOST_CONFUSIONS = 5  # of a model on a data set

@@ -17,9 +17,9 @@ from safetensors import safe_open
 from clipguard.adversarial.replay import Wanted
 from clipguard.adversarial.result import AdversarialImage
 from clipguard.core.errors import ResultError, first_line
+from clipguard.figures.grid import Pixels, amplification, fit_image
 from clipguard.report.board import CLEAN, Board, Images
 from clipguard.report.classes import class_table, pairs
-from clipguard.report.grid import Pixels, amplification, fit_image
 
 MOST_PICTURES = 16  # so that the page stays below 10 MB, whatever is on the images
 EDGE = 192  # pixels of an embedded image's longer edge, at most

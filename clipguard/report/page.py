@@ -12,10 +12,10 @@ from markupsafe import Markup
 
 from clipguard import __version__
 from clipguard.benchmark.results.table import AVERAGE, columns, heading, interval
+from clipguard.figures.fonts import warn_of_boxes
+from clipguard.figures.style import Plot, style
 from clipguard.report.board import CLEAN, Board, Run, differences, make_boards
 from clipguard.report.classes import MOST_MAPS, Confusion, confusions, heat_maps, pairs
-from clipguard.report.figures import Plot, style
-from clipguard.report.fonts import warn_of_boxes
 from clipguard.report.gallery import Picture
 from clipguard.report.plots import accuracy_curves, broken_shares, percent, trade_offs
 from clipguard.report.provenance import Reference, Source, describe, references

@@ -13,11 +13,11 @@ from fontTools.fontBuilder import FontBuilder
 from fontTools.pens.ttGlyphPen import TTGlyphPen
 from matplotlib.font_manager import fontManager
 
-from clipguard.report import fonts
-from clipguard.report.figures import SERIES, Plot, label, new_figure, style
-from clipguard.report.fonts import families, lacking
-from clipguard.report.grid import Caption, Triple, draw_grid
-from clipguard.report.text import Page
+from clipguard.figures import fonts
+from clipguard.figures.fonts import families, lacking
+from clipguard.figures.grid import Caption, Triple, draw_grid
+from clipguard.figures.style import SERIES, Plot, label, new_figure, style
+from clipguard.figures.text import Page
 
 CAT, DOG = "\U0001fb03\U0001fb04", "dog <b> & url(#x) #0072b2"  # CAT: legacy graphics, which no common font has
 FONT_NAME = "Clipguard Test"

@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from clipguard.report import grid
-from clipguard.report.grid import Caption, Triple, amplification, choose_columns, draw_grid, fit_image
-from clipguard.report.text import Ruler
+from clipguard.figures import grid
+from clipguard.figures.grid import Caption, Triple, amplification, choose_columns, draw_grid, fit_image
+from clipguard.figures.text import Ruler
 
 LONG = "a class name that goes on $ and on $ much longer than any panel is wide, 日本語 included"
 

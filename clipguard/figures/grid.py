@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from clipguard.report.text import Page, Ruler
+from clipguard.figures.text import Page, Ruler
 
 Pixels = npt.NDArray[np.float32]
 Bytes = npt.NDArray[np.uint8]

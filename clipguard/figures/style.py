@@ -16,8 +16,8 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.text import Text
 
-from clipguard.report.fonts import FONT, families, is_wide, lacking
-from clipguard.report.text import DPI, Ruler
+from clipguard.figures.fonts import FONT, families, is_wide, lacking
+from clipguard.figures.text import DPI, Ruler
 
 # Each colour stands for one CSS variable of the page, so that an inline plot follows its light or dark scheme.
 INK, FAINT, LINE, PAPER = "#1b1f24", "#57606a", "#d5dae0", "#fefefe"

@@ -11,8 +11,8 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from clipguard.report.fonts import families
-from clipguard.report.text import DPI
+from clipguard.figures.fonts import families
+from clipguard.figures.text import DPI
 
 INK, FAINT = "#1f2328", "#59636e"
 COLOURS = ("#0b5fff", "#b3261e", "#116329", "#7d4e00", "#6f42c1")

@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from matplotlib.font_manager import FontProperties
 from PIL import Image
 
-from clipguard.report.fonts import families, warn_of_boxes
+from clipguard.figures.fonts import families, warn_of_boxes
 
 DPI = 128  # a power of two: sizes in inches are exact
 
