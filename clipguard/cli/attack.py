@@ -12,8 +12,8 @@ import typer
 
 from clipguard.benchmark.plan import DEFAULT_ATTACK
 from clipguard.cli import options
+from clipguard.cli.console.terminal import echo_data
 from clipguard.cli.options import one, parse_batch_size, parse_n_samples, split_attacks
-from clipguard.cli.terminal import echo_data
 from clipguard.core.errors import ClipguardError
 
 if TYPE_CHECKING:
@@ -175,7 +175,7 @@ def attack(
     if output_format is Format.json:
         echo_data(result.to_json())
     else:
-        from clipguard.cli.render import print_images
+        from clipguard.cli.console.render import print_images
 
         print_images(result)
     log.info("Written to %s in %.0f s; look at %s", folder.path, result.run["wall_seconds"], folder.path / "grid.png")
@@ -183,7 +183,7 @@ def attack(
 
 def _run(plan: BenchPlan, files: ImageFiles | None, folder: OutputFolder) -> AdversarialResult:
     from clipguard.adversarial.generate import attack_images
-    from clipguard.cli.progress import RichProgress
+    from clipguard.cli.console.progress import RichProgress
 
     with RichProgress() as progress:
         result = attack_images(plan, files, progress)

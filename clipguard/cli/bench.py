@@ -11,8 +11,8 @@ import typer
 
 from clipguard.benchmark.plan import DEFAULT_ATTACK, ENGINES
 from clipguard.cli import options
+from clipguard.cli.console.terminal import echo_data
 from clipguard.cli.options import parse_batch_size, parse_n_samples, split_attacks
-from clipguard.cli.terminal import echo_data
 
 if TYPE_CHECKING:
     from clipguard.benchmark.plan import BenchPlan
@@ -188,7 +188,7 @@ def bench(
 def _run(plan: BenchPlan, folder: OutputFolder, store: Path | None, output_format: Format, probes: bool) -> None:
     from clipguard.benchmark.results.result import BenchResult
     from clipguard.benchmark.runner import bench as run_bench
-    from clipguard.cli.progress import RichProgress
+    from clipguard.cli.console.progress import RichProgress
     from clipguard.store.store import Store
 
     result = BenchResult({})
@@ -209,7 +209,7 @@ def _run(plan: BenchPlan, folder: OutputFolder, store: Path | None, output_forma
 def _deliver(result: BenchResult, folder: OutputFolder, output_format: Format) -> None:
     from clipguard.benchmark.findings import alarms
     from clipguard.benchmark.results.table import to_markdown
-    from clipguard.cli.render import print_table
+    from clipguard.cli.console.render import print_table
     from clipguard.sanity.checks import CHECKS
     from clipguard.sanity.predictions import PREDICTION_CHECKS
 

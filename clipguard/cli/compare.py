@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from clipguard.cli import options
+from clipguard.cli.console.terminal import echo, echo_data
 from clipguard.cli.options import parse_batch_size, parse_n_samples, split_attacks
-from clipguard.cli.terminal import echo, echo_data
 from clipguard.core.errors import ClipguardError
 
 if TYPE_CHECKING:
@@ -158,7 +158,7 @@ def _measure(plan: BenchPlan, store: Path | None, probes: bool) -> BenchResult:
     """Bench models into a new folder below runs/."""
     from clipguard.benchmark.results.result import OutputFolder
     from clipguard.benchmark.runner import bench
-    from clipguard.cli.progress import RichProgress
+    from clipguard.cli.console.progress import RichProgress
     from clipguard.store.store import Store
 
     with OutputFolder.by_default(plan.models[-1]) as folder, RichProgress() as progress:
@@ -173,7 +173,7 @@ def _compare_in_batches(
     """The same for `--sequential`: one folder, of the images that were needed."""
     from clipguard.benchmark.results.result import OutputFolder
     from clipguard.benchmark.runner import bench
-    from clipguard.cli.progress import RichProgress
+    from clipguard.cli.console.progress import RichProgress
     from clipguard.comparison.sequential import FIRST, compare_in_batches
     from clipguard.store.store import Store
 
@@ -194,7 +194,7 @@ def _write(result: BenchResult, folder: OutputFolder) -> None:
 
 
 def _print(comparison: Comparison, output_format: Format) -> None:
-    from clipguard.cli.render import print_comparison
+    from clipguard.cli.console.render import print_comparison
     from clipguard.comparison.output import comparison_markdown
 
     if output_format is Format.table:

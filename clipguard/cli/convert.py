@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 
 from clipguard.cli import options
-from clipguard.cli.terminal import echo
+from clipguard.cli.console.terminal import echo
 
 EXAMPLES = """
 **Examples**

@@ -9,8 +9,8 @@ import typer
 
 from clipguard.benchmark.plan import DEFAULT_ATTACK
 from clipguard.cli import options
+from clipguard.cli.console.terminal import echo_data
 from clipguard.cli.options import one, parse_batch_size, parse_n_samples, split_attacks
-from clipguard.cli.terminal import echo_data
 from clipguard.core.errors import ClipguardError
 
 EXAMPLES = """
@@ -132,8 +132,8 @@ def doctor(
     if len(plan.datasets) > 1 or len(plan.eps) > 1:
         raise ClipguardError("`clipguard doctor` takes one data set and one --eps; name one of each.")
     from clipguard.benchmark.diagnosis import diagnose
-    from clipguard.cli.progress import RichProgress
-    from clipguard.cli.render import print_diagnosis
+    from clipguard.cli.console.progress import RichProgress
+    from clipguard.cli.console.render import print_diagnosis
 
     with RichProgress() as progress:
         diagnosis = diagnose(plan, transfer_from, progress)

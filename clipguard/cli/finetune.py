@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from clipguard.cli import options
-from clipguard.cli.terminal import echo, echo_data
+from clipguard.cli.console.terminal import echo, echo_data
 from clipguard.core.errors import ClipguardError, ToldElsewhereError
 
 if TYPE_CHECKING:
@@ -176,7 +176,7 @@ def finetune(
 ) -> None:
     """Make a CLIP model robust: train it on adversarial images, and write an ordinary open_clip checkpoint."""
     given = {name: value for name, value in locals().items() if name not in NO_SETTINGS and value is not None}
-    from clipguard.cli.progress import RichProgress
+    from clipguard.cli.console.progress import RichProgress
     from clipguard.finetuning.run import check, resume_finetune, run_finetune
 
     if resume is not None:
@@ -243,7 +243,7 @@ def print_scores(result: FinetuneResult) -> None:
     from rich.table import Table
 
     from clipguard.benchmark.findings import alarms
-    from clipguard.cli.render import print_findings
+    from clipguard.cli.console.render import print_findings
     from clipguard.finetuning.card import budget, percent
 
     run = result.run

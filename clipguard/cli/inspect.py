@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from clipguard.cli.terminal import echo, echo_data
+from clipguard.cli.console.terminal import echo, echo_data
 
 if TYPE_CHECKING:
     from clipguard.models.inspection import Inspection

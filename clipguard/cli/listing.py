@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from clipguard.cli import options
-from clipguard.cli.terminal import echo
+from clipguard.cli.console.terminal import echo
 from clipguard.core.errors import ClipguardError
 
 EXAMPLES = """

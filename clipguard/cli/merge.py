@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from clipguard.cli.terminal import echo
+from clipguard.cli.console.terminal import echo
 
 EXAMPLES = """
 **Examples**

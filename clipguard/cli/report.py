@@ -127,7 +127,7 @@ def _link(figures: Path, out: Path) -> str:
 def _add_gallery(made: Report, runs: list[Run], kept: list[Images], n: int) -> Report:
     """The report with pictures: those that `clipguard attack` kept, and broken images of runs, attacked again."""
     from clipguard.adversarial.replay import attack_again
-    from clipguard.cli.progress import RichProgress
+    from clipguard.cli.console.progress import RichProgress
     from clipguard.report.gallery import recompute, stored
 
     if n == 0:

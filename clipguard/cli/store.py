@@ -10,8 +10,8 @@ from typing import Annotated
 
 import typer
 
+from clipguard.cli.console.terminal import echo, echo_data
 from clipguard.cli.options import DEFAULT_STORE
-from clipguard.cli.terminal import echo, echo_data
 from clipguard.core.errors import ClipguardError
 
 EXAMPLES = """
@@ -48,7 +48,7 @@ def list_cells(store: StoreOption = DEFAULT_STORE, output_format: FormatOption =
     """List the cells: model, data sets, attack, budgets, images, size, and when they were last written."""
     import json
 
-    from clipguard.cli.render import print_rows
+    from clipguard.cli.console.render import print_rows
     from clipguard.store.maintenance import Summary, open_store, summaries
 
     found = summaries(open_store(store))

@@ -18,7 +18,7 @@ import torch
 
 import clipguard.benchmark.runner
 import clipguard.benchmark.session
-import clipguard.cli.progress
+import clipguard.cli.console.progress
 from clipguard.cli import run
 
 

@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from clipguard.cli import progress as module
 from clipguard.cli import run
-from clipguard.cli.progress import RichProgress
+from clipguard.cli.console import progress as module
+from clipguard.cli.console.progress import RichProgress
 
 EVERY = 0.05
 

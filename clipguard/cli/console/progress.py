@@ -18,7 +18,7 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
-from clipguard.cli.terminal import echo
+from clipguard.cli.console.terminal import echo
 
 EVERY = 30.0  # seconds between lines where there are no bars
 log = logging.getLogger("clipguard")

@@ -9,7 +9,7 @@ import sys
 import unicodedata
 from functools import partial
 
-from clipguard.cli import streams
+from clipguard.cli.console import streams
 
 REPLACE, ESCAPE = "clipguard.replace", "clipguard.escape"
 # As wide as what they stand for, so that tables stay straight.
