@@ -17,20 +17,20 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
-    from clipguard.attacks.api import attack
-    from clipguard.benchmark.api import bench, compare
+    from clipguard.api.attack import attack
+    from clipguard.api.bench import bench, compare
+    from clipguard.api.finetune import finetune
     from clipguard.data import load_dataset
-    from clipguard.finetuning.api import finetune
     from clipguard.models import load_model
     from clipguard.sanity.doctor import doctor
 
 __all__ = ["attack", "bench", "compare", "doctor", "finetune", "load_dataset", "load_model"]
 _HOMES = {
-    "attack": "clipguard.attacks.api",
-    "bench": "clipguard.benchmark.api",
-    "compare": "clipguard.benchmark.api",
+    "attack": "clipguard.api.attack",
+    "bench": "clipguard.api.bench",
+    "compare": "clipguard.api.bench",
     "doctor": "clipguard.sanity.doctor",
-    "finetune": "clipguard.finetuning.api",
+    "finetune": "clipguard.api.finetune",
     "load_dataset": "clipguard.data",
     "load_model": "clipguard.models",
 }

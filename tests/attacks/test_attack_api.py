@@ -8,7 +8,7 @@ import pytest
 import torch
 from attack_models import small_conv, uniform
 
-from clipguard.attacks.api import attack
+from clipguard.api.attack import attack
 from clipguard.attacks.threat import Norm, ThreatModel
 from clipguard.core.errors import AttackError
 
