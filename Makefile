@@ -44,7 +44,7 @@ test: $(INSTALLED_DEV) ## set up, then run the tests
 # Kernels that libraries would choose on other processors.
 KERNELS := ATEN_CPU_CAPABILITY=default ONEDNN_MAX_CPU_ISA=SSE41 MKL_CBWR=COMPATIBLE
 INVARIANCE := tests/models/test_cosine.py tests/attacks/test_attack_invariance.py tests/benchmark/test_invariance.py \
-  tests/benchmark/test_store.py -k "cosine or invariance or new_is_computed or one_after_the_other or goes_on"
+  tests/store/test_store.py -k "cosine or invariance or new_is_computed or one_after_the_other or goes_on"
 
 invariance: $(INSTALLED_DEV) ## the tests of rounding in batches, with the kernels of other processors
 	set -e; for kernel in $(KERNELS); do \

@@ -22,7 +22,7 @@ from common import provenance, save
 
 from clipguard.comparison.sequential import FIRST, GROWTH, batch_ends
 from clipguard.statistics.anytime import adjusted_p_values, log_e_of_counts
-from clipguard.statistics.intervals import Pairs, harmless_p_value, holm, regression_p_value
+from clipguard.statistics.paired import Pairs, harmless_p_value, holm, regression_p_value
 
 ALPHA = 0.05
 # Sets, attacks (one of them none), averages: one cell; four sets, clean; four sets, clean and attacked, with averages.

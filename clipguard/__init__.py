@@ -18,11 +18,12 @@ __version__ = "0.1.0"
 
 if TYPE_CHECKING:
     from clipguard.api.attack import attack
-    from clipguard.api.bench import bench, compare
+    from clipguard.api.bench import bench
+    from clipguard.api.compare import compare
+    from clipguard.api.doctor import doctor
     from clipguard.api.finetune import finetune
     from clipguard.data import load_dataset
     from clipguard.models import load_model
-    from clipguard.sanity.doctor import doctor
 
 __all__ = ["attack", "bench", "compare", "doctor", "finetune", "load_dataset", "load_model"]
 _HOMES = {

@@ -20,27 +20,22 @@ from clipguard.attacks.engine.evaluator import CPU_BATCH, Evaluator, require_fin
 from clipguard.attacks.recipes import Recipe
 from clipguard.attacks.threat import ThreatModel
 from clipguard.benchmark.batch_fill import settle_fill
-from clipguard.benchmark.findings import entry, say
 from clipguard.benchmark.plan import BenchPlan
 from clipguard.benchmark.preprocess import prepare
 from clipguard.benchmark.recipe_files import open_recipe
-from clipguard.benchmark.results.result import Cell, sample_frame
+from clipguard.benchmark.results.result import Cell
 from clipguard.benchmark.results.sample_rows import attack_rows, clean_row, cost_table
-from clipguard.benchmark.runner import (
-    Progress,
-    Silent,
-    Task,
-    choose_device,
-    describe_model,
-    engine_options,
-    open_task,
-    provenance,
-    read_task,
-)
+from clipguard.benchmark.runner import provenance
+from clipguard.benchmark.task import Task, engine_options, open_task, read_task
+from clipguard.core.device import choose_device
 from clipguard.core.errors import AttackError
 from clipguard.core.notices import Notice, noticing
+from clipguard.core.progress import Progress, Silent
+from clipguard.core.samples import sample_frame
 from clipguard.models import parse_source
+from clipguard.models.description import describe_model
 from clipguard.models.loading import LoadedModel, load_model
+from clipguard.sanity.entries import entry, say
 from clipguard.sanity.predictions import prediction_findings
 
 log = logging.getLogger("clipguard")

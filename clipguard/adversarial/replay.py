@@ -12,11 +12,14 @@ import numpy as np
 
 from clipguard.adversarial.generate import attack_task
 from clipguard.adversarial.result import AdversarialImage
-from clipguard.benchmark.plan import BenchPlan, radii_of, spell_eps
+from clipguard.benchmark.plan import BenchPlan
 from clipguard.benchmark.protocols import make_plan
 from clipguard.benchmark.recipe_files import open_recipe
-from clipguard.benchmark.runner import Progress, Silent, Task, choose_device, open_task
+from clipguard.benchmark.task import Task, open_task
+from clipguard.core.device import choose_device
+from clipguard.core.eps import radii_of, spell_eps
 from clipguard.core.errors import ClipguardError, ResultError
+from clipguard.core.progress import Progress, Silent
 from clipguard.core.spec import split_attacks
 from clipguard.models.loading import LoadedModel, load_model
 

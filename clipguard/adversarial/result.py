@@ -13,8 +13,9 @@ from PIL import Image
 from safetensors.torch import save
 from torch import Tensor
 
-from clipguard.benchmark.plan import PIXEL
-from clipguard.benchmark.results.result import SCHEMA, Cell, parquet_bytes, sample_frame
+from clipguard.benchmark.results.result import SCHEMA, Cell
+from clipguard.core.eps import PIXEL
+from clipguard.core.samples import parquet_bytes, sample_frame
 
 RUN_FILE = "run.json"
 PREDICTED = "predicted"  # `run["labels"]` of image files without labels

@@ -6,16 +6,14 @@ in place where few rows change, so no two columns that an attack writes to may s
 
 from __future__ import annotations
 
-import hashlib
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
 from typing import ClassVar
 
-import numpy as np
-import torch
 from torch import Tensor
 
 from clipguard.attacks.losses import Loss
+from clipguard.attacks.random import Draws
+from clipguard.attacks.state import Rows
 from clipguard.attacks.threat import ThreatModel
 
 # What the engine keeps for every row, whatever the attack:
@@ -24,45 +22,6 @@ from clipguard.attacks.threat import ThreatModel
 #   ranking (B, C) int64  classes from the largest clean logit to the smallest, without the label
 #   run (B,) int64        which restart x target of this attack;  step (B,) int64 within the run
 #   best_margin (B,), best_x   the strongest image so far in this run
-
-
-class Rows(dict[str, Tensor]):
-    """A table of equally long tensors."""
-
-    @property
-    def n(self) -> int:
-        """How many rows."""
-        return len(self["item"])
-
-    def take(self, index: Tensor) -> Rows:
-        """The rows at these positions (int64), as a new table that shares no memory with this one."""
-        return Rows({name: value.index_select(0, index) for name, value in self.items()})
-
-    @staticmethod
-    def concatenate(tables: list[Rows]) -> Rows:
-        """One table of tables with the same columns."""
-        if len(tables) == 1:
-            return tables[0]
-        return Rows({name: torch.cat([t[name] for t in tables]) for name in tables[0]})
-
-
-class Draws:
-    """Random numbers that depend on (seed, image, attack, run) alone: never on the batch or the order."""
-
-    def __init__(self, seed: int, attack: str, images: Sequence[int], runs: Sequence[int], device: torch.device):
-        keys = (hashlib.sha256(f"{seed}/{i}/{attack}/{r}".encode()).digest() for i, r in zip(images, runs, strict=True))
-        self._generators = [np.random.Generator(np.random.Philox(key=int.from_bytes(k[:16], "big"))) for k in keys]
-        self._device = device
-
-    def uniform(self, *shape: int) -> Tensor:
-        """(rows, *shape) float32 in [0, 1)."""
-        rows = [g.random(shape, dtype=np.float32) for g in self._generators]
-        return torch.from_numpy(np.stack(rows)).to(self._device)
-
-    def normal(self, *shape: int) -> Tensor:
-        """(rows, *shape) float32, standard normal."""
-        rows = [g.standard_normal(shape, dtype=np.float32) for g in self._generators]
-        return torch.from_numpy(np.stack(rows)).to(self._device)
 
 
 class Attack(ABC):

@@ -10,17 +10,22 @@ from typing import Any
 import torch
 
 from clipguard.attacks.engine.evaluator import CPU_BATCH, Evaluator
-from clipguard.benchmark.findings import entry, pick_images, say, with_prompts
+from clipguard.benchmark.findings import pick_images, with_prompts
 from clipguard.benchmark.plan import BenchPlan
 from clipguard.benchmark.preprocess import prepare
 from clipguard.benchmark.recipe_files import open_recipe
-from clipguard.benchmark.runner import Progress, Silent, choose_device, describe_model, open_task, provenance
+from clipguard.benchmark.runner import provenance
+from clipguard.benchmark.task import open_task
+from clipguard.core.device import choose_device
 from clipguard.core.errors import AttackError
 from clipguard.core.notices import Notice, noticing
+from clipguard.core.progress import Progress, Silent
 from clipguard.models import parse_source
+from clipguard.models.description import describe_model
 from clipguard.models.loading import load_model
 from clipguard.sanity.checks import CHECKS, Finding, Verdict, worst
 from clipguard.sanity.doctor import examine
+from clipguard.sanity.entries import entry, say
 from clipguard.sanity.probes import Subject
 
 SCHEMA = 1

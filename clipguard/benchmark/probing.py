@@ -15,10 +15,11 @@ from torch import Tensor, nn
 
 from clipguard.attacks.engine.evaluator import Cost, Evaluator, Objective
 from clipguard.attacks.recipes import Recipe
-from clipguard.benchmark.findings import NO_PROBES, pick_images
+from clipguard.benchmark.findings import pick_images
 from clipguard.benchmark.plan import BenchPlan
 from clipguard.data import ZeroShotDataset
 from clipguard.sanity.checks import Finding, not_checked
+from clipguard.sanity.entries import NO_PROBES
 from clipguard.sanity.probes import PROBE_CHECKS, Subject, probe
 from clipguard.store.probes import path_of, read, write
 from clipguard.store.store import Store

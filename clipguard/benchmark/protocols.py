@@ -9,8 +9,9 @@ from typing import Any, get_type_hints
 
 import numpy as np
 
-from clipguard.benchmark.plan import DEFAULT_EPS, BenchPlan, parse_eps
+from clipguard.benchmark.plan import BenchPlan
 from clipguard.core.checking import check_type
+from clipguard.core.eps import DEFAULT_EPS, parse_eps
 from clipguard.core.errors import AttackError, ClipguardError, did_you_mean
 from clipguard.data import expand_groups
 

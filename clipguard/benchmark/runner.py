@@ -4,105 +4,41 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Container, Iterator, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import replace
 from datetime import datetime, timezone
-from typing import Any, Protocol
+from typing import Any
 
-import numpy as np
-import numpy.typing as npt
-from PIL.Image import Image
-from torch import Tensor
-
-from clipguard.attacks.engine.engine import Engine, EngineOptions, Example
+from clipguard.attacks.engine.engine import Engine
 from clipguard.attacks.engine.reference import ReferenceEngine
 from clipguard.attacks.recipes import Recipe
 from clipguard.attacks.threat import ThreatModel
 from clipguard.benchmark.batch_fill import settle_fill
-from clipguard.benchmark.findings import entry, find, say
-from clipguard.benchmark.plan import BenchPlan, notice_small_eps
+from clipguard.benchmark.cell_key import cell_key
+from clipguard.benchmark.findings import find
+from clipguard.benchmark.plan import BenchPlan
 from clipguard.benchmark.preprocess import prepare
 from clipguard.benchmark.probing import PROBED, PROBES, Prober, switched_off
 from clipguard.benchmark.recipe_files import open_recipe
 from clipguard.benchmark.results.result import BenchResult
 from clipguard.benchmark.results.sample_rows import attack_rows, clean_row, cost_table
-from clipguard.benchmark.session import Known, Ledger, cell_key
-from clipguard.core.errors import AttackError, DatasetError
+from clipguard.benchmark.session import Ledger
+from clipguard.benchmark.task import Task, engine_options, open_task
+from clipguard.core.device import choose_device
+from clipguard.core.eps import notice_small_eps
+from clipguard.core.errors import AttackError
 from clipguard.core.notices import Notice, noticing
-from clipguard.core.provenance import fingerprint, image_hash, machine, versions
-from clipguard.data import ZeroShotDataset, load_dataset
-from clipguard.data.dataset import in_random_order
-from clipguard.data.decoding import PixelCount
+from clipguard.core.progress import Progress, Silent
+from clipguard.core.provenance import machine, versions
+from clipguard.data import ZeroShotDataset
 from clipguard.models import parse_source
-from clipguard.models.loading import LoadedModel, ModelInfo, check_device, load_model
+from clipguard.models.description import describe_model
+from clipguard.models.loading import LoadedModel, ModelInfo, load_model
 from clipguard.models.text.encoding import tokenize
+from clipguard.sanity.entries import entry, say
 from clipguard.store.store import Store
 
 log = logging.getLogger("clipguard")
-
-
-class Progress(Protocol):
-    """What a run tells about itself while it runs; the CLI draws it."""
-
-    def start(self, what: str, total: int) -> None:
-        """A stretch of work begins."""
-
-    def advance(self, note: str = "") -> None:
-        """One more image is done."""
-
-
-class Silent:
-    """No progress."""
-
-    def start(self, what: str, total: int) -> None:
-        """Nothing."""
-
-    def advance(self, note: str = "") -> None:
-        """Nothing."""
-
-
-@dataclass(frozen=True)
-class Task:
-    """A data set and the images of it that are evaluated."""
-
-    name: str
-    dataset: ZeroShotDataset
-    indices: npt.NDArray[np.int64]
-    fingerprint: str
-    hashes: dict[int, str]  # of the images, by index
-    pixels: dict[str, int]  # how many images decoding changed, by what it did
-
-    def describe(self) -> dict[str, Any]:
-        """Its part of the provenance."""
-        d = self.dataset
-        return {
-            "source": d.source,
-            "split": d.split,
-            "n": len(self.indices),
-            "of": len(d),
-            "fingerprint": self.fingerprint,
-            "class_names": d.class_names,
-            "templates": d.templates,
-            "pixels": self.pixels,
-            "indices": self.indices.tolist(),
-        }
-
-    def labels(self) -> dict[int, int]:
-        """Class numbers by index."""
-        return {index: int(self.dataset.labels[index]) for index in self.indices.tolist()}
-
-    def examples(
-        self,
-        preprocess: Callable[[Image], Tensor],
-        device: str,
-        done: Container[int] = (),
-        known: Mapping[int, Known] | None = None,
-    ) -> Iterator[Example]:
-        """The images as the engine wants them, one after the other, but for those that are done."""
-        for index in self.indices.tolist():
-            if index not in done:
-                image = preprocess(self.dataset.image(index)).to(device)
-                yield Example(index, image, int(self.dataset.labels[index]), (known or {}).get(index, {}))
 
 
 def bench(
@@ -205,84 +141,6 @@ def provenance(
         "batch_invariant": {},
         "costs": [],
     }
-
-
-def describe_model(model: LoadedModel) -> list[str]:
-    """What was detected about a model, for the log."""
-    i = model.info
-    return [
-        f"{i.name}: {i.architecture}, {i.activation}, {i.image_size[0]}x{i.image_size[1]} px ({i.interpolation}, "
-        f"{i.resize_mode}), {i.image_parameters / 1e6:.1f} M of {i.parameters / 1e6:.1f} M parameters see the image",
-        f"{i.name}: weights {i.weights}, sha256 {i.sha256[:16]}…, mean {i.mean}, std {i.std}, "
-        f"logit scale {i.logit_scale:.2f}"
-        + (f", logit bias {i.logit_bias:.2f}" if i.logit_bias is not None else "")
-        + f", text {i.text}",
-        *(f"{i.name}: {line}" for line in i.detected),
-    ]
-
-
-def choose_device(name: str) -> str:
-    """The device itself; "auto" is CUDA if there is one, else the CPU. Raises ClipguardError if it is not there."""
-    import torch
-
-    if name == "auto":
-        return "cuda" if torch.cuda.is_available() else "cpu"
-    return str(check_device(name))
-
-
-def engine_options(plan: BenchPlan, device: str, *, keep_images: bool = False) -> EngineOptions:
-    """How the engine runs on this device. Precision "auto": bfloat16 on CUDA that has it, else float32."""
-    import torch
-
-    precision = plan.precision
-    if precision == "auto":
-        ours_on_cuda = device.startswith("cuda") and plan.engine == "clipguard"
-        native = ours_on_cuda and torch.cuda.get_device_capability(device) >= (8, 0)
-        precision = "bfloat16" if native else "float32"
-    return EngineOptions(plan.batch_size, plan.seed, plan.eps_mode, precision, plan.compile, keep_images)
-
-
-def open_task(plan: BenchPlan, name: str, progress: Progress) -> Task:
-    """Load a data set and choose its images."""
-    dataset = load_dataset(
-        name,
-        split=plan.split,
-        image_column=plan.image_column,
-        label_column=plan.label_column,
-        classes=plan.classes,
-        templates=plan.templates,
-        class_names=plan.class_names,
-        duplicate_names=plan.duplicate_names,
-        data_root=plan.data_root,
-        decode=plan.decode,
-    )
-    return read_task(name, dataset, np.sort(choose_images(plan, dataset)), progress)
-
-
-def choose_images(plan: BenchPlan, dataset: ZeroShotDataset) -> npt.NDArray[np.int64]:
-    """Indices of the images to evaluate, in random order. Raises DatasetError if the plan's part has none."""
-    order = in_random_order(dataset.subset(plan.n_samples, plan.seed), plan.seed)
-    if plan.part is None:
-        return order
-    if plan.part[0] >= len(order):
-        raise DatasetError(
-            f"{dataset.name} has {len(order)} images to evaluate, none from {plan.part[0]} on; leave it out."
-        )
-    return order[slice(*plan.part)]
-
-
-def read_task(name: str, dataset: ZeroShotDataset, indices: npt.NDArray[np.int64], progress: Progress) -> Task:
-    """Read each image once: a corrupt one is found here, not in hour three."""
-    progress.start(f"reading {name}", len(indices))
-    rows, pixels = [], PixelCount()
-    for index in indices.tolist():
-        decoded = dataset.read(index)
-        pixels.add(decoded)
-        rows.append((index, int(dataset.labels[index]), image_hash(decoded.image)))
-        progress.advance()
-    pixels.say(name)
-    hashes = {row[0]: row[2] for row in rows}
-    return Task(name, dataset, indices, fingerprint(dataset.class_names, rows), hashes, pixels.to_dict())
 
 
 def _run_task(

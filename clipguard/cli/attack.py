@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from clipguard.adversarial.image_files import ImageFiles
     from clipguard.adversarial.result import AdversarialResult
     from clipguard.benchmark.plan import BenchPlan
-    from clipguard.benchmark.results.result import OutputFolder
+    from clipguard.core.output import OutputFolder
 
 EXAMPLES = """
 **Examples**
@@ -166,7 +166,7 @@ def attack(
         raise ClipguardError(
             f"--dataset names a group ({', '.join(plan.datasets)}); `clipguard attack` takes one of it."
         )
-    from clipguard.benchmark.results.result import OutputFolder
+    from clipguard.core.output import OutputFolder
 
     plan.check()
     named = name or plan.models[0]
@@ -193,8 +193,8 @@ def _run(plan: BenchPlan, files: ImageFiles | None, folder: OutputFolder) -> Adv
 
 def _one_attack(protocol: str | None, attacks: list[str], eps: list[str] | None, norm: str) -> dict[str, Any]:
     """The attack and the budget: those given, else the last attack and the largest eps of the protocol."""
-    from clipguard.benchmark.plan import parse_eps
     from clipguard.benchmark.protocols import find_protocol
+    from clipguard.core.eps import parse_eps
 
     default_eps, default_attack = DEFAULT_EPS.get(norm, ""), DEFAULT_ATTACK
     if protocol is not None:

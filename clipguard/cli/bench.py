@@ -16,7 +16,8 @@ from clipguard.cli.options import parse_batch_size, parse_n_samples, split_attac
 
 if TYPE_CHECKING:
     from clipguard.benchmark.plan import BenchPlan
-    from clipguard.benchmark.results.result import BenchResult, OutputFolder
+    from clipguard.benchmark.results.folder import ResultFolder
+    from clipguard.benchmark.results.result import BenchResult
 
 EXAMPLES = """
 **Examples**
@@ -140,7 +141,7 @@ def bench(
 ) -> None:
     """Measure clean and robust accuracy of CLIP models, with intervals, and write every image's outcome."""
     from clipguard.benchmark.protocols import make_plan
-    from clipguard.benchmark.results.result import OutputFolder
+    from clipguard.benchmark.results.folder import ResultFolder
     from clipguard.models.source import add_to_files
 
     settings = options.given(
@@ -181,11 +182,11 @@ def bench(
     # Without a store, a run that is started again would lose the finished cells of the interrupted one.
     known = None if no_store else plan
     named = name or plan.models[0]
-    with OutputFolder(out, plan=known) if out else OutputFolder.by_default(named, plan=known) as folder:
+    with ResultFolder(out, plan=known) if out else ResultFolder.by_default(named, plan=known) as folder:
         _run(plan, folder, None if no_store else store, output_format, probes)
 
 
-def _run(plan: BenchPlan, folder: OutputFolder, store: Path | None, output_format: Format, probes: bool) -> None:
+def _run(plan: BenchPlan, folder: ResultFolder, store: Path | None, output_format: Format, probes: bool) -> None:
     from clipguard.benchmark.results.result import BenchResult
     from clipguard.benchmark.runner import bench as run_bench
     from clipguard.cli.console.progress import RichProgress
@@ -206,11 +207,11 @@ def _run(plan: BenchPlan, folder: OutputFolder, store: Path | None, output_forma
             _deliver(result, folder, output_format)
 
 
-def _deliver(result: BenchResult, folder: OutputFolder, output_format: Format) -> None:
-    from clipguard.benchmark.findings import alarms
+def _deliver(result: BenchResult, folder: ResultFolder, output_format: Format) -> None:
     from clipguard.benchmark.results.table import to_markdown
     from clipguard.cli.console.render import print_table
     from clipguard.sanity.checks import CHECKS
+    from clipguard.sanity.entries import alarms
     from clipguard.sanity.predictions import PREDICTION_CHECKS
 
     markdown = to_markdown(result)

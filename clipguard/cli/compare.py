@@ -18,7 +18,8 @@ from clipguard.core.errors import ClipguardError
 
 if TYPE_CHECKING:
     from clipguard.benchmark.plan import BenchPlan
-    from clipguard.benchmark.results.result import BenchResult, OutputFolder
+    from clipguard.benchmark.results.folder import ResultFolder
+    from clipguard.benchmark.results.result import BenchResult
     from clipguard.comparison.compare import Comparison, Rules
     from clipguard.comparison.inputs import Sides
 
@@ -156,12 +157,12 @@ def compare(
 
 def _measure(plan: BenchPlan, store: Path | None, probes: bool) -> BenchResult:
     """Bench models into a new folder below runs/."""
-    from clipguard.benchmark.results.result import OutputFolder
+    from clipguard.benchmark.results.folder import ResultFolder
     from clipguard.benchmark.runner import bench
     from clipguard.cli.console.progress import RichProgress
     from clipguard.store.store import Store
 
-    with OutputFolder.by_default(plan.models[-1]) as folder, RichProgress() as progress:
+    with ResultFolder.by_default(plan.models[-1]) as folder, RichProgress() as progress:
         result = bench(plan, progress=progress, store=Store(store) if store else None, probes=probes)
         _write(result, folder)
     return result
@@ -171,14 +172,14 @@ def _compare_in_batches(
     sides: Sides, rules: Rules, first: int | None, force: bool, store: Path | None, probes: bool
 ) -> Comparison:
     """The same for `--sequential`: one folder, of the images that were needed."""
-    from clipguard.benchmark.results.result import OutputFolder
+    from clipguard.benchmark.results.folder import ResultFolder
     from clipguard.benchmark.runner import bench
     from clipguard.cli.console.progress import RichProgress
     from clipguard.comparison.sequential import FIRST, compare_in_batches
     from clipguard.store.store import Store
 
     name = sides.plan.models[-1] if sides.plan else ""
-    with OutputFolder.by_default(name) as folder, RichProgress() as progress:
+    with ResultFolder.by_default(name) as folder, RichProgress() as progress:
         measure = partial(bench, progress=progress, store=Store(store) if store else None, probes=probes)
         first = FIRST if first is None else first
         comparison, result = compare_in_batches(sides, rules, measure, first=first, force=force, progress=progress)
@@ -186,7 +187,7 @@ def _compare_in_batches(
     return comparison
 
 
-def _write(result: BenchResult, folder: OutputFolder) -> None:
+def _write(result: BenchResult, folder: ResultFolder) -> None:
     from clipguard.benchmark.results.table import to_markdown
 
     folder.write(result, to_markdown(result))

@@ -41,9 +41,9 @@ def convert(
     ] = Layout.open_clip,
 ) -> None:
     """Write a model of any format as an ordinary checkpoint folder: safetensors, config and model card."""
-    from clipguard.benchmark.results.result import OutputFolder
-    from clipguard.benchmark.runner import describe_model
+    from clipguard.core.output import OutputFolder
     from clipguard.models.convert import convert_files
+    from clipguard.models.description import describe_model
     from clipguard.models.loading import load_model
     from clipguard.models.source import add_to_files
 

@@ -242,9 +242,9 @@ def print_scores(result: FinetuneResult) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    from clipguard.benchmark.findings import alarms
     from clipguard.cli.console.render import print_findings
     from clipguard.finetuning.card import budget, percent
+    from clipguard.sanity.entries import alarms
 
     run = result.run
     found = run["evaluation"]

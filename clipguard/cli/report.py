@@ -17,7 +17,7 @@ from clipguard.core.errors import ClipguardError
 if TYPE_CHECKING:
     from clipguard.adversarial.replay import Wanted
     from clipguard.adversarial.result import AdversarialImage
-    from clipguard.core.output import OutputFile, TakenFolder
+    from clipguard.core.output import OutputFile, OutputFolder
     from clipguard.report.board import Images, Run
     from clipguard.report.gallery import Picture
     from clipguard.report.page import Report
@@ -73,7 +73,7 @@ def report(
     title: Annotated[str | None, typer.Option(help="Default: named after the models.")] = None,
 ) -> None:
     """Show results: tables, plots, classes, adversarial images and provenance, as one HTML page or Markdown."""
-    from clipguard.core.output import OutputFile, TakenFolder
+    from clipguard.core.output import OutputFile, OutputFolder
     from clipguard.report.gallery import MOST_PICTURES
 
     if not 0 <= gallery <= MOST_PICTURES:
@@ -82,7 +82,7 @@ def report(
     if output_format is Format.md:
         figures = figures or out.with_name(f"{out.stem}-figures")
     with ExitStack() as places:
-        drawings = places.enter_context(TakenFolder(figures, option="--figures", whole=True)) if figures else None
+        drawings = places.enter_context(OutputFolder(figures, option="--figures", whole=True)) if figures else None
         file = places.enter_context(OutputFile(out))
         _write(runs, file, drawings, output_format, gallery, title)
     size = out.stat().st_size
@@ -94,7 +94,7 @@ def report(
 def _write(
     runs: list[Path],
     file: OutputFile,
-    drawings: TakenFolder | None,
+    drawings: OutputFolder | None,
     output_format: Format,
     gallery: int,
     title: str | None,

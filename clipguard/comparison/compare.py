@@ -13,15 +13,16 @@ from typing import Any, Literal, get_args
 import numpy as np
 import pandas as pd
 
-from clipguard.benchmark.findings import alarms, prediction_entries
+from clipguard.benchmark.findings import prediction_entries
 from clipguard.benchmark.results.result import BenchResult
 from clipguard.benchmark.results.table import AVERAGE
 from clipguard.comparison.comparability import differences, model_name
 from clipguard.core.checking import check_type
 from clipguard.core.errors import ClipguardError, ResultError
+from clipguard.sanity.entries import alarms
 from clipguard.statistics.anytime import Outcomes
 from clipguard.statistics.decision import AnytimeTests, FixedTests, Seen, Tests, detectable_drop, n_to_decide
-from clipguard.statistics.intervals import Pairs, mcnemar_p_value
+from clipguard.statistics.paired import Pairs, mcnemar_p_value
 
 SCHEMA = 1
 Metric = Literal["clean", "robust", "average"]

@@ -7,13 +7,14 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from clipguard.benchmark.findings import prediction_entries, say
+from clipguard.benchmark.findings import prediction_entries
 from clipguard.benchmark.plan import BenchPlan
 from clipguard.benchmark.protocols import make_plan
 from clipguard.benchmark.results.result import RESULTS, BenchResult
 from clipguard.comparison.comparability import model_name
 from clipguard.core.errors import ModelError, ResultError
 from clipguard.models import parse_source
+from clipguard.sanity.entries import say
 
 HOW_FIELDS = ("device", "batch_size")  # of a plan: where it runs, which changes no outcome
 

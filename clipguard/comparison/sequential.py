@@ -11,15 +11,17 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from clipguard.benchmark.findings import Entry, prediction_entries, say
+from clipguard.benchmark.findings import prediction_entries
 from clipguard.benchmark.plan import BenchPlan
 from clipguard.benchmark.results.result import BenchResult
-from clipguard.benchmark.runner import Progress, Silent, Task, choose_images, open_task, read_task
+from clipguard.benchmark.task import Task, choose_images, open_task, read_task
 from clipguard.comparison.compare import Batches, Comparison, Rules, compare_results
 from clipguard.comparison.inputs import Sides
 from clipguard.core.checking import check_type
 from clipguard.core.errors import ClipguardError, ResultError
 from clipguard.core.notices import noticing
+from clipguard.core.progress import Progress, Silent
+from clipguard.sanity.entries import Entry, say
 from clipguard.sanity.predictions import PREDICTION_CHECKS
 
 FIRST = 50
@@ -41,7 +43,8 @@ def compare_in_batches(
 
     Returns the comparison, and what was measured: the result that benching these images at once would have given.
     `measure` benches a plan, of no image twice. The chance of a false regression is that of `rules` for all looks
-    together (clipguard.statistics.anytime). Raises ClipguardError as `compare_results` does, and if there is nothing to measure.
+    together (clipguard.statistics.anytime). Raises ClipguardError as `compare_results` does, and if there is nothing
+    to measure.
     """
     if sides.plan is None:
         raise ResultError("--sequential is for models to bench; BASE and CANDIDATE are measured already. Leave it out.")

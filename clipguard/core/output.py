@@ -47,7 +47,7 @@ class _Hold:
         remove_empty(self.made)
 
 
-class TakenFolder:
+class OutputFolder:
     """A folder that is this run's alone, from its making to `release`, the end of the `with` block or of the process.
 
     An empty folder that this run made goes away again if nothing was written.

@@ -7,7 +7,7 @@ from typing import Any
 
 import yaml
 
-from clipguard.benchmark.findings import alarms
+from clipguard.sanity.entries import alarms
 
 FRONT = {
     "library_name": "open_clip",

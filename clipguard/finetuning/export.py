@@ -10,9 +10,8 @@ import numpy as np
 from torch import Tensor, nn
 
 from clipguard.attacks.engine.engine import Example
-from clipguard.benchmark.findings import entry, say
-from clipguard.benchmark.results.result import OutputFolder
-from clipguard.benchmark.runner import Progress
+from clipguard.core.output import OutputFolder
+from clipguard.core.progress import Progress
 from clipguard.data import ZeroShotDataset
 from clipguard.finetuning.card import write_card
 from clipguard.finetuning.config import FinetuneConfig
@@ -20,13 +19,14 @@ from clipguard.finetuning.curves import draw_curves
 from clipguard.finetuning.merge import interpolate
 from clipguard.finetuning.training.data import TrainingData
 from clipguard.finetuning.training.evaluation import ATTACK, PASSES, Score, evaluate
-from clipguard.finetuning.training.image_tower import merge_lora
+from clipguard.finetuning.training.lora import merge_lora
 from clipguard.finetuning.training.metrics import read_metrics
 from clipguard.finetuning.training.trainer import Trainer
 from clipguard.models.checkpoint.reader import hash_file
 from clipguard.models.export import WEIGHTS_NAME, checkpoint_files
 from clipguard.models.loading import LoadedModel, load_model
 from clipguard.models.text.tuned import ORIGINAL_FILE, TEXT_FILE
+from clipguard.sanity.entries import entry, say
 from clipguard.sanity.predictions import prediction_findings
 
 log = logging.getLogger("clipguard")

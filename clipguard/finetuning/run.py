@@ -22,10 +22,11 @@ from torch import nn
 
 from clipguard.attacks.engine.evaluator import is_out_of_memory
 from clipguard.attacks.threat import ThreatModel
-from clipguard.benchmark.results.result import OutputFolder
-from clipguard.benchmark.runner import Progress, Silent, choose_device, describe_model
+from clipguard.core.device import choose_device
 from clipguard.core.errors import FinetuneError
 from clipguard.core.notices import Notice, noticing
+from clipguard.core.output import OutputFolder
+from clipguard.core.progress import Progress, Silent
 from clipguard.core.provenance import machine, versions
 from clipguard.finetuning.config import PIXEL, FinetuneConfig
 from clipguard.finetuning.export import announce, finish
@@ -39,6 +40,7 @@ from clipguard.finetuning.training.text_side import TextSide
 from clipguard.finetuning.training.trainer import Trainer
 from clipguard.finetuning.training.training_attack import TrainingAttack
 from clipguard.finetuning.training.validation import Validation
+from clipguard.models.description import describe_model
 from clipguard.models.loading import LoadedModel, load_model
 from clipguard.models.source import parse_source
 

@@ -9,9 +9,9 @@ from typing import Any, get_args, get_type_hints
 
 import numpy as np
 
-from clipguard.benchmark.plan import parse_eps
 from clipguard.core.checking import check_type
 from clipguard.core.config_files import read_config_file
+from clipguard.core.eps import parse_eps
 from clipguard.core.errors import FinetuneError, did_you_mean
 from clipguard.finetuning.config import FinetuneConfig, option
 from clipguard.finetuning.methods.registry import parse_method

@@ -18,6 +18,7 @@ from torchvision.transforms import Compose, InterpolationMode, Resize
 from torchvision.transforms.functional import to_tensor
 
 from clipguard.core.checking import check_type
+from clipguard.core.device import check_device
 from clipguard.core.errors import ModelError
 from clipguard.core.hub_access import hub_access
 from clipguard.core.quiet_libraries import quiet
@@ -261,20 +262,6 @@ def to_native_pixels(image: Image.Image) -> Tensor:
     """An image at its own size as RGB pixels (3, H, W), float32 in [0,1]."""
     pixels: Tensor = to_tensor(image.convert("RGB"))
     return pixels
-
-
-def check_device(device: str | torch.device) -> torch.device:
-    """The torch device of that name, if this machine has it.
-
-    Raises:
-        ModelError: when torch cannot put a tensor there.
-    """
-    try:
-        target = torch.device(device)
-        torch.empty(1, device=target)
-    except Exception as error:  # unknown name, no driver, no such index: RuntimeError, AssertionError ...
-        raise ModelError(f"--device {str(device)!r} cannot be used on this machine: try cpu.") from error
-    return target
 
 
 def _preprocessing(model: nn.Module, given: Mapping[str, Any]) -> Preprocessing:

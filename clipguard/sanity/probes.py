@@ -9,11 +9,12 @@ import torch
 from torch import Tensor, nn
 
 from clipguard.attacks import losses
-from clipguard.attacks.base import Draws, Rows
 from clipguard.attacks.engine.evaluator import Evaluator
 from clipguard.attacks.losses import Loss
 from clipguard.attacks.methods.pgd import uniform_in_ball
+from clipguard.attacks.random import Draws
 from clipguard.attacks.recipes import Recipe
+from clipguard.attacks.state import Rows
 from clipguard.attacks.threat import Norm, ThreatModel, l2_norm, largest
 from clipguard.core.errors import AttackError, NoGradientError
 from clipguard.sanity.checks import Finding, counted, judge, not_checked

@@ -15,7 +15,7 @@ import numpy.typing as npt
 from scipy.optimize import brentq
 from scipy.special import logsumexp
 
-from clipguard.statistics.intervals import EDGE
+from clipguard.statistics.paired import EDGE
 
 BETS = (np.arange(20) + 0.5) / 20  # as shares of the highest bet that cannot ruin; the stake is split evenly over them
 MOST = 600.0  # of the logarithm of an e-value, so that sums of e-values are finite

@@ -13,7 +13,7 @@ from scipy.optimize import brentq
 from scipy.stats import norm
 
 from clipguard.statistics.anytime import Outcomes, adjusted_p_values, confidence_sequence, log_e_value
-from clipguard.statistics.intervals import Pairs, harmless_p_value, holm, paired_interval, regression_p_value
+from clipguard.statistics.paired import Pairs, harmless_p_value, holm, paired_interval, regression_p_value
 
 MOST_IMAGES = 10**7  # beyond this, no number of images is named
 

@@ -21,9 +21,9 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from clipguard.benchmark.results.result import SAMPLE_COLUMNS
 from clipguard.core.errors import OutputError, ResultError, first_line
 from clipguard.core.output import make_folders
+from clipguard.core.samples import SAMPLE_COLUMNS
 
 FORMAT = 1
 MARKER, CELLS, DAMAGED, PARTS, KEY = "store.json", "cells", "damaged", "parts", "_key.json"

@@ -11,8 +11,9 @@ from attack_models import small_conv, uniform
 from pyautoattack.autopgd_base import APGDAttack, APGDAttack_targeted
 from torch import Tensor, nn
 
-from clipguard.attacks.base import Draws, Rows
 from clipguard.attacks.methods.apgd import APGD, APGDDLR, APGDTargeted, checkpoints, period_ends
+from clipguard.attacks.random import Draws
+from clipguard.attacks.state import Rows
 from clipguard.attacks.threat import Norm, ThreatModel
 
 NORMS: tuple[Norm, ...] = ("linf", "l2")

@@ -7,9 +7,10 @@ import torch
 from attack_models import small_conv, uniform
 from pyautoattack.fab_pt import FABAttack_PT
 
-from clipguard.attacks.base import Draws, Rows
 from clipguard.attacks.losses import margin
 from clipguard.attacks.methods.fab import FABTargeted
+from clipguard.attacks.random import Draws
+from clipguard.attacks.state import Rows
 from clipguard.attacks.threat import Norm, ThreatModel
 
 NORMS: tuple[Norm, ...] = ("linf", "l2")

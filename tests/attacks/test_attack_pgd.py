@@ -6,8 +6,9 @@ import pytest
 import torch
 from attack_models import uniform
 
-from clipguard.attacks.base import Draws, Rows
 from clipguard.attacks.methods.pgd import CW, FGSM, PGD, uniform_in_ball
+from clipguard.attacks.random import Draws
+from clipguard.attacks.state import Rows
 from clipguard.attacks.threat import Norm, ThreatModel
 
 NORMS: tuple[Norm, ...] = ("linf", "l2")

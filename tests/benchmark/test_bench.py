@@ -9,9 +9,11 @@ import pandas as pd
 import pytest
 
 import clipguard
-from clipguard.benchmark.results.result import SAMPLE_COLUMNS, BenchResult, OutputFolder
+from clipguard.benchmark.results.folder import ResultFolder
+from clipguard.benchmark.results.result import BenchResult
 from clipguard.benchmark.results.table import columns, rows, to_markdown
 from clipguard.core.errors import AttackError, OutputError
+from clipguard.core.samples import SAMPLE_COLUMNS
 from clipguard.statistics.intervals import wilson_interval
 
 
@@ -118,7 +120,7 @@ def test_provenance_is_complete(result: BenchResult) -> None:
 
 
 def test_files_are_what_the_documentation_says(result: BenchResult, tmp_path: Path) -> None:
-    folder = OutputFolder(tmp_path / "new" / "run")
+    folder = ResultFolder(tmp_path / "new" / "run")
     folder.write(result, to_markdown(result))
     written = json.loads((folder.path / "results.json").read_text())
     assert written["schema"] == 1
@@ -136,7 +138,7 @@ def test_files_are_what_the_documentation_says(result: BenchResult, tmp_path: Pa
         "samples.parquet",
     ]
     with pytest.raises(OutputError, match="overwritten"):
-        OutputFolder(folder.path)
+        ResultFolder(folder.path)
 
 
 def test_the_markdown_table_has_every_cell(result: BenchResult) -> None:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from clipguard.benchmark.plan import BenchPlan, parse_eps, spell_eps
+from clipguard.benchmark.plan import BenchPlan
+from clipguard.core.eps import parse_eps, spell_eps
 from clipguard.core.errors import AttackError, ClipguardError
 
 

@@ -12,11 +12,12 @@ import pytest
 import torch
 
 import clipguard
-from clipguard.benchmark.plan import BenchPlan, parse_eps
+from clipguard.benchmark.plan import BenchPlan
 from clipguard.benchmark.preprocess import bilinear_resize, prepare
 from clipguard.benchmark.protocols import PROTOCOLS, Protocol, make_plan
 from clipguard.benchmark.recipe_files import open_recipe
 from clipguard.benchmark.results.table import caption, to_markdown
+from clipguard.core.eps import parse_eps
 from clipguard.core.errors import ClipguardError
 from clipguard.data import load_dataset
 from clipguard.models import load_model

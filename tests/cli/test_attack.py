@@ -15,8 +15,8 @@ from PIL import Image
 from safetensors.torch import load_file
 
 import clipguard
-from clipguard.benchmark.results.result import SAMPLE_COLUMNS
 from clipguard.cli import run
+from clipguard.core.samples import SAMPLE_COLUMNS
 from clipguard.models.loading import to_native_pixels
 
 FAST = ["attack", "-d", "emoji-food", "--attack", "pgd-5", "--eps", "16", "-n", "8"]

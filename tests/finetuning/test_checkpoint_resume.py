@@ -14,9 +14,9 @@ import pytest
 import torch
 from training_runs import write_images, write_vit
 
-from clipguard.benchmark.runner import Silent
 from clipguard.cli import run
 from clipguard.core.errors import FinetuneError
+from clipguard.core.progress import Silent
 from clipguard.finetuning.config import FinetuneConfig
 from clipguard.finetuning.run import resume_finetune, run_finetune
 from clipguard.finetuning.settings import resolve

@@ -13,13 +13,13 @@ import torch
 from torch import Tensor, nn
 from training_runs import make_config, make_trainer, write_images, write_vit
 
-from clipguard.benchmark.runner import Silent
 from clipguard.core.errors import FinetuneError
+from clipguard.core.progress import Silent
 from clipguard.finetuning.methods.base import Batch, Method, Need
 from clipguard.finetuning.methods.registry import METHODS
 from clipguard.finetuning.methods.tecoa import TeCoA
 from clipguard.finetuning.training.data import ImageBatch, load_batches
-from clipguard.finetuning.training.image_tower import LowRank, merge_lora
+from clipguard.finetuning.training.lora import LowRank, merge_lora
 from clipguard.finetuning.training.metrics import read_metrics
 from clipguard.finetuning.training.optimizers import lr_factor
 from clipguard.finetuning.training.trainer import Trainer

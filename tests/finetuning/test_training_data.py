@@ -11,9 +11,9 @@ import pytest
 import torch
 from training_runs import make_config, write_images, write_vit
 
-from clipguard.benchmark.runner import Silent
 from clipguard.core.errors import DatasetError, FinetuneError
 from clipguard.core.notices import noticing
+from clipguard.core.progress import Silent
 from clipguard.finetuning.config import FinetuneConfig
 from clipguard.finetuning.training import data as training_data
 from clipguard.finetuning.training.data import Pixels, Visits, crop_and_mirror, divide, load_batches, open_data

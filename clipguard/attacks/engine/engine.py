@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from clipguard.attacks import losses
-from clipguard.attacks.base import Attack, Draws, Rows
+from clipguard.attacks.base import Attack
 from clipguard.attacks.engine.evaluator import Cost, Evaluator, frozen, require_finite
 from clipguard.attacks.engine.outcome import (
     EPS_MODES,
@@ -30,7 +30,9 @@ from clipguard.attacks.engine.outcome import (
 )
 from clipguard.attacks.engine.schedule import Level, Unit, Work
 from clipguard.attacks.methods.apgd import APGD
+from clipguard.attacks.random import Draws
 from clipguard.attacks.recipes import Recipe, stage_name
+from clipguard.attacks.state import Rows
 from clipguard.attacks.threat import ThreatModel
 
 __all__ = [

@@ -13,9 +13,10 @@ from itertools import accumulate, chain, islice
 import torch
 from torch import Tensor, nn
 
-from clipguard.attacks.base import Attack, Rows
+from clipguard.attacks.base import Attack
 from clipguard.attacks.engine.outcome import Example, Fill
 from clipguard.attacks.recipes import stage_name
+from clipguard.attacks.state import Rows
 from clipguard.core.errors import AttackError, NoGradientError, NonFiniteError, first_line
 
 log = logging.getLogger("clipguard")

@@ -9,7 +9,9 @@ import torch
 from torch import Tensor
 
 from clipguard.attacks import losses
-from clipguard.attacks.base import Attack, Draws, Rows
+from clipguard.attacks.base import Attack
+from clipguard.attacks.random import Draws
+from clipguard.attacks.state import Rows
 from clipguard.attacks.threat import Norm, ThreatModel, l2_norm, largest, per_row
 
 ALPHA_MAX = 0.1  # largest pull towards the clean image

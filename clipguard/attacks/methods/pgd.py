@@ -8,7 +8,9 @@ from typing import ClassVar, Protocol
 from torch import Tensor
 
 from clipguard.attacks import losses
-from clipguard.attacks.base import Attack, Draws, Rows
+from clipguard.attacks.base import Attack
+from clipguard.attacks.random import Draws
+from clipguard.attacks.state import Rows
 from clipguard.attacks.threat import ThreatModel, l2_norm, per_row
 
 

@@ -11,7 +11,9 @@ import torch
 from torch import Tensor
 
 from clipguard.attacks import losses
-from clipguard.attacks.base import Attack, Draws, Rows
+from clipguard.attacks.base import Attack
+from clipguard.attacks.random import Draws
+from clipguard.attacks.state import Rows
 from clipguard.attacks.threat import ThreatModel, l2_norm, per_row
 
 P_INIT = 0.8  # share of the pixels that the first square covers

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import json
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -10,28 +9,12 @@ from typing import Any
 
 import pandas as pd
 
-from clipguard.benchmark.plan import BenchPlan
 from clipguard.core.errors import ResultError, first_line
-from clipguard.core.output import TakenFolder
+from clipguard.core.samples import SAMPLE_COLUMNS, sample_frame
 from clipguard.statistics.intervals import wilson_interval
 
 SCHEMA = 1
 RESULTS, SAMPLES = "results.json", "samples.parquet"
-SAMPLE_COLUMNS = {
-    "model": "string",
-    "dataset": "string",
-    "index": "int64",
-    "label": "int64",
-    "norm": "string",
-    "eps": "float64",
-    "attack": "string",
-    "clean_pred": "int64",
-    "adv_pred": "int64",
-    "robust": "bool",
-    "broken_by": "string",
-    "distance": "float64",
-    "margin": "float64",
-}
 
 
 @dataclass(frozen=True)
@@ -148,56 +131,3 @@ def _read_json(file: Path) -> Any:
         raise ResultError(
             f"{file} cannot be read ({first_line(error)}); name a folder of `clipguard bench`."
         ) from error
-
-
-def sample_frame(rows: list[dict[str, Any]]) -> pd.DataFrame:
-    """Per-image rows with the documented columns and types."""
-    return pd.DataFrame(rows, columns=list(SAMPLE_COLUMNS)).astype(SAMPLE_COLUMNS)
-
-
-def parquet_bytes(frame: pd.DataFrame) -> bytes:
-    """The content of a parquet file, without the index."""
-    content = io.BytesIO()
-    frame.to_parquet(content, index=False)
-    return content.getvalue()
-
-
-def _is_unfinished(path: Path, plan: BenchPlan) -> bool:
-    """Whether a folder holds an interrupted run of this plan, and so nothing that running it again would lose."""
-    try:
-        run = json.loads((path / RESULTS).read_text(encoding="utf-8"))["run"]
-        before = run["complete"], list(run["models"]), run["plan"]
-    except (OSError, ValueError, KeyError, TypeError):
-        return False
-    return before == (False, list(plan.models), json.loads(json.dumps(plan.to_dict())))
-
-
-class OutputFolder(TakenFolder):
-    """Where a run's files go; one with an interrupted run of the very same `plan` is gone on with."""
-
-    def __init__(self, path: Path, *, plan: BenchPlan | None = None, **options: Any) -> None:
-        """The options, and what is raised, are those of `TakenFolder`."""
-        self._plan = plan
-        super().__init__(path, **options)
-
-    def may_go_on(self) -> bool:
-        """Whether it holds an interrupted run of the plan."""
-        return self._plan is not None and _is_unfinished(self.path, self._plan)
-
-    def write(self, result: BenchResult, markdown: str) -> None:
-        """Write the four files of a bench run, and let others have the folder.
-
-        Until the last is there, the folder is that of an interrupted run. Raises OutputError if the disk does not take
-        them.
-        """
-        begun = BenchResult({**result.run, "complete": False})
-        self.write_files({RESULTS: (begun.to_json() + "\n").encode()})
-        self.write_files(
-            {
-                SAMPLES: parquet_bytes(result.samples),
-                "results.csv": result.to_frame().to_csv(index=False).encode(),
-                "results.md": markdown.encode(),
-                RESULTS: (result.to_json() + "\n").encode(),
-            }
-        )
-        self.release()

@@ -9,7 +9,8 @@ from typing import Any
 from clipguard.attacks.engine.engine import ImageOutcome
 from clipguard.attacks.engine.evaluator import Cost
 from clipguard.attacks.recipes import Recipe
-from clipguard.benchmark.plan import PIXEL, BenchPlan
+from clipguard.benchmark.plan import BenchPlan
+from clipguard.core.eps import PIXEL
 
 
 def cost_table(costs: dict[str, Cost]) -> dict[str, Any]:

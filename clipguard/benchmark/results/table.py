@@ -6,8 +6,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from clipguard.benchmark.findings import finding_lines
 from clipguard.benchmark.results.result import BenchResult, Cell
+from clipguard.sanity.entries import finding_lines
 
 AVERAGE = "average"
 

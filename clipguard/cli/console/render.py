@@ -12,12 +12,12 @@ from rich.text import Text
 
 from clipguard.adversarial.result import PREDICTED, AdversarialImage, AdversarialResult, Opinion
 from clipguard.benchmark.diagnosis import Diagnosis
-from clipguard.benchmark.findings import alarms, finding_lines
 from clipguard.benchmark.results.result import BenchResult
 from clipguard.benchmark.results.table import AVERAGE, caption, columns, heading, interval, rows
 from clipguard.comparison.compare import Comparison
 from clipguard.comparison.output import cell_values, comparison_notes
 from clipguard.sanity.checks import VERDICTS
+from clipguard.sanity.entries import alarms, finding_lines
 
 VERDICT_STYLES = {"failure": "bold red", "warning": "yellow", "ok": "green", "not checked": "dim"}
 

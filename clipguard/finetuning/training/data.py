@@ -19,9 +19,9 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from torchvision.transforms.v2 import functional as tvf
 
-from clipguard.benchmark.runner import Progress
 from clipguard.core.errors import DatasetError, FinetuneError, SplitError
 from clipguard.core.notices import notice
+from clipguard.core.progress import Progress
 from clipguard.core.provenance import fingerprint, image_hash
 from clipguard.data import ImageDataset, ZeroShotDataset, load_dataset, load_images
 from clipguard.data.dataset import stratified_subset

@@ -11,7 +11,7 @@ from torch import nn
 from clipguard.attacks.engine.engine import Engine, EngineOptions, Example
 from clipguard.attacks.recipes import parse_recipe
 from clipguard.attacks.threat import ThreatModel
-from clipguard.benchmark.runner import Progress
+from clipguard.core.progress import Progress
 from clipguard.finetuning.config import FinetuneConfig
 from clipguard.statistics.intervals import wilson_interval
 

@@ -19,7 +19,7 @@ from accelerate import Accelerator
 from torch import Tensor
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from clipguard.benchmark.runner import Progress
+from clipguard.core.progress import Progress
 from clipguard.finetuning.config import FinetuneConfig
 from clipguard.finetuning.methods.base import Batch
 from clipguard.finetuning.training.checkpoint import Checkpoints

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from clipguard.attacks.base import Rows
 from clipguard.attacks.methods.pgd import uniform_in_ball
+from clipguard.attacks.state import Rows
 from clipguard.attacks.threat import ThreatModel
 
 

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from clipguard.attacks.engine.engine import Example
-from clipguard.benchmark.runner import Progress
+from clipguard.core.progress import Progress
 from clipguard.data.dataset import stratified_subset
 from clipguard.finetuning.config import FinetuneConfig
 from clipguard.finetuning.training.data import Pixels, TrainingData, collate, random_key

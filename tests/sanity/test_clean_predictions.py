@@ -15,9 +15,9 @@ import torch
 from scipy import stats
 
 import clipguard
-from clipguard.benchmark.findings import alarms
 from clipguard.cli import run
 from clipguard.data import load_dataset
+from clipguard.sanity.entries import alarms
 from clipguard.sanity.predictions import (
     PREDICTION_CHECKS,
     above_chance,

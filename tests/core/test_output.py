@@ -14,10 +14,9 @@ from typing import Any
 
 import pytest
 
-from clipguard.benchmark.results.result import OutputFolder
 from clipguard.core.errors import ClipguardError, OutputError
 from clipguard.core.locks import Lock
-from clipguard.core.output import LOCK, OutputFile, TakenFolder, make_folders
+from clipguard.core.output import LOCK, OutputFile, OutputFolder, make_folders
 
 fork = multiprocessing.get_context("fork")
 
@@ -56,7 +55,7 @@ def test_of_eight_that_want_a_folder_one_gets_it(existing: bool, tmp_path: Path)
         kinds = [
             lambda p=path: OutputFolder(p),
             lambda p=link / "run": OutputFolder(p, whole=True),
-            lambda p=path: TakenFolder(p, option="--figures"),
+            lambda p=path: OutputFolder(p, option="--figures"),
             lambda p=path: OutputFolder(p, must_make=True),
         ]
         found = at_once(*kinds * 2)
@@ -127,7 +126,7 @@ def test_a_child_of_a_run_holds_nothing(tmp_path: Path) -> None:
 
 
 def test_errors_leave_nothing_of_a_folder_that_is_whole_or_not_there(tmp_path: Path) -> None:
-    def interrupted(folder: TakenFolder) -> None:
+    def interrupted(folder: OutputFolder) -> None:
         with folder:
             folder.write_files({"one": b"1"})
             if folder.path.name == "whole":

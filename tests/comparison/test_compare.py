@@ -15,12 +15,13 @@ import pytest
 import clipguard
 from clipguard.benchmark.plan import BenchPlan
 from clipguard.benchmark.protocols import make_plan
-from clipguard.benchmark.results.result import BenchResult, OutputFolder
+from clipguard.benchmark.results.folder import ResultFolder
+from clipguard.benchmark.results.result import BenchResult
 from clipguard.benchmark.results.table import to_markdown
 from clipguard.comparison.compare import Comparison, Rules, compare_results
 from clipguard.comparison.output import comparison_markdown, comparison_notes
 from clipguard.core.errors import ClipguardError, ResultError
-from clipguard.statistics.intervals import Pairs, holm, mcnemar_p_value, paired_interval, regression_p_value
+from clipguard.statistics.paired import Pairs, holm, mcnemar_p_value, paired_interval, regression_p_value
 
 OPTIONS: dict[str, Any] = {"n_samples": 12, "eps": ["2"], "attacks": ["pgd-2"]}
 SETS = ["emoji-food", "emoji-travel"]
@@ -196,7 +197,7 @@ def test_a_result_of_two_models_or_none_is_refused(base: BenchResult) -> None:
 
 
 def test_results_are_read_back_as_they_were_written(base: BenchResult, tmp_path: Path) -> None:
-    OutputFolder(tmp_path / "r").write(base, to_markdown(base))
+    ResultFolder(tmp_path / "r").write(base, to_markdown(base))
     for path in (tmp_path / "r", tmp_path / "r" / "results.json"):
         found = BenchResult.read(path)
         assert found.to_json() == base.to_json()
@@ -222,7 +223,7 @@ DAMAGE: dict[str, tuple[Callable[[Path, BenchResult], object], str]] = {
 def test_damaged_results_are_refused(
     base: BenchResult, tmp_path: Path, damage: Callable[[Path, BenchResult], object], why: str
 ) -> None:
-    OutputFolder(tmp_path / "r").write(base, to_markdown(base))
+    ResultFolder(tmp_path / "r").write(base, to_markdown(base))
     damage(tmp_path / "r", base)
     with pytest.raises(ResultError, match=why):
         BenchResult.read(tmp_path / "r")
@@ -238,7 +239,7 @@ def test_plans_survive_json(tmp_path: Path) -> None:
 
 
 def test_a_model_is_benched_like_the_result_beside_it(base: BenchResult, tmp_path: Path) -> None:
-    OutputFolder(tmp_path / "r").write(base, to_markdown(base))
+    ResultFolder(tmp_path / "r").write(base, to_markdown(base))
     found = clipguard.compare(tmp_path / "r", "tiny")
     assert found.differences == ()
     assert {(c.dataset, c.attack, c.eps, c.lost, c.gained) for c in found.cells} >= {("emoji-travel", "pgd-2", 2, 0, 0)}
@@ -261,7 +262,7 @@ def test_results_of_an_older_clipguard(base: BenchResult, tmp_path: Path) -> Non
     older = copy.deepcopy(base)
     del older.run["plan"], older.run["resize"]
     for name in ("a", "b"):
-        OutputFolder(tmp_path / name).write(older, to_markdown(older))
+        ResultFolder(tmp_path / name).write(older, to_markdown(older))
     assert clipguard.compare(tmp_path / "a", tmp_path / "b").differences == ()
     with pytest.raises(ResultError, match="BASE is of an older clipguard"):
         clipguard.compare(tmp_path / "a", "tiny")
@@ -271,7 +272,7 @@ def test_results_of_an_older_clipguard(base: BenchResult, tmp_path: Path) -> Non
 
 def test_options_for_what_is_measured_are_refused(base: BenchResult, tmp_path: Path) -> None:
     folder = tmp_path / "r"
-    OutputFolder(folder).write(base, to_markdown(base))
+    ResultFolder(folder).write(base, to_markdown(base))
     with pytest.raises(ResultError, match="--dataset is for models to bench; BASE is measured"):
         clipguard.compare(folder, "tiny", datasets=["emoji-food"])
     with pytest.raises(ResultError, match="--device is for models to bench; BASE and CANDIDATE are measured"):

@@ -13,7 +13,7 @@ from accelerate import Accelerator
 from PIL import Image
 from safetensors.torch import save_file
 
-from clipguard.benchmark.runner import Silent
+from clipguard.core.progress import Silent
 from clipguard.core.quiet_libraries import quiet
 from clipguard.finetuning.config import FinetuneConfig
 from clipguard.finetuning.run import all_needs, check, make_losses, make_visits

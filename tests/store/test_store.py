@@ -21,11 +21,13 @@ from torch import nn
 import clipguard
 from clipguard.attacks.engine.batch_invariance import find_fill
 from clipguard.benchmark import session as ledger
-from clipguard.benchmark.plan import BenchPlan, parse_eps
-from clipguard.benchmark.results.result import BenchResult, OutputFolder
+from clipguard.benchmark.plan import BenchPlan
+from clipguard.benchmark.results.folder import ResultFolder
+from clipguard.benchmark.results.result import BenchResult
 from clipguard.benchmark.results.table import to_markdown
 from clipguard.benchmark.runner import bench as run_plan
 from clipguard.cli import run
+from clipguard.core.eps import parse_eps
 from clipguard.core.errors import OutputError, ResultError
 from clipguard.data import load_dataset
 from clipguard.models import load_model
@@ -93,7 +95,7 @@ def counted() -> Iterator[list[int]]:
 
 def files(result: BenchResult, folder: Path) -> dict[str, bytes]:
     """The bytes of all tables, and the cells of results.json."""
-    OutputFolder(folder).write(result, to_markdown(result))
+    ResultFolder(folder).write(result, to_markdown(result))
     return tables(folder)
 
 
@@ -491,14 +493,14 @@ def test_two_processes_share_a_store(tmp_path: Path) -> None:
 def test_an_interrupted_folder_is_continued_and_nothing_else_is_replaced(fresh: BenchResult, tmp_path: Path) -> None:
     plan = BenchPlan.from_dict(fresh.run["plan"], ["tiny"])
     folder = tmp_path / "run"
-    OutputFolder(folder, plan=plan).write(BenchResult({**fresh.run, "complete": False}, fresh.cells), "part\n")
+    ResultFolder(folder, plan=plan).write(BenchResult({**fresh.run, "complete": False}, fresh.cells), "part\n")
     with pytest.raises(OutputError, match="exists already"):
-        OutputFolder(folder)
+        ResultFolder(folder)
     with pytest.raises(OutputError, match="exists already"):
-        OutputFolder(folder, plan=BenchPlan.from_dict({**fresh.run["plan"], "seed": 1}, ["tiny"]))
-    OutputFolder(folder, plan=plan).write(fresh, to_markdown(fresh))
+        ResultFolder(folder, plan=BenchPlan.from_dict({**fresh.run["plan"], "seed": 1}, ["tiny"]))
+    ResultFolder(folder, plan=plan).write(fresh, to_markdown(fresh))
     with pytest.raises(OutputError, match="exists already"):  # it is complete now
-        OutputFolder(folder, plan=plan)
+        ResultFolder(folder, plan=plan)
 
 
 def test_the_command_says_what_it_reuses(tmp_path: Path, monkeypatch: Any, capsys: Any) -> None:

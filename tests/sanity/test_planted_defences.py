@@ -14,11 +14,12 @@ from PIL import Image
 from torch import Tensor, nn
 
 import clipguard
+from clipguard.api.doctor import doctor
 from clipguard.attacks.engine.evaluator import Evaluator
 from clipguard.attacks.recipes import parse_recipe
 from clipguard.core.errors import AttackError
 from clipguard.sanity.checks import CHECKS, Finding, counted, judge, worst
-from clipguard.sanity.doctor import Examination, doctor, doubled
+from clipguard.sanity.doctor import Examination, doubled
 from clipguard.sanity.probes import Subject, probe
 
 N, EPS = 8, 8 / 255

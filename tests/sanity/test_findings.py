@@ -10,12 +10,15 @@ import pytest
 
 import clipguard
 from clipguard.attacks.recipes import parse_recipe
-from clipguard.benchmark.findings import ROW_CHECKS, finding_lines, pick_images, row_findings, with_prompts
-from clipguard.benchmark.results.result import BenchResult, sample_frame
+from clipguard.benchmark.findings import pick_images, with_prompts
+from clipguard.benchmark.results.result import BenchResult
 from clipguard.benchmark.results.table import to_markdown
+from clipguard.core.samples import sample_frame
 from clipguard.models.loading import to_native_pixels
 from clipguard.sanity.checks import Finding
+from clipguard.sanity.entries import finding_lines
 from clipguard.sanity.predictions import PREDICTION_CHECKS
+from clipguard.sanity.rows import ROW_CHECKS, row_findings
 
 SUITE = "apgd-ce+square"
 PROBES = ("train-mode", "finite", "probabilities", "randomised", "duplicate-classes", "gradients", "saturation")

@@ -8,16 +8,15 @@ import numpy as np
 import pytest
 from scipy.stats import multinomial, norm
 
-from clipguard.statistics.intervals import (
+from clipguard.statistics.intervals import average_interval, wilson_interval
+from clipguard.statistics.paired import (
     Pairs,
-    average_interval,
     change_score,
     harmless_p_value,
     holm,
     mcnemar_p_value,
     paired_interval,
     regression_p_value,
-    wilson_interval,
 )
 
 

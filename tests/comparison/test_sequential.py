@@ -14,7 +14,8 @@ import pytest
 
 import clipguard
 from clipguard.benchmark.plan import BenchPlan
-from clipguard.benchmark.results.result import BenchResult, OutputFolder
+from clipguard.benchmark.results.folder import ResultFolder
+from clipguard.benchmark.results.result import BenchResult
 from clipguard.benchmark.results.table import to_markdown
 from clipguard.benchmark.runner import bench
 from clipguard.comparison.compare import Comparison, Rules
@@ -52,7 +53,7 @@ def good(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A result of the embedded model."""
     folder = tmp_path_factory.mktemp("runs") / "good"
     result = clipguard.bench(["tiny"], n_samples=60, **CLEAN)
-    OutputFolder(folder).write(result, to_markdown(result))
+    ResultFolder(folder).write(result, to_markdown(result))
     return folder
 
 
@@ -122,7 +123,7 @@ def test_small_data_sets_run_out_before_large_ones() -> None:
 
 def test_a_result_of_a_part_is_a_base(good: Path, tmp_path: Path) -> None:
     _, part = run(str(good), BLIND)
-    OutputFolder(tmp_path / "part").write(part, to_markdown(part))
+    ResultFolder(tmp_path / "part").write(part, to_markdown(part))
     found = clipguard.compare(tmp_path / "part", "tiny", metrics=["clean"])
     assert found.differences == ()
     assert {cell.n for cell in found.cells} == {20}

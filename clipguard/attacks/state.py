@@ -1,0 +1,26 @@
+"""The table of rows that attacks keep their state in."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+class Rows(dict[str, Tensor]):
+    """A table of equally long tensors."""
+
+    @property
+    def n(self) -> int:
+        """How many rows."""
+        return len(self["item"])
+
+    def take(self, index: Tensor) -> Rows:
+        """The rows at these positions (int64), as a new table that shares no memory with this one."""
+        return Rows({name: value.index_select(0, index) for name, value in self.items()})
+
+    @staticmethod
+    def concatenate(tables: list[Rows]) -> Rows:
+        """One table of tables with the same columns."""
+        if len(tables) == 1:
+            return tables[0]
+        return Rows({name: torch.cat([t[name] for t in tables]) for name in tables[0]})

@@ -1,0 +1,121 @@
+"""What a run evaluates: a data set and the chosen images, each read once."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Container, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from PIL.Image import Image
+from torch import Tensor
+
+from clipguard.attacks.engine.engine import EngineOptions, Example
+from clipguard.benchmark.plan import BenchPlan
+from clipguard.benchmark.session import Known
+from clipguard.core.errors import DatasetError
+from clipguard.core.progress import Progress
+from clipguard.core.provenance import fingerprint, image_hash
+from clipguard.data import ZeroShotDataset, load_dataset
+from clipguard.data.dataset import in_random_order
+from clipguard.data.decoding import PixelCount
+
+
+@dataclass(frozen=True)
+class Task:
+    """A data set and the images of it that are evaluated."""
+
+    name: str
+    dataset: ZeroShotDataset
+    indices: npt.NDArray[np.int64]
+    fingerprint: str
+    hashes: dict[int, str]  # of the images, by index
+    pixels: dict[str, int]  # how many images decoding changed, by what it did
+
+    def describe(self) -> dict[str, Any]:
+        """Its part of the provenance."""
+        d = self.dataset
+        return {
+            "source": d.source,
+            "split": d.split,
+            "n": len(self.indices),
+            "of": len(d),
+            "fingerprint": self.fingerprint,
+            "class_names": d.class_names,
+            "templates": d.templates,
+            "pixels": self.pixels,
+            "indices": self.indices.tolist(),
+        }
+
+    def labels(self) -> dict[int, int]:
+        """Class numbers by index."""
+        return {index: int(self.dataset.labels[index]) for index in self.indices.tolist()}
+
+    def examples(
+        self,
+        preprocess: Callable[[Image], Tensor],
+        device: str,
+        done: Container[int] = (),
+        known: Mapping[int, Known] | None = None,
+    ) -> Iterator[Example]:
+        """The images as the engine wants them, one after the other, but for those that are done."""
+        for index in self.indices.tolist():
+            if index not in done:
+                image = preprocess(self.dataset.image(index)).to(device)
+                yield Example(index, image, int(self.dataset.labels[index]), (known or {}).get(index, {}))
+
+
+def engine_options(plan: BenchPlan, device: str, *, keep_images: bool = False) -> EngineOptions:
+    """How the engine runs on this device. Precision "auto": bfloat16 on CUDA that has it, else float32."""
+    import torch
+
+    precision = plan.precision
+    if precision == "auto":
+        ours_on_cuda = device.startswith("cuda") and plan.engine == "clipguard"
+        native = ours_on_cuda and torch.cuda.get_device_capability(device) >= (8, 0)
+        precision = "bfloat16" if native else "float32"
+    return EngineOptions(plan.batch_size, plan.seed, plan.eps_mode, precision, plan.compile, keep_images)
+
+
+def open_task(plan: BenchPlan, name: str, progress: Progress) -> Task:
+    """Load a data set and choose its images."""
+    dataset = load_dataset(
+        name,
+        split=plan.split,
+        image_column=plan.image_column,
+        label_column=plan.label_column,
+        classes=plan.classes,
+        templates=plan.templates,
+        class_names=plan.class_names,
+        duplicate_names=plan.duplicate_names,
+        data_root=plan.data_root,
+        decode=plan.decode,
+    )
+    return read_task(name, dataset, np.sort(choose_images(plan, dataset)), progress)
+
+
+def choose_images(plan: BenchPlan, dataset: ZeroShotDataset) -> npt.NDArray[np.int64]:
+    """Indices of the images to evaluate, in random order. Raises DatasetError if the plan's part has none."""
+    order = in_random_order(dataset.subset(plan.n_samples, plan.seed), plan.seed)
+    if plan.part is None:
+        return order
+    if plan.part[0] >= len(order):
+        raise DatasetError(
+            f"{dataset.name} has {len(order)} images to evaluate, none from {plan.part[0]} on; leave it out."
+        )
+    return order[slice(*plan.part)]
+
+
+def read_task(name: str, dataset: ZeroShotDataset, indices: npt.NDArray[np.int64], progress: Progress) -> Task:
+    """Read each image once: a corrupt one is found here, not in hour three."""
+    progress.start(f"reading {name}", len(indices))
+    rows, pixels = [], PixelCount()
+    for index in indices.tolist():
+        decoded = dataset.read(index)
+        pixels.add(decoded)
+        rows.append((index, int(dataset.labels[index]), image_hash(decoded.image)))
+        progress.advance()
+    pixels.say(name)
+    hashes = {row[0]: row[2] for row in rows}
+    return Task(name, dataset, indices, fingerprint(dataset.class_names, rows), hashes, pixels.to_dict())

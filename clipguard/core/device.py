@@ -1,0 +1,28 @@
+"""The device that a run is on."""
+
+from __future__ import annotations
+
+import torch
+
+from clipguard.core.errors import ModelError
+
+
+def choose_device(name: str) -> str:
+    """The device itself; "auto" is CUDA if there is one, else the CPU. Raises ClipguardError if it is not there."""
+    if name == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    return str(check_device(name))
+
+
+def check_device(device: str | torch.device) -> torch.device:
+    """The torch device of that name, if this machine has it.
+
+    Raises:
+        ModelError: when torch cannot put a tensor there.
+    """
+    try:
+        target = torch.device(device)
+        torch.empty(1, device=target)
+    except Exception as error:  # unknown name, no driver, no such index: RuntimeError, AssertionError ...
+        raise ModelError(f"--device {str(device)!r} cannot be used on this machine: try cpu.") from error
+    return target
