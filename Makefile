@@ -50,10 +50,11 @@ invariance: $(INSTALLED_DEV) ## the tests of rounding in batches, with the kerne
 	set -e; for kernel in $(KERNELS); do \
 	  echo "$$kernel"; env OMP_NUM_THREADS=1 "$$kernel" $(BIN)/python -m pytest -n 2 $(INVARIANCE); done
 
-lint: $(INSTALLED_DEV) ## ruff check, ruff format --check and mypy
+lint: $(INSTALLED_DEV) ## ruff check, ruff format --check, mypy, and which room imports which
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/lint-imports
 
 format: $(INSTALLED_DEV) ## let ruff format the code and fix what it can
 	$(BIN)/ruff format .

@@ -9,11 +9,11 @@ from typing import Annotated
 
 import typer
 
-from clipguard import __version__
 from clipguard.cli import attack, bench, compare, convert, doctor, finetune, inspect, listing, merge, report, store
 from clipguard.cli.console import streams
 from clipguard.cli.console.terminal import LOOSE_BYTES, echo, prepare_streams, use_utf8
 from clipguard.core.errors import ClipguardError, ToldElsewhereError
+from clipguard.core.version import __version__
 
 app = typer.Typer(
     name="clipguard",

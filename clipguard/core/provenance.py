@@ -9,7 +9,7 @@ from typing import Any
 
 import PIL.Image
 
-from clipguard import __version__
+from clipguard.core.version import __version__
 
 PACKAGES = ("torch", "torchvision", "open_clip_torch", "timm", "pyautoattack", "datasets", "numpy", "pillow")
 

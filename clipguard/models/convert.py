@@ -7,8 +7,8 @@ from typing import Literal
 
 from safetensors.torch import save
 
-from clipguard import __version__
 from clipguard.core.errors import ModelError
+from clipguard.core.version import __version__
 from clipguard.models.checkpoint.image_processor import PREPROCESSOR_NAME, write_image_processor
 from clipguard.models.checkpoint.transformers import CONFIG_NAME, to_transformers, transformers_config
 from clipguard.models.export import checkpoint_files, plain_state

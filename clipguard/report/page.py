@@ -10,8 +10,8 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
-from clipguard import __version__
 from clipguard.benchmark.results.table import AVERAGE, columns, heading, interval
+from clipguard.core.version import __version__
 from clipguard.figures.fonts import warn_of_boxes
 from clipguard.figures.style import Plot, style
 from clipguard.report.board import CLEAN, Board, Run, differences, make_boards
