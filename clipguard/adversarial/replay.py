@@ -17,7 +17,7 @@ from clipguard.benchmark.protocols import make_plan
 from clipguard.benchmark.recipe_files import open_recipe
 from clipguard.benchmark.task import Task, open_task
 from clipguard.core.device import choose_device
-from clipguard.core.eps import radii_of, spell_eps
+from clipguard.core.eps import eps_of_numbers, spell_eps
 from clipguard.core.errors import ClipguardError, ResultError
 from clipguard.core.progress import Progress, Silent
 from clipguard.core.spec import split_attacks
@@ -157,7 +157,7 @@ def _in_cell(
     plan: BenchPlan, model: LoadedModel, task: Task, attack: str, eps: float, wanted: list[Wanted], progress: Progress
 ) -> Iterator[tuple[Wanted, AdversarialImage | str]]:
     recipe = next(r for typed in plan.attacks if (r := open_recipe(typed)).name == attack)
-    one = replace(plan, datasets=(task.name,), attacks=(attack,), eps=tuple(radii_of([eps], plan.norm)))
+    one = replace(plan, datasets=(task.name,), attacks=(attack,), eps=tuple(eps_of_numbers([eps], plan.norm)))
     indices = np.array(sorted(w.index for w in wanted), dtype=np.int64)
     found = attack_task(one, model, replace(task, indices=indices), recipe, {"costs": []}, progress)
     images = {image.index: image for image in found.images}

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Literal, get_type_hints
 
 from clipguard.core.checking import check_type
-from clipguard.core.eps import Radius, check_norm, radii_of
+from clipguard.core.eps import Eps, check_norm, eps_of_numbers
 from clipguard.core.errors import ClipguardError, ResultError, first_line
 from clipguard.data.classes.names import ClassNames
 from clipguard.data.decoding import Decode
@@ -26,7 +26,7 @@ class BenchPlan:
 
     models: tuple[str, ...]
     datasets: tuple[str, ...]
-    eps: tuple[Radius, ...]
+    eps: tuple[Eps, ...]
     attacks: tuple[str, ...] = (DEFAULT_ATTACK,)
     norm: Literal["linf", "l2"] = "linf"
     n_samples: int | None = 200
@@ -81,7 +81,7 @@ class BenchPlan:
             read |= {"data_root": Path(values["data_root"])} if values.get("data_root") else {}
             norm = values.get("norm", "linf")
             check_norm(norm)
-            read["eps"] = tuple(radii_of(values["eps"], norm))  # whatever it is, it was run so
+            read["eps"] = tuple(eps_of_numbers(values["eps"], norm))  # whatever it is, it was run so
             return cls(tuple(models), **{**values, **read})
         except (KeyError, TypeError, ValueError) as error:
             what = f"The plan of the run is damaged ({first_line(error)})"

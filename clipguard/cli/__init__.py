@@ -11,6 +11,7 @@ import typer
 
 from clipguard.cli import attack, bench, compare, convert, doctor, finetune, inspect, listing, merge, report, store
 from clipguard.cli.console import streams
+from clipguard.cli.console.flags import InFlags, in_flags
 from clipguard.cli.console.terminal import LOOSE_BYTES, echo, prepare_streams, use_utf8
 from clipguard.core.errors import ClipguardError, ToldElsewhereError
 from clipguard.core.version import __version__
@@ -54,7 +55,9 @@ def _global_options(
         echo(context.get_help())
         raise typer.Exit
     streams.require_folder()
-    logging.basicConfig(level=logging.ERROR, handlers=[_log_handler()], format="%(message)s", force=True)
+    handler = _log_handler()
+    handler.addFilter(InFlags(app))
+    logging.basicConfig(level=logging.ERROR, handlers=[handler], format="%(message)s", force=True)
     logging.getLogger("clipguard").setLevel(logging.ERROR if quiet else logging.INFO)
 
 
@@ -91,7 +94,7 @@ def run(arguments: Sequence[str] | None = None) -> int:
     except ToldElsewhereError:
         return 2
     except ClipguardError as error:
-        message = " ".join(str(error).split())
+        message = in_flags(" ".join(str(error).split()), app)
     except typer.TyperException as error:  # a wrong option or value
         message = " ".join(error.format_message().split())
     except (KeyboardInterrupt, typer.Abort):

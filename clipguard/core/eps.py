@@ -17,14 +17,14 @@ LARGEST_L2 = 16.0  # the linf ball of 8/255 reaches 12 at 224 x 224 pixels
 
 
 @dataclass(frozen=True)
-class Radius:
+class Eps:
     """A perturbation budget: `typed` is the number in the tables (units of 1/255 for linf), `pixels` in [0,1]."""
 
     typed: float
     pixels: float
 
 
-def parse_eps(values: Sequence[str], norm: str, option: str = "--eps") -> list[Radius]:
+def parse_eps(values: Sequence[str], norm: str, option: str = "--eps") -> list[Eps]:
     """`["1,4", "8/255"]` -> radii in ascending order, each once.
 
     For linf a number is in units of 1/255 and "K/255" means the same; for l2 a number is the plain Euclidean norm of
@@ -33,12 +33,12 @@ def parse_eps(values: Sequence[str], norm: str, option: str = "--eps") -> list[R
     Raises AttackError for what is not a finite number of at least 0, above 255 for linf, or of the wrong unit.
     """
     check_norm(norm)
-    return radii_of([_number(text.strip(), norm, option) for value in values for text in value.split(",")], norm)
+    return eps_of_numbers([_number(text.strip(), norm, option) for value in values for text in value.split(",")], norm)
 
 
-def radii_of(typed: Iterable[float], norm: str) -> list[Radius]:
+def eps_of_numbers(typed: Iterable[float], norm: str) -> list[Eps]:
     """Radii of numbers that are known to be of the right unit, as a stored plan has them: ascending, each once."""
-    return [Radius(t, t / PIXEL if norm == "linf" else t) for t in sorted(set(typed))]
+    return [Eps(t, t / PIXEL if norm == "linf" else t) for t in sorted(set(typed))]
 
 
 def spell_eps(typed: float, norm: str) -> str:
@@ -94,7 +94,7 @@ def _intended(text: str, value: float, norm: str) -> str | None:
     return f"{nearest} ({nearest}/255)"
 
 
-def notice_small_eps(radii: Iterable[Radius], norm: str) -> None:
+def notice_small_eps(radii: Iterable[Eps], norm: str) -> None:
     """Say how budgets below one grey level are taken, but for a half and the like: 0.3 may be pixels of [0,1].
 
     Those that `parse_eps` refuses as numbers were insisted on.

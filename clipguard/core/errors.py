@@ -1,4 +1,8 @@
-"""Errors a user can mend. Library code raises them with a message that names the cure; only `cli/` prints or exits."""
+"""Errors a user can mend. Library code raises them with a message that names the cure; only `cli/` prints or exits.
+
+Messages name a setting as Python does, between backticks (`batch_size`, or with a value `decode=plain`); the command
+line prints the flag instead (`cli/console/flags.py`).
+"""
 
 from __future__ import annotations
 

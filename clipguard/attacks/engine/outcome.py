@@ -59,7 +59,7 @@ class ImageOutcome:
 
 
 # Told of each outcome as it is found: the image, its clean prediction, and how it fared at one radius on its own,
-# whatever was found at smaller ones. Radius 0 is the clean image.
+# whatever was found at smaller ones. Eps 0 is the clean image.
 Note = Callable[[Example, int, LevelOutcome], None]
 
 

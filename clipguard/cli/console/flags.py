@@ -1,0 +1,56 @@
+"""Settings in messages: the library names them as Python does (`batch_size`), the command line as flags."""
+
+from __future__ import annotations
+
+import logging
+import re
+from collections.abc import Iterator
+from typing import Any
+
+import typer
+
+LISTS = {"models": "--model", "datasets": "--dataset", "attacks": "--attack", "metrics": "--metric"}
+SETTING = re.compile(r"`([a-z][a-z0-9_]*)(?:=([^`\s]+))?`")
+
+
+def in_flags(message: str, app: typer.Typer) -> str:
+    """A message of the library for someone who typed flags: --batch-size for `batch_size`, --seed 1 for `seed=1`.
+
+    What is between backticks and no setting of any command stays as it is.
+    """
+    flags = LISTS | {name: flag for command in _commands(typer.main.get_command(app)) for name, flag in _flags(command)}
+
+    def spell(match: re.Match[str]) -> str:
+        name, value = match.groups()
+        if name not in flags:
+            return match.group()
+        return flags[name] if value is None else f"{flags[name]} {value}"
+
+    return SETTING.sub(spell, message)
+
+
+class InFlags(logging.Filter):
+    """The same for lines of the log."""
+
+    def __init__(self, app: typer.Typer) -> None:
+        super().__init__()
+        self._app = app
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        """Lets every line pass, spelled in flags."""
+        if "`" in record.getMessage():
+            record.msg, record.args = in_flags(record.getMessage(), self._app), ()
+        return True
+
+
+def _commands(command: Any) -> Iterator[Any]:  # Typer's own click has no public types
+    yield command
+    for child in getattr(command, "commands", {}).values():
+        yield from _commands(child)
+
+
+def _flags(command: Any) -> Iterator[tuple[str, str]]:
+    for parameter in command.params:
+        for flag in parameter.opts:
+            if flag.startswith("--"):
+                yield flag.removeprefix("--").replace("-", "_"), flag
