@@ -3,7 +3,7 @@
 import clipguard
 model = clipguard.load_model("tiny")
 data = clipguard.load_dataset("emoji-animals")
-result = clipguard.bench(models=["tiny"], datasets=["emoji-animals"], eps=["1,4,8"])
+result = clipguard.bench("tiny", "emoji-animals", eps=[1 / 255, 4 / 255])
 change = clipguard.compare("runs/before", "runs/after", max_drop=1.0)
 tuned = clipguard.finetune("tima", out="runs/tima", steps=100)
 outcome = clipguard.attack(any_torch_module, images, labels, eps=4 / 255)
@@ -12,35 +12,113 @@ findings = clipguard.doctor(any_torch_module, images, labels, eps=4 / 255)
 
 from __future__ import annotations
 
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from clipguard.core.version import __version__ as __version__
+from clipguard.core.errors import (
+    AttackError,
+    ClipguardError,
+    DatasetError,
+    FinetuneError,
+    ModelError,
+    OutputError,
+    ResultError,
+)
+from clipguard.core.version import __version__
 
 if TYPE_CHECKING:
-    from clipguard.api.attack import attack
+    from clipguard.api.attack import AttackResult, attack
     from clipguard.api.bench import bench
     from clipguard.api.compare import compare
+    from clipguard.api.convert import convert
     from clipguard.api.doctor import doctor
     from clipguard.api.finetune import finetune
-    from clipguard.data import load_dataset
-    from clipguard.models import load_model
+    from clipguard.api.listing import list_attacks, list_datasets, list_methods, list_models, list_protocols
+    from clipguard.api.report import report
+    from clipguard.benchmark.results.result import BenchResult, Cell
+    from clipguard.comparison.compare import Comparison
+    from clipguard.data import ZeroShotDataset, load_dataset
+    from clipguard.finetuning.merge import merge
+    from clipguard.finetuning.run import FinetuneResult
+    from clipguard.models import LoadedModel, ZeroShotClassifier, load_model
+    from clipguard.models.inspection import Inspection
+    from clipguard.models.inspection import inspect_model as inspect
+    from clipguard.sanity.checks import Finding
 
-__all__ = ["attack", "bench", "compare", "doctor", "finetune", "load_dataset", "load_model"]
 _HOMES = {
     "attack": "clipguard.api.attack",
     "bench": "clipguard.api.bench",
-    "compare": "clipguard.api.bench",
-    "doctor": "clipguard.sanity.doctor",
+    "compare": "clipguard.api.compare",
+    "convert": "clipguard.api.convert",
+    "doctor": "clipguard.api.doctor",
     "finetune": "clipguard.api.finetune",
+    "inspect": "clipguard.models.inspection",
+    "list_attacks": "clipguard.api.listing",
+    "list_datasets": "clipguard.api.listing",
+    "list_methods": "clipguard.api.listing",
+    "list_models": "clipguard.api.listing",
+    "list_protocols": "clipguard.api.listing",
     "load_dataset": "clipguard.data",
     "load_model": "clipguard.models",
+    "merge": "clipguard.finetuning.merge",
+    "report": "clipguard.api.report",
+    "AttackResult": "clipguard.api.attack",
+    "BenchResult": "clipguard.benchmark.results.result",
+    "Cell": "clipguard.benchmark.results.result",
+    "Comparison": "clipguard.comparison.compare",
+    "Finding": "clipguard.sanity.checks",
+    "FinetuneResult": "clipguard.finetuning.run",
+    "Inspection": "clipguard.models.inspection",
+    "LoadedModel": "clipguard.models",
+    "ZeroShotClassifier": "clipguard.models",
+    "ZeroShotDataset": "clipguard.data",
 }
+_OTHER_NAMES = {"inspect": "inspect_model"}  # where they live
+
+__all__ = [
+    "AttackError",
+    "AttackResult",
+    "BenchResult",
+    "Cell",
+    "ClipguardError",
+    "Comparison",
+    "DatasetError",
+    "Finding",
+    "FinetuneError",
+    "FinetuneResult",
+    "Inspection",
+    "LoadedModel",
+    "ModelError",
+    "OutputError",
+    "ResultError",
+    "ZeroShotClassifier",
+    "ZeroShotDataset",
+    "__version__",
+    "attack",
+    "bench",
+    "compare",
+    "convert",
+    "doctor",
+    "finetune",
+    "inspect",
+    "list_attacks",
+    "list_datasets",
+    "list_methods",
+    "list_models",
+    "list_protocols",
+    "load_dataset",
+    "load_model",
+    "merge",
+    "report",
+]
 
 
 def __getattr__(name: str) -> Any:
-    """Import the public functions on first use (PEP 562): torch is slow to load and `--help` does not need it."""
+    """Import the public names on first use (PEP 562): torch is slow to load and `--help` does not need it."""
     if name in _HOMES:
-        from importlib import import_module
-
-        return getattr(import_module(_HOMES[name]), name)
+        return getattr(import_module(_HOMES[name]), _OTHER_NAMES.get(name, name))
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

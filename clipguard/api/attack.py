@@ -8,17 +8,21 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from clipguard.api.objects import as_module, as_recipe
+from clipguard.attacks.base import Attack
 from clipguard.attacks.engine.engine import Engine
 from clipguard.attacks.engine.evaluator import Cost
 from clipguard.attacks.engine.outcome import EngineOptions, EpsMode, Example, ImageOutcome
-from clipguard.attacks.inputs import Array, check_eps, check_input, explained
+from clipguard.attacks.inputs import Array, check_input, explained
+from clipguard.attacks.recipes import Recipe
 from clipguard.attacks.threat import Norm, ThreatModel
-from clipguard.benchmark.recipe_files import open_recipe
+from clipguard.core.eps import one_eps
+from clipguard.models.loading import LoadedModel
 
 
 @dataclass
 class AttackResult:
-    """Outcome of `attack` at one radius, rows in the order of the images.
+    """Outcome of `attack` at one eps, rows in the order of the images.
 
     x_adv (N, C, H, W): the verified adversarial image, or the strongest one found; robust (N,) bool;
     prediction (N,) int64 on x_adv; broken_by: "clean", the attack, or None; outcomes and costs: everything else.
@@ -38,29 +42,47 @@ class AttackResult:
 
 
 def attack(
-    model: nn.Module,
+    model: nn.Module | LoadedModel,
     images: Tensor | Array,
     labels: Tensor | Array | Sequence[int],
     *,
-    eps: float,
-    attack: str = "autoattack-fast",
+    eps: float | str,
+    attack: str | Attack | Recipe = "autoattack-fast",
     norm: Norm = "linf",
     quantize: bool = False,
     batch_size: int = 64,
     seed: int = 0,
     eps_mode: EpsMode = "ascending",
+    class_names: Sequence[str] | None = None,
+    templates: str | Sequence[str] = "ensemble",
 ) -> AttackResult:
-    """Attack a module that maps pixels (B, C, H, W) in [0,1] to logits (B, classes), in eval mode.
+    """Attack images of a model.
 
-    images: (N, C, H, W), floating-point numbers in [0,1]; labels: (N,) class numbers. `eps` is in pixel units (8 / 255,
-    not 8). The image's position is its identity: it seeds its random numbers.
-    Raises AttackError for an unknown attack or norm, an eps of another unit, images outside [0,1], bad labels, NaN, a
-    model in train mode, or one that cannot take the images.
+    Args:
+        model: maps pixels (B, C, H, W) in [0,1] to logits (B, classes), in eval mode; or what `load_model` gives, which
+            needs `class_names`.
+        images: (N, C, H, W), floating-point numbers in [0,1]. An image's position is its identity: it seeds its random
+            numbers.
+        labels: (N,) class numbers.
+        eps: a number is pixels of [0,1] (`4 / 255`), a text is as on the command line (`"4"`).
+        attack: a name, as `--attack` takes it, an attack such as `APGD(iterations=50)`, or a recipe.
+        norm: "linf" or "l2".
+        quantize: adversarial images must be 8-bit images.
+        batch_size: images in flight, at least 1.
+        seed: of every random number.
+        eps_mode: as `--eps-mode`.
+        class_names: the classes of a loaded model.
+        templates: its prompts: "single", "ensemble", or prompts with {}.
+
+    Raises:
+        AttackError: for an unknown attack or norm, an eps of another unit, images outside [0,1], bad labels, NaN, a
+            model in train mode, or one that cannot take the images.
     """
+    model = as_module(model, class_names, templates)
     images, labels = check_input(model, images, labels, norm)
-    eps = check_eps(eps, norm)
+    eps_pixels = one_eps(eps, norm).pixels
     options = EngineOptions(batch_size=batch_size, seed=seed, eps_mode=eps_mode, keep_images=True)
-    engine = Engine(model, open_recipe(attack), ThreatModel(norm, quantize), [eps], options)
+    engine = Engine(model, as_recipe(attack), ThreatModel(norm, quantize), [eps_pixels], options)
     examples = (Example(i, images[i], label) for i, label in enumerate(labels.tolist()))
     with torch.inference_mode(False), explained(model, images):  # gradients are needed, whatever the caller's mode
         outcomes = sorted(engine.run(examples), key=lambda o: o.index)

@@ -5,15 +5,18 @@ from __future__ import annotations
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
 
-from clipguard.api.bench import _open
-from clipguard.benchmark.protocols import as_names
+from typing_extensions import Unpack
+
+from clipguard.api.bench import open_store
+from clipguard.api.options import CompareOptions
 from clipguard.benchmark.runner import bench as run_plan
-from clipguard.comparison.compare import METRICS, Comparison, Rules, compare_results
+from clipguard.comparison.compare import Comparison, compare_results
 from clipguard.comparison.inputs import find_sides
+from clipguard.comparison.rules import METRICS, Rules
 from clipguard.comparison.sequential import FIRST, compare_in_batches
 from clipguard.core.checking import check_type
+from clipguard.core.settings import settings_of
 
 
 def compare(
@@ -28,7 +31,7 @@ def compare(
     force: bool = False,
     store: str | Path | None = None,
     probes: bool = True,
-    **options: Any,
+    **options: Unpack[CompareOptions],
 ) -> Comparison:
     """What changed from `base` to `candidate`, image by image: result folders, `results.json` files or models.
 
@@ -40,8 +43,8 @@ def compare(
     """
     for side, given in (("base", base), ("candidate", candidate)):
         check_type(f"{side}, a result or a model's name,", given, str | Path)
-    rules = Rules(max_drop, alpha, as_names("metric", metrics))
-    measure = partial(run_plan, store=_open(store), probes=probes)
+    rules = Rules(max_drop, alpha, settings_of(Rules)["metrics"].read(metrics))
+    measure = partial(run_plan, store=open_store(store), probes=probes)
     sides = find_sides(str(base), str(candidate), options)
     if sequential:
         return compare_in_batches(sides, rules, measure, first=first, force=force)[0]

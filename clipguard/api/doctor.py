@@ -7,41 +7,61 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from clipguard.api.objects import as_module, as_recipe
+from clipguard.attacks.base import Attack
 from clipguard.attacks.engine.evaluator import Evaluator
 from clipguard.attacks.engine.outcome import EngineOptions
-from clipguard.attacks.inputs import Array, check_eps, check_input, check_model, explained
+from clipguard.attacks.inputs import Array, check_input, check_model, explained
+from clipguard.attacks.recipes import Recipe
 from clipguard.attacks.threat import Norm
-from clipguard.benchmark.recipe_files import open_recipe
 from clipguard.core.checking import check_type
+from clipguard.core.eps import one_eps
 from clipguard.core.errors import AttackError
+from clipguard.models.loading import LoadedModel
 from clipguard.sanity.checks import Finding
 from clipguard.sanity.doctor import examine
 from clipguard.sanity.probes import Subject
 
 
 def doctor(
-    model: nn.Module,
+    model: nn.Module | LoadedModel,
     images: Tensor | Array,
     labels: Tensor | Array | Sequence[int],
     *,
-    eps: float,
-    attack: str = "autoattack-fast",
+    eps: float | str,
+    attack: str | Attack | Recipe = "autoattack-fast",
     norm: Norm = "linf",
-    transfer_from: nn.Module | None = None,
+    transfer_from: nn.Module | LoadedModel | None = None,
     class_names: Sequence[str] | None = None,
+    templates: str | Sequence[str] = "ensemble",
     batch_size: int = 64,
     seed: int = 0,
 ) -> list[Finding]:
-    """Examine a module that maps pixels (B, C, H, W) in [0,1] to logits (B, classes), on its own device.
+    """Examine whether the robustness of a model is real (docs/doctor.md). A few dozen images are enough.
 
-    `eps` in pixel units (8 / 255, not 8) and `attack` are those whose numbers are in doubt. `transfer_from`: another
-    module with the same classes. A model in train mode is not run at all. A few dozen images are enough.
-    Raises AttackError for an unknown attack or norm, images outside [0,1], bad labels, or outputs that are no logits.
+    Args:
+        model: as for `clipguard.attack`; one in train mode is not run at all.
+        images: (N, C, H, W) in [0,1].
+        labels: (N,) class numbers.
+        eps: as for `clipguard.attack`, above 0.
+        attack: whose numbers are in doubt.
+        norm: "linf" or "l2".
+        transfer_from: another model with the same classes, whose adversarial images are tried on this one.
+        class_names: for words in findings; the classes of a loaded model.
+        templates: the prompts of a loaded model.
+        batch_size: images in flight.
+        seed: of every random number.
+
+    Raises:
+        AttackError: for an unknown attack or norm, images outside [0,1], bad labels, or outputs that are no logits.
     """
+    model = as_module(model, class_names, templates)
+    if transfer_from is not None:
+        transfer_from = as_module(transfer_from, class_names, templates)
     images, labels = check_input(model, images, labels, norm)
-    eps = check_eps(eps, norm)
-    if eps == 0:
-        raise AttackError("eps must be above 0: the doctor examines an attack.")
+    eps_pixels = one_eps(eps, norm).pixels
+    if eps_pixels == 0:
+        raise AttackError("`eps` must be above 0: the doctor examines an attack.")
     check_type("batch_size", batch_size, int, AttackError)
     EngineOptions(batch_size, seed)
     if class_names is not None:
@@ -53,5 +73,5 @@ def doctor(
     with torch.inference_mode(False), explained(model, images):
         evaluator = Evaluator(model, batch_size)
         x, y = images.detach().float().clone(), labels.to(images.device)
-        subject = Subject(evaluator, x, y, range(len(x)), norm, eps, seed, class_names)
-        return list(examine(subject, open_recipe(attack), transfer_from))
+        subject = Subject(evaluator, x, y, range(len(x)), norm, eps_pixels, seed, class_names)
+        return list(examine(subject, as_recipe(attack), transfer_from))

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import math
 import traceback
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from numbers import Integral, Real
 from typing import Any
 
 import numpy as np
@@ -19,7 +17,6 @@ from clipguard.attacks.threat import NORMS
 from clipguard.core.errors import AttackError, ClipguardError, first_line
 
 Array = npt.NDArray[Any]
-LARGEST_L2 = 16  # from here on a whole number is rather one of 1/255
 
 
 def check_input(
@@ -40,28 +37,6 @@ def check_input(
     if low >= 0 and 2 < high <= 255:
         raise AttackError(f"Images must lie in [0,1], and theirs go up to {high:g}: give images / 255.")
     return pixels, numbers
-
-
-def check_eps(eps: Any, norm: str) -> float:
-    """A radius in pixel units.
-
-    Raises AttackError for what is no number of at least 0, and for one that looks like units of 1/255: above 1 for
-    linf, a whole number from 16 on for l2 (16.0 is taken as it is).
-    """
-    if isinstance(eps, (np.ndarray, Tensor)) and eps.ndim == 0:
-        eps = eps.item()
-    if isinstance(eps, bool) or not isinstance(eps, Real):
-        raise AttackError(f"eps must be one number in pixel units, as in eps=4 / 255, not {eps!r}.")
-    value, whole = float(eps), isinstance(eps, Integral)
-    if not 0 <= value < math.inf:
-        raise AttackError(f"eps must be a number of at least 0, not {eps}.")
-    if norm == "linf" and (value > 1 or (whole and value == 1)):
-        insist = "" if value > 1 else "; write 1.0 if you mean every possible image"
-        raise AttackError(f"eps {eps:g}: did you mean {eps:g}/255? It is in pixels of [0,1], as in 4 / 255{insist}.")
-    if norm == "l2" and whole and value >= LARGEST_L2:
-        cure = f"did you mean {eps}/255? It is the Euclidean norm of pixels in [0,1]; write {eps}.0 if you mean it."
-        raise AttackError(f"eps {eps}: {cure}")
-    return value
 
 
 def check_model(model: Any, images: Tensor) -> None:

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal
 
 import torch
 from torch import Tensor
 
-Norm = Literal["linf", "l2"]
+from clipguard.core.eps import Norm as Norm
+
 NORMS: tuple[Norm, ...] = ("linf", "l2")
 # Slack of the ball check, in pixel units: x0 + eps and x - x0 each round once in float32.
 TOLERANCE = 1e-6

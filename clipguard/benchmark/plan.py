@@ -2,58 +2,135 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any, Literal, get_type_hints
+from typing import Any, Literal
 
-from clipguard.core.checking import check_type
 from clipguard.core.eps import Eps, check_norm, eps_of_numbers
 from clipguard.core.errors import ClipguardError, ResultError, first_line
+from clipguard.core.settings import check_settings, setting
 from clipguard.data.classes.names import ClassNames
 from clipguard.data.decoding import Decode
 
 DEFAULT_ATTACK = "autoattack-fast"
-ENGINES = ("clipguard", "reference")
 ThreatResolution = Literal["model", "native", "mixed"]
 Resize = Literal["model", "crop256", "crop256-squash"]
 
 
 @dataclass(frozen=True)
 class BenchPlan:
-    """Everything that defines a run: models x data sets x attacks x radii. Names are as the user typed them."""
+    """Everything that defines a run: models x data sets x attacks x eps. Names are as the user typed them.
 
-    models: tuple[str, ...]
-    datasets: tuple[str, ...]
-    eps: tuple[Eps, ...]
-    attacks: tuple[str, ...] = (DEFAULT_ATTACK,)
-    norm: Literal["linf", "l2"] = "linf"
-    n_samples: int | None = 200
-    seed: int = 0
+    What a protocol sets, and what is not given, is filled in by `make_plan`.
+    """
+
+    models: tuple[str, ...] = setting(
+        ("tiny",),
+        "tiny, ARCH:TAG, FILE, ARCH:FILE, FILE@BASE, hf-hub:ORG/REPO, local-dir:FOLDER or a name of `list models`; "
+        "repeatable.",
+        flag="--model",
+        letter="-m",
+        complete="models",
+    )
+    datasets: tuple[str, ...] = setting(
+        (),
+        "A name or group of `list datasets`, a .parquet or .tar file, a folder, hf:ORG/NAME[@SPLIT], or a .toml file "
+        "that describes a set; repeatable.",
+        flag="--dataset",
+        letter="-d",
+        default_help="the protocol's, else all embedded sets",
+        complete="datasets",
+    )
+    eps: tuple[Eps, ...] = setting(
+        (),
+        "1,4,8 in units of 1/255 for linf, 0.25,0.5,1 plain for l2.",
+        default_help="1,4,8; for l2 0.25,0.5,1",
+        is_eps=True,
+    )
+    attacks: tuple[str, ...] = setting(
+        (DEFAULT_ATTACK,),
+        "As `clipguard list attacks` shows, comma-separated, or a .toml or .yaml recipe file.",
+        flag="--attack",
+        letter="-a",
+        many="calls",
+        complete="attacks",
+    )
+    norm: Literal["linf", "l2"] = setting("linf", "linf or l2.")
+    n_samples: int | None = setting(
+        200, "Images a data set: a seeded, class-stratified subset, or all.", letter="-n", low=1, none="all"
+    )
+    seed: int = setting(0, "Of the subset and of every attack.", low=0)
     part: tuple[int, int] | None = None  # of these images in a seeded random order: the first of them, and the end
-    batch_size: int | None = None  # None: what fits
-    resolution: ThreatResolution = "model"  # mixed: native for the data sets that papers attack so
-    resize: Resize = "model"
-    decode: Decode = "upright"
-    logit_scale: float | None = None  # None: the model's own
-    quantize: bool = False
-    eps_mode: Literal["ascending", "independent", "nested"] = "ascending"
-    engine: str = "clipguard"
-    precision: Literal["auto", "float32", "tf32", "bfloat16"] = "auto"
-    compile: bool = False
-    device: str = "auto"
-    templates: str = "ensemble"
-    text: Literal["tuned", "original"] = "tuned"  # for models whose text clipguard tuned
-    split: str | None = None
-    classes: str | Path | None = None  # names between commas, or a file
-    class_names: ClassNames = "source"
-    duplicate_names: bool = False
-    image_column: str | None = None
-    label_column: str | None = None
-    data_root: Path | None = None
-    protocol: str | None = None  # whose settings these are
-    overrides: Mapping[str, Any] = field(default_factory=dict)  # all but these
+    batch_size: int | None = setting(
+        None, "Images in flight, or auto: what fits. Halved if memory runs out.", low=1, none="auto"
+    )
+    resolution: ThreatResolution = setting(
+        "model",
+        "model: perturb the resized image; native: perturb the original pixels, resize in the model; mixed: native for "
+        "CIFAR and STL, model for others.",
+    )
+    resize: Resize = setting(
+        "model",
+        "model: as the model does; crop256: shorter edge to 256/224 of the model's size, bilinear, centre crop; "
+        "crop256-squash: the same, but CIFAR and STL squashed.",
+    )
+    decode: Decode = setting(
+        "upright",
+        "upright: EXIF rotation applied, transparency over white, 16 bits scaled; plain: as PIL's "
+        'convert("RGB"), like other code of the field.',
+    )
+    logit_scale: float | None = setting(
+        None, "Factor on the cosines.", low=0, above=True, none="model", default_help="the model's own"
+    )
+    quantize: bool = setting(False, "Adversarial images must be 8-bit images.")
+    eps_mode: Literal["ascending", "independent", "nested"] = setting(
+        "ascending",
+        "ascending: broken at a smaller eps is broken at a larger; independent: attack at each; nested: largest first, "
+        "survivors only confirmed below (faster, labelled).",
+    )
+    engine: Literal["clipguard", "reference"] = setting(
+        "clipguard", "clipguard, or reference: the same attacks through the AutoAttack library."
+    )
+    precision: Literal["auto", "float32", "tf32", "bfloat16"] = setting(
+        "auto",
+        "Of the search: float32, tf32, bfloat16, or auto: bfloat16 on CUDA, else float32. Every success is checked in "
+        "float32.",
+    )
+    compile: bool = setting(False, "Search with torch.compile: a minute or so of start-up, then faster passes.")
+    device: str = setting("auto", "auto, cpu, cuda, cuda:1, mps.")
+    templates: str = setting(
+        "ensemble",
+        "single, ensemble, a prompt with {} for the class, or a file with one such prompt a line.",
+    )
+    text: Literal["tuned", "original"] = setting(
+        "tuned", "original: score models that clipguard tuned with the text they had before."
+    )
+    split: str | None = setting(None, "Of the data.", default_help="test, else validation, else the only one")
+    classes: str | Path | None = setting(
+        None,
+        'Names between commas ("cat,dog"), or a file of them: one a line in label order, or a list or table that can '
+        "mean one thing only.",
+        default_help="the data's",
+    )
+    class_names: ClassNames = setting(
+        "source", "source: as they come with the data; tecoa: as TeCoA's papers write them."
+    )
+    duplicate_names: bool = setting(
+        False, "Allow two classes of one name, and keep those of published lists (ImageNet)."
+    )
+    image_column: str | None = setting(None, "If it cannot be told.")
+    label_column: str | None = setting(None, "If it cannot be told.")
+    data_root: Path | None = setting(
+        None, "Folder with copies of named data sets, DIR/<name>.", default_help="$CLIPGUARD_DATA"
+    )
+    protocol: str | None = setting(
+        None,
+        "Settings of a family of papers (`list protocols`): attack, eps, images, prompts, names, resolution. Options "
+        "beside it win, and the results say so.",
+        complete="protocols",
+    )
+    overrides: Mapping[str, Any] = field(default_factory=dict)  # what differs from the protocol
 
     def __post_init__(self) -> None:
         if isinstance(self.classes, Path):  # one form, as in a plan that was stored
@@ -89,27 +166,10 @@ class BenchPlan:
 
     def check(self) -> None:
         """Raises ClipguardError for values that no run could use."""
-        for what, names in (("model", self.models), ("dataset", self.datasets), ("attack", self.attacks)):
-            repeated = sorted({n for n in names if names.count(n) > 1})
-            if repeated or not names:
-                problem = f"names {repeated[0]!r} twice" if repeated else "is missing"
-                raise ClipguardError(f"--{what} {problem}; name each once.")
-        for name, expected in get_type_hints(type(self)).items():
-            if name not in ("models", "datasets", "attacks", "eps", "part", "overrides"):
-                check_type(f"--{name.replace('_', '-')}", getattr(self, name), expected)
-        if self.engine not in ENGINES:
-            raise ClipguardError(f"--engine {self.engine!r} is unknown; use {' or '.join(ENGINES)}.")
-        if self.n_samples is not None and self.n_samples < 1:
-            raise ClipguardError(f"--n-samples must be at least 1, not {self.n_samples}.")
+        check_settings(self)
         if self.part is not None:
             whole = isinstance(self.part, tuple) and [type(end) for end in self.part] == [int, int]
             if not whole or not 0 <= self.part[0] < self.part[1]:
                 raise ClipguardError(f"part must be two numbers from 0 on, the first below the second: {self.part!r}.")
         if self.resize != "model" and self.resolution == "native":
-            raise ClipguardError("--resize is for images that are attacked after it; leave out --resolution native.")
-        if self.logit_scale is not None and not (math.isfinite(self.logit_scale) and self.logit_scale > 0):
-            raise ClipguardError(f"--logit-scale must be a number above 0, not {self.logit_scale}.")
-        if self.seed < 0:
-            raise ClipguardError(f"--seed must be at least 0, not {self.seed}.")
-        if self.batch_size is not None and self.batch_size < 1:
-            raise ClipguardError(f"--batch-size must be at least 1, not {self.batch_size}.")
+            raise ClipguardError("`resize` is for images that are attacked after it; leave out `resolution=native`.")

@@ -2,20 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from pathlib import Path
-from typing import Any, get_type_hints
-
-import numpy as np
+from typing import Any
 
 from clipguard.benchmark.plan import BenchPlan
-from clipguard.core.checking import check_type
-from clipguard.core.eps import DEFAULT_EPS, parse_eps
-from clipguard.core.errors import AttackError, ClipguardError, did_you_mean
+from clipguard.core.eps import DEFAULT_EPS, read_eps
+from clipguard.core.errors import ClipguardError, did_you_mean
+from clipguard.core.settings import read_settings, settings_of
 from clipguard.data import expand_groups
-
-TYPES = get_type_hints(BenchPlan)
 
 
 @dataclass(frozen=True)
@@ -113,14 +108,15 @@ PROTOCOLS: dict[str, Protocol] = {
 
 # Nobody's protocol has these, so that they are changes, too: field of `BenchPlan` -> its default.
 PLAIN: dict[str, Any] = {"quantize": False, "eps_mode": "ascending", "split": None, "classes": None}
+SETTINGS = settings_of(BenchPlan)
 
 
 def find_protocol(name: str) -> Protocol:
     """The protocol of a name. Raises ClipguardError for an unknown one."""
-    check_type("--protocol", name, str)
+    SETTINGS["protocol"].check(name)
     if name not in PROTOCOLS:
         raise ClipguardError(
-            f"--protocol {name!r} is unknown.{did_you_mean(name, PROTOCOLS)} Use {', '.join(PROTOCOLS)}."
+            f"`protocol` {name!r} is unknown.{did_you_mean(name, PROTOCOLS)} Use {', '.join(PROTOCOLS)}."
         )
     return PROTOCOLS[name]
 
@@ -129,77 +125,42 @@ def make_plan(
     models: str | Sequence[str],
     datasets: str | Sequence[str] | None = (),
     *,
-    protocol: str | None = None,
-    **options: Any,
+    part: tuple[int, int] | None = None,
+    **settings: Any,
 ) -> BenchPlan:
-    """A plan from a protocol, where one is named, and from `options`, which win over it.
+    """A plan from a protocol, where one is named, and from `settings`, which win over it.
 
-    datasets: names and groups; default the protocol's group, else the embedded sets. options: fields of `BenchPlan`,
-    but `eps` as on the command line (`["1,4"]`) or as numbers; default radii depend on the norm. One name or number may
-    stand for a list of one. What differs from the protocol is kept in the plan's `overrides`.
-    Raises ClipguardError for an unknown protocol or option, bad radii, and what is no name.
+    Args:
+        models: their names.
+        datasets: names and groups; default the protocol's group, else the embedded sets.
+        part: of the plan.
+        settings: fields of `BenchPlan` that are given, `protocol` among them, in any form that `Setting.read` and
+            `read_eps` take. The default eps depends on the norm.
+
+    Returns:
+        The plan. What differs from the protocol is kept in its `overrides`.
+
+    Raises:
+        ClipguardError: for an unknown protocol or setting, bad eps, and what is no name.
     """
-    options = _options(options)
-    family = find_protocol(protocol) if protocol is not None else None
+    given = read_settings({"models": models, "datasets": () if datasets is None else datasets, **settings}, SETTINGS)
+    SETTINGS["norm"].check(given.get("norm", "linf"))
+    family = find_protocol(given["protocol"]) if given.get("protocol") is not None else None
     fixed = family.settings() if family else {}
     plain = PLAIN if family else {}
-    settings = fixed | options
-    norm = settings.setdefault("norm", "linf")
-    eps = _eps_texts(options.get("eps"))
-    if not eps and fixed and norm == fixed["norm"]:
-        eps = [f"{value:g}" for value in fixed["eps"]]
-    settings["eps"] = tuple(parse_eps(eps or list(DEFAULT_EPS.get(norm, ())), norm))
-    typed = settings | {"eps": tuple(radius.typed for radius in settings["eps"])}
-    names = expand_groups(as_names("dataset", datasets) or [family.datasets if family else "embedded"])
+    values = fixed | given
+    norm = values.setdefault("norm", "linf")
+    asked = given.get("eps")
+    if asked is None or (isinstance(asked, (list, tuple)) and not asked):
+        of_protocol = fixed and norm == fixed["norm"]
+        values["eps"] = [f"{value:g}" for value in fixed["eps"]] if of_protocol else list(DEFAULT_EPS[norm])
+    values["eps"] = tuple(read_eps(values["eps"], norm))
+    group = family.datasets if family else "embedded"
+    for name in ("models", "datasets"):
+        values[name] = values.get(name) or ((group,) if name == "datasets" else SETTINGS[name].default)
+        SETTINGS[name].check(values[name])
+    values["datasets"] = tuple(expand_groups(values["datasets"]))
+    typed = values | {"eps": tuple(eps.typed for eps in values["eps"])}
     overrides = {key: typed[key] for key, value in fixed.items() if typed[key] != value}
-    overrides |= {key: str(options[key]) for key, value in plain.items() if options.get(key, value) != value}
-    return BenchPlan(as_names("model", models), tuple(names), protocol=protocol, overrides=overrides, **settings)
-
-
-def as_names(what: str, given: Any) -> tuple[str, ...]:
-    """Names as a tuple: one alone is a list of one, and a path is its text. Raises ClipguardError for anything else."""
-    if given is None:
-        return ()
-    names: list[str] = []
-    for item in [given] if isinstance(given, (str, Path)) or not isinstance(given, Iterable) else given:
-        if not isinstance(item, (str, Path)):
-            advice = "; clipguard.attack takes modules and tensors" if what in ("model", "dataset") else ""
-            raise ClipguardError(f"--{what} takes names, not {_describe(item)}{advice}.")
-        names.append(str(item))
-    return tuple(names)
-
-
-def _describe(value: Any) -> str:
-    """A value on one line, or its type where it has no short text."""
-    return repr(value) if value is None or isinstance(value, (bool, int, float)) else f"a {type(value).__name__}"
-
-
-def _options(given: Mapping[str, Any]) -> dict[str, Any]:
-    """Options of the types that a plan has: NumPy's numbers are numbers, and paths may be texts."""
-    known = [name for name in TYPES if name not in ("models", "datasets", "protocol", "overrides")]
-    for name in given:
-        if name not in known:
-            raise ClipguardError(f"{name!r} is no option.{did_you_mean(name, known)} There are {', '.join(known)}.")
-    options = {name: value.item() if isinstance(value, np.generic) else value for name, value in given.items()}
-    for name, word in (("n_samples", "all"), ("batch_size", "auto")):  # as on the command line
-        if name in options and options[name] == word:
-            options[name] = None
-    if isinstance(options.get("data_root"), str):
-        options["data_root"] = Path(options["data_root"])
-    if "attacks" in options:
-        options["attacks"] = as_names("attack", options["attacks"])
-    check_type("--norm", options.get("norm", "linf"), TYPES["norm"])
-    return options
-
-
-def _eps_texts(given: Any) -> list[str]:
-    """Radii as texts for `parse_eps`, from a text, a number, or several of them."""
-    array = isinstance(given, np.ndarray)
-    items = [] if given is None else given.tolist() if array else given if isinstance(given, (list, tuple)) else [given]
-    texts = []
-    for item in items if isinstance(items, (list, tuple)) else [items]:
-        number = item.item() if isinstance(item, np.generic) else item
-        if isinstance(number, bool) or not isinstance(number, (str, int, float)):
-            raise AttackError(f"--eps takes numbers, or texts such as '1,4,8' or '4/255', not {_describe(number)}.")
-        texts.append(str(number))
-    return texts
+    overrides |= {key: str(given[key]) for key, value in plain.items() if given.get(key, value) != value}
+    return BenchPlan(**values, part=part, overrides=overrides)

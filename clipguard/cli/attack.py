@@ -3,23 +3,22 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
-from enum import Enum
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from clipguard.benchmark.plan import DEFAULT_ATTACK
-from clipguard.cli import options
+from clipguard.benchmark.plan import BenchPlan
 from clipguard.cli.console.terminal import echo_data
-from clipguard.cli.options import one, parse_batch_size, parse_n_samples, split_attacks
+from clipguard.cli.options import FILES_OF_MODELS, add_to_models, only_one, pop_settings, takes
 from clipguard.core.errors import ClipguardError
+from clipguard.core.settings import setting, settings_of
 
 if TYPE_CHECKING:
     from clipguard.adversarial.image_files import ImageFiles
     from clipguard.adversarial.result import AdversarialResult
-    from clipguard.benchmark.plan import BenchPlan
     from clipguard.core.output import OutputFolder
 
 EXAMPLES = """
@@ -38,141 +37,75 @@ EXAMPLES = """
 `adversarial.safetensors` (x_adv and clean in float32, indices, labels), `png/` (rounded to 8 bits), `samples.parquet`
 (a row an image), `grid.png` (the picture to look at) and `run.json` (everything said here, and where it came from).
 """
-DEFAULT_MODEL, DEFAULT_DATASET, DEFAULT_N = "tiny", "emoji-animals", "16"
-DEFAULT_EPS = {"linf": "4", "l2": "0.5"}
+EPS = {"linf": "4", "l2": "0.5"}
 log = logging.getLogger("clipguard")
 
 
-class Format(str, Enum):
-    """What goes to stdout."""
+@dataclass(frozen=True)
+class Delivery:
+    """The images' classes, and where the result goes."""
 
-    table = "table"
-    json = "json"
+    label: tuple[str, ...] = setting(
+        (), "Class of the image files: one for all, or one each.", default_help="what the model says", free=True
+    )
+    out: Path | None = setting(None, "New folder for the files.", letter="-o", default_help="runs/TIME-attack-NAME")
+    name: str | None = setting(None, "Name in the default folder.", default_help="the model's")
+    format: Literal["table", "json"] = setting("table", "What stdout gets.", letter="-f")
 
 
+PLAN = {n: declared for n, declared in settings_of(BenchPlan).items() if n not in ("eps_mode", "engine", "text")}
+PLAN |= {
+    "models": PLAN["models"].but(help=PLAN["models"].help.replace("; repeatable", "")),
+    "datasets": PLAN["datasets"].but(
+        help="A name of `list datasets`, a .parquet or .tar file, a folder, hf:ORG/NAME[@SPLIT], or a .toml file.",
+        default=("emoji-animals",),
+        default_help=None,
+    ),
+    "eps": PLAN["eps"].but(
+        help="In units of 1/255 for linf, plain for l2.", default_help="the protocol's largest, else 4, or 0.5 for l2"
+    ),
+    "attacks": PLAN["attacks"].but(
+        help="As `clipguard list attacks` shows, or a recipe file.",
+        default_help=f"the protocol's last, else {PLAN['attacks'].default[0]}",
+    ),
+    "n_samples": PLAN["n_samples"].but(help="A seeded, class-stratified subset of so many, or all.", default=16),
+}
+SETTINGS = PLAN | FILES_OF_MODELS | settings_of(Delivery)
+OF_DATA_SETS = ("datasets", "n_samples", "split", "data_root", "image_column", "label_column", "class_names")
+
+
+@takes(SETTINGS)
 def attack(
+    given: dict[str, Any],
     images: Annotated[
         list[Path] | None, typer.Argument(help="Image files, instead of --dataset; they need --classes.")
     ] = None,
-    model: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--model",
-            "-m",
-            help="tiny, ARCH:TAG, FILE, ARCH:FILE, FILE@BASE, hf-hub:ORG/REPO, local-dir:FOLDER or a name of "
-            "`list models`. Default: tiny.",
-        ),
-    ] = None,
-    base: options.Base = None,
-    normalization: options.Normalization = None,
-    dataset: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--dataset",
-            "-d",
-            help="A name of `list datasets`, a .parquet or .tar file, a folder, hf:ORG/NAME[@SPLIT], or a .toml file. "
-            f"Default: {DEFAULT_DATASET}.",
-        ),
-    ] = None,
-    classes: options.Classes = None,
-    label: Annotated[
-        list[str] | None,
-        typer.Option(help="Class of the image files: one for all, or one each. Default: what the model says."),
-    ] = None,
-    protocol: options.Protocol = None,
-    data_root: options.DataRoot = None,
-    eps: Annotated[
-        list[str] | None,
-        typer.Option(
-            help="Budget: in units of 1/255 for linf, plain for l2. Default: the protocol's largest, else 4, or 0.5 "
-            "for l2."
-        ),
-    ] = None,
-    norm: options.Norm = None,
-    attack: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--attack",
-            "-a",
-            help="As `clipguard list attacks` shows, or a recipe file. Default: the protocol's last, else "
-            f"{DEFAULT_ATTACK}.",
-        ),
-    ] = None,
-    n_samples: Annotated[
-        str | None,
-        typer.Option(
-            "--n-samples", "-n", help=f"A seeded, class-stratified subset of so many, or all. Default: {DEFAULT_N}."
-        ),
-    ] = None,
-    seed: options.Seed = 0,
-    batch_size: options.BatchSize = "auto",
-    templates: options.Templates = None,
-    class_names: options.ClassNames = None,
-    duplicate_names: options.DuplicateNames = None,
-    split: options.Split = None,
-    image_column: options.ImageColumn = None,
-    label_column: options.LabelColumn = None,
-    resolution: options.Resolution = None,
-    resize: options.Resize = None,
-    decode: options.Decode = None,
-    logit_scale: options.LogitScale = None,
-    quantize: options.Quantize = False,
-    device: options.Device = "auto",
-    precision: options.Precision = None,
-    compiled: options.Compile = False,
-    out: Annotated[
-        Path | None, typer.Option("--out", "-o", help="New folder for the files. Default: runs/TIME-attack-NAME.")
-    ] = None,
-    name: Annotated[str | None, typer.Option(help="Name in the default folder. Default: the model's.")] = None,
-    output_format: Annotated[Format, typer.Option("--format", "-f", help="What stdout gets.")] = Format.table,
 ) -> None:
     """Make adversarial images and show them: what changed, what the model says before and after, what broke it."""
     from clipguard.benchmark.protocols import make_plan
-    from clipguard.models.source import add_to_files
 
-    for_data_sets = {"--dataset": dataset, "--n-samples": n_samples, "--split": split, "--data-root": data_root}
-    for_data_sets |= {"--image-column": image_column, "--label-column": label_column, "--class-names": class_names}
-    files = _image_files(images, classes, label or [], for_data_sets)
-    settings = options.given(
-        norm=norm,
-        templates=templates,
-        class_names=class_names,
-        duplicate_names=duplicate_names,
-        resolution=resolution,
-        resize=resize,
-        decode=decode,
-        logit_scale=logit_scale,
-        precision=precision,
-    )
-    plan = make_plan(
-        add_to_files([one("attack", "--model", model, DEFAULT_MODEL)], base, normalization),
-        [files.name if files else one("attack", "--dataset", dataset, DEFAULT_DATASET)],
-        protocol=protocol,
-        **settings,
-        **_one_attack(protocol, split_attacks(attack or []), eps, norm or "linf"),
-        n_samples=parse_n_samples(n_samples or DEFAULT_N),
-        seed=seed,
-        batch_size=parse_batch_size(batch_size),
-        quantize=quantize,
-        device=device,
-        compile=compiled,
-        split=split,
-        classes=classes if not files else None,
-        image_column=image_column,
-        label_column=label_column,
-        data_root=data_root,
-    )
+    how = pop_settings(given, settings_of(Delivery))
+    files = _image_files(images, given, how["label"])
+    add_to_models(given)
+    if files:
+        del given["classes"]
+        given["datasets"] = (files.name,)
+    _one_attack(given)
+    for name in ("models", "datasets", "attacks"):
+        only_one("attack", PLAN[name], given)
+    given.setdefault("n_samples", PLAN["n_samples"].default)
+    plan = make_plan(**given)
     if len(plan.datasets) > 1:
         raise ClipguardError(
-            f"--dataset names a group ({', '.join(plan.datasets)}); `clipguard attack` takes one of it."
+            f"`datasets` names a group ({', '.join(plan.datasets)}); `clipguard attack` takes one of it."
         )
     from clipguard.core.output import OutputFolder
 
     plan.check()
-    named = name or plan.models[0]
+    named, out = how["name"] or plan.models[0], how["out"]
     with OutputFolder(out, whole=True) if out else OutputFolder.by_default(named, "attack-", whole=True) as folder:
         result = _run(plan, files, folder)
-    if output_format is Format.json:
+    if how["format"] == "json":
         echo_data(result.to_json())
     else:
         from clipguard.cli.console.render import print_images
@@ -191,44 +124,42 @@ def _run(plan: BenchPlan, files: ImageFiles | None, folder: OutputFolder) -> Adv
     return result
 
 
-def _one_attack(protocol: str | None, attacks: list[str], eps: list[str] | None, norm: str) -> dict[str, Any]:
-    """The attack and the budget: those given, else the last attack and the largest eps of the protocol."""
+def _one_attack(given: dict[str, Any]) -> None:
+    """Fill in the attack and eps: those given, else the last attack and the largest eps of the protocol."""
     from clipguard.benchmark.protocols import find_protocol
-    from clipguard.core.eps import parse_eps
+    from clipguard.core.eps import read_eps
 
-    default_eps, default_attack = DEFAULT_EPS.get(norm, ""), DEFAULT_ATTACK
+    norm, protocol = given.get("norm", "linf"), given.get("protocol")
+    PLAN["norm"].check(norm)
+    eps = EPS[norm]
     if protocol is not None:
         family = find_protocol(protocol)
-        default_attack = family.attacks[-1]
-        default_eps = f"{max(family.eps):g}" if norm == family.norm else default_eps
-    radii = parse_eps(eps or [default_eps], norm)
-    if len(radii) != 1:
-        typed = ", ".join(f"{r.typed:g}" for r in radii)
-        raise ClipguardError(
-            f"--eps names {len(radii)} budgets ({typed}); `clipguard attack` takes one, as in --eps 4."
-        )
-    return {"attacks": (one("attack", "--attack", attacks, default_attack),), "eps": eps or [default_eps]}
+        given.setdefault("attacks", (family.attacks[-1],))
+        eps = f"{max(family.eps):g}" if norm == family.norm else eps
+    given["eps"] = tuple(read_eps(list(given.get("eps") or [eps]), norm))
+    if len(given["eps"]) != 1:
+        typed = ", ".join(f"{e.typed:g}" for e in given["eps"])
+        raise ClipguardError(f"`eps` names {len(given['eps'])} of them ({typed}); `clipguard attack` takes one.")
 
 
-def _image_files(
-    images: list[Path] | None, classes: str | None, labels: list[str], for_data_sets: Mapping[str, object]
-) -> ImageFiles | None:
-    """The files named as arguments, if any. Raises ClipguardError for options that contradict them."""
+def _image_files(images: Sequence[Path] | None, given: Mapping[str, Any], labels: tuple[str, ...]) -> ImageFiles | None:
+    """The files named as arguments, if any. Raises ClipguardError for settings that contradict them."""
     if not images:
         if labels:
-            raise ClipguardError("--label is for image files; a data set has labels of its own. Leave one of them out.")
+            raise ClipguardError("`label` is for image files; a data set has labels of its own. Leave one of them out.")
         return None
-    for option, value in for_data_sets.items():
-        if value:
-            raise ClipguardError(f"{option} is for data sets, and image files are given. Leave one of them out.")
-    if classes is None:
+    for name in OF_DATA_SETS:
+        if given.get(name):
+            raise ClipguardError(f"`{name}` is for data sets, and image files are given. Leave one of them out.")
+    if given.get("classes") is None:
         raise ClipguardError(f'{images[0]} needs the names to choose from: add --classes "cat,dog,bird", or a file.')
     from clipguard.adversarial.image_files import ImageFiles
 
-    return ImageFiles(tuple(images), classes, tuple(labels))
+    return ImageFiles(tuple(images), given["classes"], labels)
 
 
 def _grid(result: AdversarialResult, plan: BenchPlan) -> bytes:
+    from clipguard.core.eps import show_eps
     from clipguard.figures.grid import MOST, Caption, Triple, draw_grid
 
     names = result.class_names
@@ -244,8 +175,8 @@ def _grid(result: AdversarialResult, plan: BenchPlan) -> bytes:
 
     if len(result.images) > MOST:
         log.info("grid.png shows the first %d of %d images; all are in png/", MOST, len(result.images))
-    budget = f"{plan.norm} eps {plan.eps[0].typed:g}{'/255' if plan.norm == 'linf' else ''}"
-    what = f"{plan.models[0]} on {plan.datasets[0]}: {plan.attacks[0]}, {budget}{', 8-bit' if plan.quantize else ''}"
+    eps = f"{plan.norm} eps {show_eps(plan.eps[0].typed, plan.norm)}"
+    what = f"{plan.models[0]} on {plan.datasets[0]}: {plan.attacks[0]}, {eps}{', 8-bit' if plan.quantize else ''}"
     counts = result.summary()
     title = f"{what}; of {counts['n']}, {counts['clean_correct']} right when clean, {counts['robust']} when attacked"
     return draw_grid([triple(i) for i in range(min(MOST, len(result.images)))], title)

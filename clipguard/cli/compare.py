@@ -4,23 +4,24 @@ from __future__ import annotations
 
 import logging
 import os
-from enum import Enum
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from clipguard.cli import options
+from clipguard.benchmark.plan import BenchPlan
 from clipguard.cli.console.terminal import echo, echo_data
-from clipguard.cli.options import parse_batch_size, parse_n_samples, split_attacks
+from clipguard.cli.options import STORED, pop_settings, takes
+from clipguard.comparison.rules import FailOn, Rules
 from clipguard.core.errors import ClipguardError
+from clipguard.core.settings import setting, settings_of
 
 if TYPE_CHECKING:
-    from clipguard.benchmark.plan import BenchPlan
     from clipguard.benchmark.results.folder import ResultFolder
     from clipguard.benchmark.results.result import BenchResult
-    from clipguard.comparison.compare import Comparison, Rules
+    from clipguard.comparison.compare import Comparison
     from clipguard.comparison.inputs import Sides
 
 EXAMPLES = """
@@ -43,115 +44,82 @@ REGRESSION, INCONCLUSIVE = 1, 3
 log = logging.getLogger("clipguard")
 
 
-class Format(str, Enum):
-    """What goes to stdout."""
+@dataclass(frozen=True)
+class Comparing:
+    """How two results are compared, and how that is told."""
 
-    table = "table"
-    json = "json"
-    md = "md"
+    fail_on: FailOn = setting(
+        "regression",
+        "regression: a drop of more than --max-drop, beyond chance (exit 1); any-drop: beyond chance or not (exit 1); "
+        "inconclusive: a regression (exit 1), or too few images to rule one out (exit 3).",
+    )
+    sequential: bool = setting(
+        False,
+        "For models: take images in growing batches, and stop when the verdict is settled. False alarms stay within "
+        "--alpha for all looks together.",
+    )
+    first: int | None = setting(
+        None, "With --sequential: images a data set in the first batch.", low=1, default_help="50"
+    )
+    force: bool = setting(False, "Compare what both have, even if not like for like.")
+    format: Literal["table", "json", "md"] = setting("table", "What stdout gets.", letter="-f")
+    junit: Path | None = setting(None, "Also write a JUnit XML file, a test a cell.")
+    github: bool | None = setting(None, "Annotations on stderr.", default_help="on where GITHUB_ACTIONS is set")
 
 
-class FailOn(str, Enum):
-    """What makes the exit code other than 0."""
+RULES, COMPARING = settings_of(Rules), settings_of(Comparing)
+MODELS_ONLY = (
+    "datasets",
+    "protocol",
+    "data_root",
+    "eps",
+    "norm",
+    "attacks",
+    "n_samples",
+    "seed",
+    "batch_size",
+    "device",
+)
+PLAN = {name: settings_of(BenchPlan)[name] for name in MODELS_ONLY}
+PLAN |= {
+    name: PLAN[name].but(help="For two models: as for `clipguard bench`.") for name in ("datasets", "attacks", "seed")
+}
+SETTINGS = RULES | COMPARING | PLAN | STORED
 
-    regression = "regression"
-    any_drop = "any-drop"
-    inconclusive = "inconclusive"
 
-
+@takes(SETTINGS)
 def compare(
+    given: dict[str, Any],
     base: Annotated[str, typer.Argument(help="A folder of `clipguard bench`, its results.json, or a model.")],
     candidate: Annotated[str, typer.Argument(help="The same. A model is benched as the other side was.")],
-    max_drop: Annotated[float, typer.Option("--max-drop", help="Points of accuracy that a cell may lose.")] = 1.0,
-    metric: Annotated[
-        str, typer.Option(help="Cells that count: clean, robust, average (over data sets), comma-separated.")
-    ] = "clean,robust,average",
-    alpha: Annotated[float, typer.Option(help="Chance of a false alarm in any cell, at most.")] = 0.05,
-    fail_on: Annotated[
-        FailOn,
-        typer.Option(
-            "--fail-on",
-            help="regression: a drop of more than --max-drop, beyond chance (exit 1); any-drop: beyond chance or not "
-            "(exit 1); inconclusive: a regression (exit 1), or too few images to rule one out (exit 3).",
-        ),
-    ] = FailOn.regression,
-    sequential: Annotated[
-        bool,
-        typer.Option(
-            "--sequential",
-            help="For models: take images in growing batches, and stop when the verdict is settled. False alarms stay "
-            "within --alpha for all looks together.",
-        ),
-    ] = False,
-    first: Annotated[
-        int | None, typer.Option(help="With --sequential: images a data set in the first batch. Default: 50.")
-    ] = None,
-    force: Annotated[bool, typer.Option("--force", help="Compare what both have, even if not like for like.")] = False,
-    dataset: Annotated[
-        list[str] | None, typer.Option("--dataset", "-d", help="For two models: as for `clipguard bench`.")
-    ] = None,
-    protocol: options.Protocol = None,
-    data_root: options.DataRoot = None,
-    eps: options.Eps = None,
-    norm: options.Norm = None,
-    attack: Annotated[
-        list[str] | None, typer.Option("--attack", "-a", help="For two models: as for `clipguard bench`.")
-    ] = None,
-    n_samples: Annotated[
-        str | None, typer.Option("--n-samples", "-n", help="For two models: images a data set, or all. Default: 200.")
-    ] = None,
-    seed: Annotated[int | None, typer.Option(help="For two models: of the subset and of every attack.")] = None,
-    batch_size: Annotated[str | None, typer.Option("--batch-size", help="As for `clipguard bench`.")] = None,
-    device: Annotated[str | None, typer.Option(help="auto, cpu, cuda, cuda:1, mps.")] = None,
-    store: options.Store = options.DEFAULT_STORE,
-    no_store: options.NoStore = False,
-    probes: options.Probes = True,
-    output_format: Annotated[Format, typer.Option("--format", "-f", help="What stdout gets.")] = Format.table,
-    junit: Annotated[Path | None, typer.Option(help="Also write a JUnit XML file, a test a cell.")] = None,
-    github: Annotated[
-        bool | None,
-        typer.Option("--github/--no-github", help="Annotations on stderr. Default: on where GITHUB_ACTIONS is set."),
-    ] = None,
 ) -> None:
     """Tell whether a model got worse than another, image by image and beyond chance; for CI."""
-    from clipguard.comparison.compare import Rules, compare_results
+    from clipguard.comparison.compare import compare_results
     from clipguard.comparison.inputs import find_sides
     from clipguard.core.output import OutputFile
 
-    if first is not None and not sequential:
-        raise ClipguardError("--first is for --sequential.")
-    rules = Rules(max_drop, alpha, tuple(name.strip() for name in metric.split(",")))
-    asked = options.given(
-        datasets=tuple(dataset) if dataset else None,
-        protocol=protocol,
-        data_root=data_root,
-        eps=eps,
-        norm=norm,
-        attacks=tuple(split_attacks(attack)) if attack else None,
-        seed=seed,
-        batch_size=parse_batch_size(batch_size) if batch_size else None,
-        device=device,
-    )
-    if n_samples is not None:
-        asked["n_samples"] = parse_n_samples(n_samples)
-    report = OutputFile(junit, option="--junit", replace=True) if junit else None
-    place = None if no_store else store
-    sides = find_sides(base, candidate, asked)
-    if sequential:
-        comparison = _compare_in_batches(sides, rules, first, force, place, probes)
+    how = pop_settings(given, COMPARING | STORED)
+    if how["first"] is not None and not how["sequential"]:
+        raise ClipguardError("`first` is for `sequential`.")
+    rules = Rules(**pop_settings(given, RULES))
+    report = OutputFile(how["junit"], option="--junit", replace=True) if how["junit"] else None
+    sides = find_sides(base, candidate, given)
+    store, probes, fail_on = how["store"], how["probes"], how["fail_on"]
+    if how["sequential"]:
+        comparison = _compare_in_batches(sides, rules, how["first"], how["force"], store, probes)
     else:
-        found = sides.fill(_measure(sides.plan, place, probes) if sides.plan else None)
-        comparison = compare_results(*found, rules, force=force)
+        results = sides.fill(_measure(sides.plan, store, probes) if sides.plan else None)
+        comparison = compare_results(*results, rules, force=how["force"])
     if report:
         from clipguard.comparison.output import to_junit
 
-        report.write(to_junit(comparison, fail_on.value))
-    _print(comparison, output_format)
-    if os.environ.get("GITHUB_ACTIONS") == "true" if github is None else github:
+        report.write(to_junit(comparison, fail_on))
+    _print(comparison, how["format"])
+    if os.environ.get("GITHUB_ACTIONS") == "true" if how["github"] is None else how["github"]:
         _annotate(comparison, fail_on)
-    if comparison.failed("any-drop" if fail_on is FailOn.any_drop else "regression"):
+    if comparison.failed("any-drop" if fail_on == "any-drop" else "regression"):
         raise typer.Exit(REGRESSION)
-    if comparison.failed(fail_on.value):
+    if comparison.failed(fail_on):
         raise typer.Exit(INCONCLUSIVE)
 
 
@@ -194,13 +162,13 @@ def _write(result: BenchResult, folder: ResultFolder) -> None:
     log.info("Written to %s in %.0f s", folder.path, result.run["wall_seconds"])
 
 
-def _print(comparison: Comparison, output_format: Format) -> None:
+def _print(comparison: Comparison, output_format: str) -> None:
     from clipguard.cli.console.render import print_comparison
     from clipguard.comparison.output import comparison_markdown
 
-    if output_format is Format.table:
+    if output_format == "table":
         print_comparison(comparison)
-    elif output_format is Format.json:
+    elif output_format == "json":
         echo_data(comparison.to_json())
     else:
         echo_data(comparison_markdown(comparison))
@@ -210,5 +178,5 @@ def _annotate(comparison: Comparison, fail_on: FailOn) -> None:
     """On stderr: the runner reads commands from both streams, and stdout stays clean JSON or Markdown."""
     from clipguard.comparison.output import github_annotations
 
-    for line in github_annotations(comparison, fail_on.value):
+    for line in github_annotations(comparison, fail_on):
         echo(line, err=True)

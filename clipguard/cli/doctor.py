@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from enum import Enum
-from typing import Annotated
+from dataclasses import dataclass
+from typing import Any, Literal
 
 import typer
 
-from clipguard.benchmark.plan import DEFAULT_ATTACK
-from clipguard.cli import options
+from clipguard.benchmark.plan import BenchPlan
 from clipguard.cli.console.terminal import echo_data
-from clipguard.cli.options import one, parse_batch_size, parse_n_samples, split_attacks
+from clipguard.cli.options import FILES_OF_MODELS, add_to_models, only_one, pop_settings, takes
 from clipguard.core.errors import ClipguardError
+from clipguard.core.settings import setting, settings_of
 
 EXAMPLES = """
 **Examples**
@@ -25,119 +25,57 @@ EXAMPLES = """
 Exit codes: 0 no failure (warnings may be there), 1 a failure, 2 bad input. docs/doctor.md explains every check.
 """
 FAILURE = 1
-DEFAULT_MODEL, DEFAULT_DATASET, DEFAULT_N = "tiny", "emoji-animals", "32"
-DEFAULT_EPS = {"linf": "4", "l2": "0.5"}
+EPS = {"linf": "4", "l2": "0.5"}
 
 
-class Format(str, Enum):
-    """What goes to stdout."""
+@dataclass(frozen=True)
+class Examination:
+    """What else is looked at, and how it is told."""
 
-    table = "table"
-    json = "json"
-
-
-def doctor(
-    model: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--model",
-            "-m",
-            help="tiny, ARCH:TAG, FILE, ARCH:FILE, FILE@BASE, hf-hub:ORG/REPO, local-dir:FOLDER or a name of "
-            "`list models`. Default: tiny.",
-        ),
-    ] = None,
-    base: options.Base = None,
-    normalization: options.Normalization = None,
-    dataset: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--dataset",
-            "-d",
-            help="A name of `list datasets`, a .parquet or .tar file, a folder, hf:ORG/NAME[@SPLIT], or a .toml file. "
-            f"Default: {DEFAULT_DATASET}.",
-        ),
-    ] = None,
-    transfer_from: Annotated[
-        str | None,
-        typer.Option(
-            "--transfer-from", metavar="MODEL", help="Another model, whose adversarial images are tried on this one."
-        ),
-    ] = None,
-    eps: Annotated[
-        list[str] | None,
-        typer.Option(help="Budget: in units of 1/255 for linf, plain for l2. Default: 4, or 0.5 for l2."),
-    ] = None,
-    norm: options.Norm = None,
-    attack: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--attack",
-            "-a",
-            help="The attack to examine, as `clipguard list attacks` shows, or a recipe file. "
-            f"Default: {DEFAULT_ATTACK}.",
-        ),
-    ] = None,
-    n_samples: Annotated[
-        str | None,
-        typer.Option(
-            "--n-samples", "-n", help=f"A seeded, class-stratified subset of so many, or all. Default: {DEFAULT_N}."
-        ),
-    ] = None,
-    data_root: options.DataRoot = None,
-    seed: options.Seed = 0,
-    batch_size: options.BatchSize = "auto",
-    templates: options.Templates = None,
-    classes: options.Classes = None,
-    class_names: options.ClassNames = None,
-    duplicate_names: options.DuplicateNames = None,
-    split: options.Split = None,
-    image_column: options.ImageColumn = None,
-    label_column: options.LabelColumn = None,
-    resolution: options.Resolution = None,
-    resize: options.Resize = None,
-    decode: options.Decode = None,
-    logit_scale: options.LogitScale = None,
-    device: options.Device = "auto",
-    output_format: Annotated[Format, typer.Option("--format", "-f", help="What stdout gets.")] = Format.table,
-) -> None:
-    """Tell whether robustness is real: gradients, noise, black-box attacks, large budgets and what else goes wrong."""
-    from clipguard.benchmark.protocols import make_plan
-    from clipguard.models.source import add_to_files
-
-    plan = make_plan(
-        add_to_files([one("doctor", "--model", model, DEFAULT_MODEL)], base, normalization),
-        [one("doctor", "--dataset", dataset, DEFAULT_DATASET)],
-        **options.given(
-            norm=norm,
-            templates=templates,
-            class_names=class_names,
-            duplicate_names=duplicate_names,
-            resolution=resolution,
-            resize=resize,
-            decode=decode,
-            logit_scale=logit_scale,
-        ),
-        attacks=(one("doctor", "--attack", split_attacks(attack or []), DEFAULT_ATTACK),),
-        eps=eps or [DEFAULT_EPS.get(norm or "linf", "")],
-        n_samples=parse_n_samples(n_samples or DEFAULT_N),
-        seed=seed,
-        batch_size=parse_batch_size(batch_size),
-        device=device,
-        split=split,
-        classes=classes,
-        image_column=image_column,
-        label_column=label_column,
-        data_root=data_root,
+    transfer_from: str | None = setting(
+        None, "Another model, whose adversarial images are tried on this one.", metavar="MODEL", complete="models"
     )
+    format: Literal["table", "json"] = setting("table", "What stdout gets.", letter="-f")
+
+
+NOT_OF_DOCTOR = ("protocol", "quantize", "eps_mode", "engine", "precision", "compile", "text")
+PLAN = {name: declared for name, declared in settings_of(BenchPlan).items() if name not in NOT_OF_DOCTOR}
+PLAN |= {
+    "models": PLAN["models"].but(help=PLAN["models"].help.replace("; repeatable", "")),
+    "datasets": PLAN["datasets"].but(
+        help="A name of `list datasets`, a .parquet or .tar file, a folder, hf:ORG/NAME[@SPLIT], or a .toml file.",
+        default=("emoji-animals",),
+        default_help=None,
+    ),
+    "eps": PLAN["eps"].but(help="In units of 1/255 for linf, plain for l2.", default_help="4, or 0.5 for l2"),
+    "attacks": PLAN["attacks"].but(help="The attack to examine, as `clipguard list attacks` shows, or a recipe file."),
+    "n_samples": PLAN["n_samples"].but(help="A seeded, class-stratified subset of so many, or all.", default=32),
+}
+SETTINGS = PLAN | FILES_OF_MODELS | settings_of(Examination)
+
+
+@takes(SETTINGS)
+def doctor(given: dict[str, Any]) -> None:
+    """Tell whether robustness is real: gradients, noise, black-box attacks, large eps and what else goes wrong."""
+    from clipguard.benchmark.protocols import make_plan
+
+    how = pop_settings(given, settings_of(Examination))
+    add_to_models(given)
+    for name in ("models", "datasets", "attacks"):
+        only_one("doctor", PLAN[name], given)
+    given.setdefault("n_samples", PLAN["n_samples"].default)
+    if not given.get("eps"):
+        given["eps"] = EPS.get(given.get("norm", "linf"), ())
+    plan = make_plan(**given)
     if len(plan.datasets) > 1 or len(plan.eps) > 1:
-        raise ClipguardError("`clipguard doctor` takes one data set and one --eps; name one of each.")
+        raise ClipguardError("`clipguard doctor` takes one data set and one `eps`; name one of each.")
     from clipguard.benchmark.diagnosis import diagnose
     from clipguard.cli.console.progress import RichProgress
     from clipguard.cli.console.render import print_diagnosis
 
     with RichProgress() as progress:
-        diagnosis = diagnose(plan, transfer_from, progress)
-    if output_format is Format.json:
+        diagnosis = diagnose(plan, how["transfer_from"], progress)
+    if how["format"] == "json":
         echo_data(diagnosis.to_json())
     else:
         print_diagnosis(diagnosis)

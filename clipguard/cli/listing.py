@@ -8,9 +8,10 @@ from typing import Annotated
 
 import typer
 
-from clipguard.cli import options
+from clipguard.benchmark.plan import BenchPlan
 from clipguard.cli.console.terminal import echo
 from clipguard.core.errors import ClipguardError
+from clipguard.core.settings import settings_of
 
 EXAMPLES = """
 **Examples**
@@ -40,7 +41,9 @@ def show(
     check: Annotated[
         bool, typer.Option("--check", help="datasets: say which can be opened here, and what is missing.")
     ] = False,
-    data_root: options.DataRoot = None,
+    data_root: Annotated[
+        Path | None, typer.Option("--data-root", help=settings_of(BenchPlan)["data_root"].full_help)
+    ] = None,
 ) -> None:
     """List the models, data sets, attacks, fine-tuning methods or protocols that can be named."""
     if (check or data_root) and what is not What.datasets:

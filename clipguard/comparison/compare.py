@@ -17,48 +17,19 @@ from clipguard.benchmark.findings import prediction_entries
 from clipguard.benchmark.results.result import BenchResult
 from clipguard.benchmark.results.table import AVERAGE
 from clipguard.comparison.comparability import differences, model_name
-from clipguard.core.checking import check_type
-from clipguard.core.errors import ClipguardError, ResultError
+from clipguard.comparison.rules import Rules
+from clipguard.core.errors import ResultError
 from clipguard.sanity.entries import alarms
 from clipguard.statistics.anytime import Outcomes
 from clipguard.statistics.decision import AnytimeTests, FixedTests, Seen, Tests, detectable_drop, n_to_decide
 from clipguard.statistics.paired import Pairs, mcnemar_p_value
 
 SCHEMA = 1
-Metric = Literal["clean", "robust", "average"]
 Verdict = Literal["regression", "inconclusive", "no regression"]
-FailOn = Literal["regression", "any-drop", "inconclusive"]
-METRICS: tuple[Metric, ...] = get_args(Metric)
 VERDICTS: tuple[Verdict, ...] = get_args(Verdict)  # worst first
-FAIL_ON: tuple[FailOn, ...] = get_args(FailOn)
 CELL = ["dataset", "norm", "attack", "eps"]
 IMAGE = [*CELL, "index", "label"]
 ROUNDING = 1e-9  # points
-
-
-@dataclass(frozen=True)
-class Rules:
-    """What counts as a regression: a drop of more than `max_drop` points, at level `alpha` over all cells of `metrics`.
-
-    Raises ClipguardError for values that make no test.
-    """
-
-    max_drop: float = 1.0
-    alpha: float = 0.05
-    metrics: tuple[str, ...] = METRICS
-
-    def __post_init__(self) -> None:
-        """Check the values."""
-        check_type("--max-drop", self.max_drop, float)
-        check_type("--alpha", self.alpha, float)
-        if not 0 <= self.max_drop < 100:
-            raise ClipguardError(f"--max-drop must be points of accuracy, at least 0 and below 100: {self.max_drop}.")
-        if not 0 < self.alpha < 0.5:
-            raise ClipguardError(f"--alpha must be above 0 and below 0.5, as in 0.05: {self.alpha}.")
-        unknown = [name for name in self.metrics if name not in METRICS]
-        if unknown or not self.metrics:
-            problem = f"{unknown[0]!r} is unknown" if unknown else "is missing"
-            raise ClipguardError(f"--metric {problem}; use {', '.join(METRICS)}.")
 
 
 @dataclass(frozen=True)

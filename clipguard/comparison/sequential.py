@@ -15,8 +15,9 @@ from clipguard.benchmark.findings import prediction_entries
 from clipguard.benchmark.plan import BenchPlan
 from clipguard.benchmark.results.result import BenchResult
 from clipguard.benchmark.task import Task, choose_images, open_task, read_task
-from clipguard.comparison.compare import Batches, Comparison, Rules, compare_results
+from clipguard.comparison.compare import Batches, Comparison, compare_results
 from clipguard.comparison.inputs import Sides
+from clipguard.comparison.rules import Rules
 from clipguard.core.checking import check_type
 from clipguard.core.errors import ClipguardError, ResultError
 from clipguard.core.notices import noticing

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
-from typing import Any, Literal, get_type_hints
+from typing import Any, Literal
 
-from clipguard.attacks.threat import Norm
-from clipguard.core.checking import check_type
+from clipguard.core.eps import PIXEL, Norm
 from clipguard.core.errors import FinetuneError
+from clipguard.core.settings import check_settings, setting
 
-PIXEL = 255
 Optimizer = Literal["adamw", "sgd"]
 Schedule = Literal["cosine", "constant"]
 Augment = Literal["none", "standard"]
@@ -23,57 +21,97 @@ Tracker = Literal["none", "tensorboard", "wandb"]
 class FinetuneConfig:
     """All settings of a run, in plain JSON types; the defaults suit a full-sized CLIP. See `docs/finetuning.md`.
 
-    Exactly one of `steps` and `epochs` is set. None elsewhere means a default that depends on other settings.
+    Exactly one of `steps` and `epochs` is set. None elsewhere means a default that depends on other settings. `eps` and
+    `step_size` are in units of 1/255 for linf, as in the tables.
     """
 
-    method: str = "tima"  # NAME or NAME(option=value,...)
-    model: str = "tiny"  # as of `load_model`
-    dataset: str = "emoji-animals"  # as of `load_dataset`; for methods without labels also any folder of images
-    preset: str | None = None  # settings by name; "none" keeps the embedded model's own away
+    method: str = setting("tima", "As `list methods` shows, or NAME(option=1).", complete="methods")
+    model: str = setting(
+        "tiny",
+        "tiny, ARCH:TAG, FILE, ARCH:FILE, FILE@BASE, hf-hub:ORG/REPO, local-dir:FOLDER or a name of `list models`.",
+        letter="-m",
+        complete="models",
+    )
+    dataset: str = setting(
+        "emoji-animals",
+        "A name of `list datasets`, a .parquet or .tar file, a folder, or hf:ORG/NAME[@SPLIT]; methods without labels "
+        "take any folder of images.",
+        letter="-d",
+        complete="datasets",
+    )
+    preset: str | None = setting(
+        None, "Settings by name, as `list methods` shows, or none.", default_help="for tiny, embedded"
+    )
 
-    split: str | None = None  # None: the training split
-    classes: str | None = None  # names between commas, or a file
-    image_column: str | None = None
-    label_column: str | None = None
-    data_root: str | None = None  # folder with copies of named data sets
-    templates: str = "single"
-    n_samples: int | None = None  # images used, stratified; None: all
-    val_fraction: float = 0.1  # of the training images, held out to choose the best checkpoint
+    split: str | None = setting(None, "To train on.", default_help="train, else all of a set without splits")
+    classes: str | None = setting(None, "Class names between commas, or a file of them.")
+    image_column: str | None = setting(None, "If it cannot be told.")
+    label_column: str | None = setting(None, "If it cannot be told.")
+    data_root: str | None = setting(
+        None, "Folder with copies of named data sets, DIR/<name>.", default_help="$CLIPGUARD_DATA"
+    )
+    templates: str = setting("single", "single, ensemble, a prompt with {}, or a file with one prompt a line.")
+    n_samples: int | None = setting(None, "Images to use, a stratified subset, or all.", letter="-n", low=2, none="all")
+    val_fraction: float = setting(0.1, "Of them, set apart to choose the best checkpoint.", low=0, high=0.9)
 
-    steps: int | None = None
-    epochs: float | None = 2.0
-    batch_size: int = 128  # images of one pass on one device
-    accumulate: int = 1  # passes per step
-    augment: Augment = "none"  # standard: random crop and mirror
-    workers: int | None = None  # processes that make batches; None: as many as pay
+    steps: int | None = setting(None, "Optimiser steps.", low=1)
+    epochs: float | None = setting(2.0, "Instead of steps.", low=0, above=True, default_help="2 (tiny: 300 steps)")
+    batch_size: int = setting(128, "Images of one pass on one device.", low=1, default_help="128 (tiny: 64)")
+    accumulate: int = setting(1, "Passes a step.", low=1)
+    augment: Augment = setting("none", "none, or standard: crop and mirror.", default_help="none (tiny: standard)")
+    workers: int | None = setting(None, "Processes that make batches.", low=0, default_help="as many as pay")
 
-    norm: Norm = "linf"
-    eps: float = 4.0  # units of 1/255 for linf
-    attack_steps: int = 10
-    step_size: float | None = None  # in the units of eps; None: 2.5 eps / attack_steps, at most eps
-    random_start: bool = True
+    norm: Norm = setting("linf", "linf or l2.")
+    eps: float = setting(
+        4.0,
+        "In units of 1/255 for linf, plain for l2.",
+        low=0,
+        above=True,
+        default_help="4 (tiny: 8)",
+        is_eps=True,
+    )
+    attack_steps: int = setting(10, "Of the training attack, PGD.", low=1, default_help="10 (tiny: 3)")
+    step_size: float | None = setting(
+        None,
+        "Of the attack, in the units of --eps.",
+        low=0,
+        above=True,
+        default_help="2.5 eps / steps, at most eps",
+        is_eps=True,
+    )
+    random_start: bool = setting(True, "Of the attack.")
 
-    train: str = "visual"  # visual, last-N or all
-    lora: int = 0  # rank; 0: all of the weights
-    optimizer: Optimizer = "adamw"
-    lr: float = 1e-5
-    momentum: float = 0.9  # of SGD
-    weight_decay: float = 1e-4
-    warmup_steps: int | None = None  # None: 5 % of the steps
-    schedule: Schedule = "cosine"
-    grad_clip: float = 0.0  # largest norm of the gradient; 0: no limit
-    ema: float = 0.0  # decay of the weights' moving average, which is then what is evaluated and exported
-    wise_ft: float = 1.0  # share of the tuned weights in the exported ones
-    precision: Precision = "auto"
-    device: str = "auto"
-    seed: int = 0
+    train: str = setting("visual", "visual: the image tower; last-N: its last N layer groups; all: text, too.")
+    lora: int = setting(0, "Train low-rank changes of this rank only.", low=0, default_help="0, no")
+    optimizer: Optimizer = setting("adamw", "adamw or sgd.")
+    lr: float = setting(
+        1e-5, "Peak learning rate of the image tower.", low=0, above=True, default_help="1e-5 (tiny: 5e-4)"
+    )
+    momentum: float = setting(0.9, "Of SGD.", low=0, high=1)
+    weight_decay: float = setting(1e-4, "Pull of the weights towards 0.", low=0, default_help="1e-4")
+    warmup_steps: int | None = setting(
+        None, "Steps in which the learning rate rises.", low=0, default_help="5 % of the steps"
+    )
+    schedule: Schedule = setting("cosine", "cosine or constant, after the warm-up.")
+    grad_clip: float = setting(0.0, "Largest norm of the gradient.", low=0, default_help="0, no limit")
+    ema: float = setting(
+        0.0,
+        "Decay of a moving average of the weights, which is then the result.",
+        low=0,
+        high=0.999999,
+        default_help="0, none",
+    )
+    wise_ft: float = setting(1.0, "Share of tuned weights in the result, the rest original.", low=0, high=1)
+    precision: Precision = setting("auto", "float32, bfloat16 or auto: bfloat16 on CUDA.")
+    device: str = setting("auto", "auto, cpu, cuda, cuda:1.")
+    seed: int = setting(0, "Of everything random.", low=0, high=2**32 - 1)
 
-    eval_every: int | None = None  # steps; None: a fifth of the run
-    eval_samples: int = 500  # images that are evaluated at most, in validation and at the end
-    evaluation: bool = True  # at the end, of the model before and after
-    save_every: int | None = None  # steps; None: with every validation
-    tracker: Tracker = "none"
-    out: str | None = None  # folder; None: runs/TIME-METHOD-MODEL
+    eval_every: int | None = setting(None, "Steps between validations.", low=1, default_help="a fifth of the run")
+    eval_samples: int = setting(500, "Images a validation or the final test takes at most.", low=1)
+    evaluation: bool = setting(True, "Score the model before and after, when it is trained.")
+    save_every: int | None = setting(None, "Steps between checkpoints.", low=1, default_help="with every validation")
+    tracker: Tracker = setting("none", "none, tensorboard or wandb.")
+    out: str | None = setting(None, "New folder for the files.", letter="-o", default_help="runs/TIME-METHOD-MODEL")
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> FinetuneConfig:
@@ -88,14 +126,11 @@ class FinetuneConfig:
 
     def check(self) -> None:
         """Raises FinetuneError for a value that no run could use."""
-        for name, expected in get_type_hints(type(self)).items():
-            check_type(option(name), getattr(self, name), expected, FinetuneError)
-        for name, (low, high, strict) in RANGES.items():
-            _check_range(name, getattr(self, name), low, high, strict)
+        check_settings(self, FinetuneError)
         if (self.steps is None) == (self.epochs is None):
-            raise FinetuneError("Give either --steps or --epochs, not both.")
+            raise FinetuneError("Give either `steps` or `epochs`, not both.")
         if self.norm == "linf" and self.eps > PIXEL:
-            raise FinetuneError(f"--eps must be at most 255 (units of 1/255), not {self.eps:g}.")
+            raise FinetuneError(f"`eps` must be at most 255 (units of 1/255), not {self.eps:g}.")
         self.unlocked_groups()
 
     def unlocked_groups(self) -> int | None:
@@ -104,11 +139,11 @@ class FinetuneConfig:
             return None
         prefix, _, number = self.train.rpartition("-")
         if prefix != "last" or not number.isdecimal() or int(number) < 1:
-            raise FinetuneError(f"--train {self.train!r} must be visual, all or last-N with N of at least 1.")
+            raise FinetuneError(f"`train` {self.train!r} must be visual, all or last-N with N of at least 1.")
         return int(number)
 
     @property
-    def radius(self) -> float:
+    def eps_pixels(self) -> float:
         """`eps` in pixels of [0,1]."""
         return self.eps / PIXEL if self.norm == "linf" else self.eps
 
@@ -116,49 +151,9 @@ class FinetuneConfig:
     def attack_step(self) -> float:
         """`step_size` in pixels of [0,1], its default spelled out."""
         if self.step_size is None:
-            return min(1.0, 2.5 / self.attack_steps) * self.radius
+            return min(1.0, 2.5 / self.attack_steps) * self.eps_pixels
         return self.step_size / PIXEL if self.norm == "linf" else self.step_size
 
     def to_dict(self) -> dict[str, Any]:
         """The settings as plain JSON types."""
         return asdict(self)
-
-
-# Lowest and highest value, and whether the lowest itself is too low.
-RANGES: dict[str, tuple[float, float, bool]] = {
-    "n_samples": (2, math.inf, False),
-    "val_fraction": (0, 0.9, False),
-    "steps": (1, math.inf, False),
-    "epochs": (0, math.inf, True),
-    "batch_size": (1, math.inf, False),
-    "accumulate": (1, math.inf, False),
-    "workers": (0, math.inf, False),
-    "eps": (0, math.inf, True),
-    "attack_steps": (1, math.inf, False),
-    "step_size": (0, math.inf, True),
-    "lora": (0, math.inf, False),
-    "lr": (0, math.inf, True),
-    "momentum": (0, 1, False),
-    "weight_decay": (0, math.inf, False),
-    "warmup_steps": (0, math.inf, False),
-    "grad_clip": (0, math.inf, False),
-    "ema": (0, 0.999999, False),
-    "wise_ft": (0, 1, False),
-    "seed": (0, 2**32 - 1, False),
-    "eval_every": (1, math.inf, False),
-    "eval_samples": (1, math.inf, False),
-    "save_every": (1, math.inf, False),
-}
-
-
-def option(name: str) -> str:
-    """A setting as it is written on the command line."""
-    return f"--{name.replace('_', '-')}"
-
-
-def _check_range(name: str, value: float | None, low: float, high: float, strict: bool) -> None:
-    if value is None or (math.isfinite(value) and low <= value <= high and not (strict and value == low)):
-        return
-    least = "above" if strict else "at least"
-    most = f" and at most {high:g}" if high < math.inf else ""
-    raise FinetuneError(f"{option(name)} must be {least} {low:g}{most}, not {value:g}.")

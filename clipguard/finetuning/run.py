@@ -23,12 +23,13 @@ from torch import nn
 from clipguard.attacks.engine.evaluator import is_out_of_memory
 from clipguard.attacks.threat import ThreatModel
 from clipguard.core.device import choose_device
+from clipguard.core.eps import PIXEL
 from clipguard.core.errors import FinetuneError
 from clipguard.core.notices import Notice, noticing
 from clipguard.core.output import OutputFolder
 from clipguard.core.progress import Progress, Silent
 from clipguard.core.provenance import machine, versions
-from clipguard.finetuning.config import PIXEL, FinetuneConfig
+from clipguard.finetuning.config import FinetuneConfig
 from clipguard.finetuning.export import announce, finish
 from clipguard.finetuning.methods.base import Method, Need, TextMode
 from clipguard.finetuning.methods.registry import parse_method
@@ -274,7 +275,7 @@ def make_losses(
     choose_weights(visual, config)
     student = Student(tower, TextSide(loaded, data.class_names, data.templates, mode) if data.class_names else None)
     attack = TrainingAttack(
-        ThreatModel(config.norm), config.radius, config.attack_steps, config.attack_step, config.random_start
+        ThreatModel(config.norm), config.eps_pixels, config.attack_steps, config.attack_step, config.random_start
     )
     return Losses(method, student, student, original, attack, loaded.info.logit_scale, accelerator.autocast)
 

@@ -12,6 +12,7 @@ from attack_models import small_conv, uniform
 from torch import nn
 
 import clipguard
+from clipguard.attacks.methods.apgd import APGD
 from clipguard.core.errors import AttackError
 
 IMAGES = uniform(3, 3, 8, 8)
@@ -25,14 +26,14 @@ def call(function: Callable[..., Any], **changed: Any) -> Any:
 
 
 REFUSED: dict[str, tuple[dict[str, Any], str]] = {
-    "255ths": ({"eps": 4}, "eps 4: did you mean 4/255"),
-    "255ths as a float": ({"eps": 8.0}, "did you mean 8/255"),
-    "one 255th": ({"eps": 1}, "did you mean 1/255"),
-    "a tensor of 255ths": ({"eps": torch.tensor(4)}, "did you mean 4/255"),
-    "l2 in 255ths": ({"eps": 128, "norm": "l2"}, "did you mean 128/255"),
-    "text": ({"eps": "4/255"}, "eps must be one number"),
-    "list": ({"eps": [4 / 255]}, "eps must be one number"),
-    "none": ({"eps": None}, "eps must be one number"),
+    "255ths": ({"eps": 4}, "`eps` 4: did you mean 4 / 255"),
+    "255ths as a float": ({"eps": 8.0}, "did you mean 8 / 255"),
+    "one 255th": ({"eps": 1}, "did you mean 1 / 255"),
+    "a tensor of 255ths": ({"eps": torch.tensor(4)}, "did you mean 4 / 255"),
+    "l2 in 255ths": ({"eps": 128, "norm": "l2"}, "did you mean 128 / 255"),
+    "text": ({"eps": "four"}, "`eps` 'four' is not a number"),
+    "two": ({"eps": "4,8"}, "`eps` must be one number"),
+    "none": ({"eps": None}, "`eps` takes numbers"),
     "one-hot labels": ({"labels": nn.functional.one_hot(LABELS, 10)}, r"give labels.argmax\(dim=1\)"),
     "a column": ({"labels": LABELS[:, None]}, r"give labels.squeeze\(1\)"),
     "one label": ({"labels": LABELS[0]}, "one number an image"),
@@ -67,9 +68,19 @@ def test_what_is_meant_otherwise_is_refused_with_the_cure(
 
 
 @EITHER
-def test_a_loaded_model_is_told_how_to_become_a_module(function: Callable[..., Any]) -> None:
-    with pytest.raises(AttackError, match="give its classifier"):
+def test_a_loaded_model_needs_its_classes(function: Callable[..., Any]) -> None:
+    with pytest.raises(AttackError, match="A loaded model needs `class_names`"):
         call(function, model=clipguard.load_model("tiny"))
+
+
+def test_a_loaded_model_with_classes_is_its_classifier() -> None:
+    model, data = clipguard.load_model("tiny"), clipguard.load_dataset("emoji-food")
+    images = torch.stack([model.preprocess()(data.image(i)) for i in range(2)])
+    options: dict[str, Any] = {"images": images, "labels": data.labels[:2], "eps": "4", "attack": APGD(iterations=3)}
+    classes = {"class_names": data.class_names, "templates": data.templates}
+    loaded = clipguard.attack(model, **options, **classes)
+    module = clipguard.attack(model.classifier(data.class_names, data.templates), **options)
+    assert torch.equal(loaded.x_adv, module.x_adv)
 
 
 CURES: dict[str, Callable[[], dict[str, Any]]] = {

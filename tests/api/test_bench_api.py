@@ -18,8 +18,10 @@ from clipguard.core.errors import ClipguardError
 SMALL: dict[str, Any] = {"datasets": "emoji-food", "attacks": "pgd-2", "n_samples": 4}
 
 
-@pytest.mark.parametrize("eps", [[1, 4], "1,4", ["4/255", 1.0], np.array([4, 1]), (np.float32(1), 4)])
-def test_numbers_are_in_the_unit_of_the_command_line(eps: Any) -> None:
+@pytest.mark.parametrize(
+    "eps", [[1 / 255, 4 / 255], "1,4", ["4/255", 1 / 255], np.array([4, 1]) / 255, ["1", np.float64(4 / 255)]]
+)
+def test_numbers_are_pixels_and_texts_as_on_the_command_line(eps: Any) -> None:
     result = clipguard.bench(eps=eps, **SMALL)
     assert result.run["eps"] == [1.0, 4.0]
     assert result.samples.equals(clipguard.bench(["tiny"], ["emoji-food"], ["1,4"], ["pgd-2"], n_samples=4).samples)
@@ -34,26 +36,27 @@ def test_one_name_is_a_list_of_one() -> None:
 
 
 REFUSED: dict[str, tuple[dict[str, Any], str]] = {
-    "pixels": ({"eps": [4 / 255]}, r"did you mean 4 \(4/255\)"),
-    "a number of pixels": ({"eps": 8 / 255}, r"did you mean 8 \(8/255\)"),
-    "pixels beside a protocol": ({"eps": 1 / 255, "protocol": "tecoa"}, r"did you mean 1 \(1/255\)"),
-    "l2": ({"eps": 128, "norm": "l2"}, r"did you mean 128/255 \(0.502\)"),
-    "a truth": ({"eps": True}, "--eps takes numbers"),
-    "a list in a list": ({"eps": [[1, 4]]}, "--eps takes numbers"),
-    "a function": ({"models": [lambda x: x]}, "--model takes names, not a function; clipguard.attack takes modules"),
-    "modules": ({"models": torch.nn.Sequential(torch.nn.Identity())}, "--model takes names, not a Identity"),
-    "tensors": ({"datasets": torch.zeros(2, 3)}, "--dataset takes names, not a Tensor"),
-    "a number for an attack": ({"attacks": [3]}, "--attack takes names, not 3"),
+    "grey levels": ({"eps": [1 / 255, 4]}, "did you mean 4 / 255, or '4'"),
+    "a number of grey levels": ({"eps": 8}, "did you mean 8 / 255, or '8'"),
+    "one": ({"eps": 1, "protocol": "tecoa"}, "did you mean 1 / 255, or '1'"),
+    "pixels in a text": ({"eps": "0.0157"}, r"did you mean 4 \(4/255\)"),
+    "l2": ({"eps": 128, "norm": "l2"}, "did you mean 128 / 255"),
+    "a truth": ({"eps": True}, "`eps` takes numbers"),
+    "a list in a list": ({"eps": [[1, 4]]}, "`eps` takes numbers"),
+    "a function": ({"models": [lambda x: x]}, "`models` takes names, not a function"),
+    "modules": ({"models": torch.nn.Sequential(torch.nn.Identity())}, "`models` takes names, not a"),
+    "tensors": ({"datasets": torch.zeros(2, 3)}, "`datasets` takes names, not a Tensor"),
+    "a number for an attack": ({"attacks": [3]}, "`attacks` takes names, not 3"),
     "a typing error": ({"nsamples": 5}, "Did you mean 'n_samples'"),
-    "eps mode": ({"eps_mode": "ascendng"}, "--eps-mode 'ascendng' is unknown; use ascending, independent or nested"),
-    "text": ({"text": "tunde"}, "--text 'tunde' is unknown"),
-    "norm": ({"norm": "Linf"}, "--norm 'Linf' is unknown; use linf or l2"),
-    "no seed": ({"seed": None}, "--seed must be a whole number, not None"),
-    "half an image": ({"n_samples": 4.5}, "--n-samples must be a whole number"),
-    "templates": ({"templates": ["a {}"]}, "--templates must be a text"),
-    "classes": ({"classes": ["a", "b"]}, "--classes must be a text or a path"),
-    "no protocol": ({"protocol": 3}, "--protocol must be a text"),
-    "a store": ({"store": True}, "store must be a text or a path"),
+    "eps mode": ({"eps_mode": "ascendng"}, "`eps_mode` 'ascendng' is unknown. Did you mean 'ascending'"),
+    "text": ({"text": "tunde"}, "`text` 'tunde' is unknown"),
+    "norm": ({"norm": "Linf"}, "`norm` 'Linf' is unknown. Did you mean 'linf'. Use linf or l2"),
+    "no seed": ({"seed": None}, "`seed` must be a whole number of at least 0, not None"),
+    "half an image": ({"n_samples": 4.5}, "`n_samples` must be a whole number"),
+    "templates": ({"templates": ["a {}"]}, "`templates` must be a text"),
+    "classes": ({"classes": ["a", "b"]}, "`classes` must be a text or a path"),
+    "no protocol": ({"protocol": 3}, "`protocol` must be a text"),
+    "a store": ({"store": True}, "`store` must be a text or a path"),
     "part": ({"part": 3}, "part must be two numbers"),
 }
 
@@ -72,10 +75,10 @@ def test_what_cannot_be_benched_is_told_before_anything_is_loaded(
     ("given", "message"),
     [
         ({"candidate": lambda x: x}, "candidate, a result or a model's name, must be a text or a path"),
-        ({"eps": 4 / 255}, "did you mean 4"),
+        ({"eps": 4}, "did you mean 4 / 255"),
         ({"epss": 4}, "Did you mean 'eps'"),
-        ({"max_drop": "1"}, "--max-drop must be a number"),
-        ({"metrics": "cleen"}, "--metric 'cleen' is unknown"),
+        ({"max_drop": "1"}, "`max_drop` must be a number"),
+        ({"metrics": "cleen"}, "`metrics` 'cleen' is unknown"),
         ({"sequential": True, "first": "1"}, "--first must be a whole number"),
     ],
 )
@@ -130,7 +133,7 @@ def test_a_budget_below_a_grey_level_is_taken_as_such_and_said() -> None:
 
 def test_a_step_size_that_leads_nowhere_is_said() -> None:
     """2/255 in pixels, where a fraction of eps is expected: ten steps of 0.00784 come to 0.08 eps."""
-    result = clipguard.bench(eps=4, **(SMALL | {"attacks": "pgd-10(step_size=0.00784)"}))
+    result = clipguard.bench(eps="4", **(SMALL | {"attacks": "pgd-10(step_size=0.00784)"}))
     (entry,) = result.run["notices"]
     assert "is a fraction of eps: 10 steps of it come to 0.0784 eps" in entry["text"]
-    assert clipguard.bench(eps=4, **(SMALL | {"attacks": "pgd-10(step_size=0.25)"})).run["notices"] == []
+    assert clipguard.bench(eps="4", **(SMALL | {"attacks": "pgd-10(step_size=0.25)"})).run["notices"] == []

@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from clipguard.benchmark.results.result import BenchResult
-from clipguard.comparison.compare import Rules, compare_results
+from clipguard.comparison.compare import compare_results
+from clipguard.comparison.rules import Rules
 
 ROOT = Path(__file__).parents[2]
 BASELINE = ROOT / "benchmarks" / "results" / "baseline"

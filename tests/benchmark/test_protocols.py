@@ -17,7 +17,7 @@ from clipguard.benchmark.preprocess import bilinear_resize, prepare
 from clipguard.benchmark.protocols import PROTOCOLS, Protocol, make_plan
 from clipguard.benchmark.recipe_files import open_recipe
 from clipguard.benchmark.results.table import caption, to_markdown
-from clipguard.core.eps import parse_eps
+from clipguard.core.eps import read_eps
 from clipguard.core.errors import ClipguardError
 from clipguard.data import load_dataset
 from clipguard.models import load_model
@@ -72,7 +72,7 @@ def test_a_protocol_is_a_plan_that_can_run(name: str) -> None:
 def test_without_a_protocol_nothing_changes() -> None:
     plan = make_plan(["tiny"])
     names = ("emoji-animals", "emoji-food", "emoji-objects", "emoji-travel")
-    assert plan == BenchPlan(("tiny",), names, tuple(parse_eps(["1,4,8"], "linf")))
+    assert plan == BenchPlan(("tiny",), names, tuple(read_eps(["1,4,8"], "linf")))
     assert (plan.attacks, plan.n_samples, plan.precision, plan.protocol) == (("autoattack-fast",), 200, "auto", None)
 
 
@@ -91,10 +91,10 @@ def test_unknown_protocols_and_settings() -> None:
     with pytest.raises(ClipguardError, match=r"'fair' is unknown. Did you mean 'fare'.*Use clipguard, fare"):
         make_plan(["tiny"], protocol="fair")
     for options, message in (
-        ({"resize": "big"}, "--resize 'big'"),
-        ({"class_names": "mine"}, "--class-names 'mine'"),
-        ({"logit_scale": 0.0}, "--logit-scale"),
-        ({"resize": "crop256", "resolution": "native"}, "leave out --resolution native"),
+        ({"resize": "big"}, "`resize` 'big'"),
+        ({"class_names": "mine"}, "`class_names` 'mine'"),
+        ({"logit_scale": 0.0}, "`logit_scale`"),
+        ({"resize": "crop256", "resolution": "native"}, "leave out `resolution=native`"),
     ):
         with pytest.raises(ClipguardError, match=message):
             make_plan(["tiny"], **options).check()

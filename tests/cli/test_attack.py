@@ -246,7 +246,7 @@ BAD = {
     "not an image": (["notes.txt", "--classes", "cat,dog"], "notes.txt cannot be read"),
     "image and data set": (["photo.png", "--classes", "cat,dog", "-d", "emoji-food"], "--dataset"),
     "image and n": (["photo.png", "--classes", "cat,dog", "-n", "4"], "--n-samples"),
-    "several eps": (["--eps", "1,4"], "2 budgets (1, 4)"),
+    "several eps": (["--eps", "1,4"], "2 of them (1, 4)"),
     "several eps options": (["--eps", "1", "--eps", "4"], "takes one"),
     "eps no number": (["--eps", "four"], "--eps"),
     "unknown norm": (["--norm", "l7"], "linf"),

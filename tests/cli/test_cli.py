@@ -15,9 +15,11 @@ import pytest
 from PIL import Image
 
 from clipguard import __version__
+from clipguard.benchmark.plan import BenchPlan
 from clipguard.cli import app, run
-from clipguard.cli.bench import parse_n_samples, split_attacks
 from clipguard.core.errors import ClipguardError
+from clipguard.core.settings import settings_of
+from clipguard.core.spec import split_attacks
 
 FILES = ["results.csv", "results.json", "results.md", "samples.parquet"]
 FAST = ["bench", "-d", "emoji-food", "--attack", "pgd-3", "--eps", "8", "-n", "6"]
@@ -222,7 +224,8 @@ def test_attack_lists_split_outside_parentheses() -> None:
 
 
 def test_sample_counts() -> None:
-    assert parse_n_samples("all") is None
-    assert parse_n_samples("12") == 12
+    n_samples = settings_of(BenchPlan)["n_samples"]
+    assert n_samples.read("all") is None
+    assert n_samples.read("12") == 12
     with pytest.raises(ClipguardError, match="all"):
-        parse_n_samples("1.5")
+        n_samples.check(n_samples.read("1.5"))

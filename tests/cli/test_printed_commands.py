@@ -148,7 +148,7 @@ def test_what_only_python_can_ask_for_is_said(options: dict[str, Any], said: str
     ("change", "said"),
     [
         ({"teleport": True}, "of a newer clipguard: its plan has teleport. Update clipguard"),
-        ({"protocol": "next"}, "--protocol 'next' is unknown"),
+        ({"protocol": "next"}, "`protocol` 'next' is unknown"),
         ({"eps": "four"}, "damaged"),
     ],
 )

@@ -108,7 +108,7 @@ def test_check_without_a_network_is_quick_and_says_what_is_missing(
         (["bench", "-d", "embedded", "-d", "cifar10"], "put a copy into DIR/cifar10"),
         (["attack", "-d", "fare13"], "takes one of it"),
         (["bench", "-d", "dtd", "--data-root", "nowhere"], "nowhere is no folder"),
-        (["bench", "--class-names", "mine"], "use source or tecoa"),
+        (["bench", "--class-names", "mine"], "Use source or tecoa"),
         (["bench", "--resize", "huge"], "crop256"),
         (["bench", "--logit-scale", "-3"], "--logit-scale"),
         (["bench", "-d", "none.toml"], "none.toml"),

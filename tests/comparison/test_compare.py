@@ -18,8 +18,9 @@ from clipguard.benchmark.protocols import make_plan
 from clipguard.benchmark.results.folder import ResultFolder
 from clipguard.benchmark.results.result import BenchResult
 from clipguard.benchmark.results.table import to_markdown
-from clipguard.comparison.compare import Comparison, Rules, compare_results
+from clipguard.comparison.compare import Comparison, compare_results
 from clipguard.comparison.output import comparison_markdown, comparison_notes
+from clipguard.comparison.rules import Rules
 from clipguard.core.errors import ClipguardError, ResultError
 from clipguard.statistics.paired import Pairs, holm, mcnemar_p_value, paired_interval, regression_p_value
 

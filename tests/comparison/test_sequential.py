@@ -18,9 +18,10 @@ from clipguard.benchmark.results.folder import ResultFolder
 from clipguard.benchmark.results.result import BenchResult
 from clipguard.benchmark.results.table import to_markdown
 from clipguard.benchmark.runner import bench
-from clipguard.comparison.compare import Comparison, Rules
+from clipguard.comparison.compare import Comparison
 from clipguard.comparison.inputs import find_sides
 from clipguard.comparison.output import comparison_notes
+from clipguard.comparison.rules import Rules
 from clipguard.comparison.sequential import batch_ends, compare_in_batches
 from clipguard.core.errors import ClipguardError, DatasetError, ResultError
 from clipguard.data.dataset import in_random_order

@@ -7,29 +7,31 @@ from typing import Any
 
 import pytest
 
+from clipguard.cli.options import read_config
 from clipguard.core.errors import ClipguardError
 from clipguard.finetuning.config import FinetuneConfig
 from clipguard.finetuning.methods.registry import METHODS
-from clipguard.finetuning.settings import EMBEDDED, resolve
+from clipguard.finetuning.settings import EMBEDDED, SETTINGS, resolve
 
 
 def test_each_layer_wins_over_the_one_below(tmp_path: Path) -> None:
     file = tmp_path / "settings.yaml"
     file.write_text("method: fare\nmodel: ViT-B-32-quickgelu:openai\npreset: paper\nlr: 2e-5\nbatch_size: 7\n")
-    config = resolve({"batch_size": 9}, file)
+    config = resolve({"batch_size": 9}, read_config(file, SETTINGS))
     assert config.batch_size == 9  # command line
     assert config.lr == 2e-5  # file
     assert config.weight_decay == 1e-4  # preset
     assert config.steps == 20_000
     assert config.epochs is None  # the preset's steps replace the default's epochs
     assert config.schedule == FinetuneConfig().schedule  # default
-    assert resolve({"epochs": 1.0}, file).steps is None
+    assert resolve({"epochs": 1.0}, read_config(file, SETTINGS)).steps is None
 
 
 def test_toml_is_the_same(tmp_path: Path) -> None:
     (tmp_path / "a.yaml").write_text("eps: 2\nrandom_start: false\n")
     (tmp_path / "a.toml").write_text("eps = 2\nrandom_start = false\n")
-    assert resolve({}, tmp_path / "a.yaml") == resolve({}, tmp_path / "a.toml")
+    assert read_config(tmp_path / "a.yaml", SETTINGS) == read_config(tmp_path / "a.toml", SETTINGS)
+    assert resolve({}, read_config(tmp_path / "a.yaml", SETTINGS)).eps == 2
 
 
 def test_the_embedded_model_has_its_own_preset() -> None:
@@ -47,16 +49,18 @@ def test_every_published_preset_can_be_run(method: str) -> None:
 
 
 BAD: dict[str, tuple[dict[str, Any], str]] = {
-    "eps 0": ({"eps": 0.0}, "--eps must be above 0"),
-    "huge eps": ({"eps": 256.0}, "at most 255"),
-    "negative eps": ({"eps": -1.0}, "--eps"),
-    "nan": ({"lr": float("nan")}, "--lr must be above 0"),
-    "steps and epochs": ({"steps": 3, "epochs": 2.0}, "either --steps or --epochs"),
-    "no steps": ({"steps": 0}, "--steps must be at least 1"),
-    "half a step": ({"steps": 1.5}, "--steps must be a whole number"),
-    "text": ({"lr": "fast"}, "--lr must be a number"),
+    "eps 0": ({"eps": 0.0}, "`eps` must be a number above 0"),
+    "huge eps": ({"eps": "256"}, "at most 255"),
+    "grey levels": ({"eps": 8}, "did you mean 8 / 255"),
+    "a large step": ({"step_size": 0.5}, "more than twice the eps of 8/255"),
+    "negative eps": ({"eps": -1.0}, "`eps`"),
+    "nan": ({"lr": float("nan")}, "`lr` must be a number above 0"),
+    "steps and epochs": ({"steps": 3, "epochs": 2.0}, "either `steps` or `epochs`"),
+    "no steps": ({"steps": 0}, "`steps` must be a whole number of at least 1"),
+    "half a step": ({"steps": 1.5}, "`steps` must be a whole number"),
+    "text": ({"lr": "fast"}, "`lr` must be a number"),
     "number for a switch": ({"random_start": 1}, "true or false"),
-    "switch for a number": ({"seed": True}, "--seed"),
+    "switch for a number": ({"seed": True}, "`seed`"),
     "unknown preset": ({"preset": "papre", "method": "fare"}, "Did you mean 'paper'"),
     "unknown method": ({"method": "tecao"}, "Did you mean 'tecoa'"),
     "unknown method option": ({"method": "tima(marginn=1)"}, "margin"),
@@ -64,10 +68,10 @@ BAD: dict[str, tuple[dict[str, Any], str]] = {
     "unknown optimizer": ({"optimizer": "adam"}, "adamw"),
     "unknown layers": ({"train": "first-2"}, "last-N"),
     "no layers": ({"train": "last-0"}, "last-N"),
-    "alpha": ({"wise_ft": 1.5}, "--wise-ft must be at least 0 and at most 1"),
-    "all for validation": ({"val_fraction": 1.0}, "--val-fraction"),
-    "ema": ({"ema": 1.0}, "--ema"),
-    "seed": ({"seed": -1}, "--seed"),
+    "alpha": ({"wise_ft": 1.5}, "`wise_ft` must be a number of at least 0 and at most 1"),
+    "all for validation": ({"val_fraction": 1.0}, "`val_fraction`"),
+    "ema": ({"ema": 1.0}, "`ema`"),
+    "seed": ({"seed": -1}, "`seed`"),
 }
 
 
@@ -82,9 +86,9 @@ def test_bad_files(tmp_path: Path) -> None:
     for content, hint in (("ep: 1\n", "Did you mean 'eps'"), ("- 1\n", "must hold settings"), ("eps: [1\n", "YAML")):
         file.write_text(content)
         with pytest.raises(ClipguardError, match=hint):
-            resolve({}, file)
+            resolve({}, read_config(file, SETTINGS))
     with pytest.raises(ClipguardError, match="Cannot read"):
-        resolve({}, tmp_path / "none.yaml")
+        read_config(tmp_path / "none.yaml", SETTINGS)
 
 
 def test_a_step_size_is_derived_and_never_larger_than_eps() -> None:
@@ -97,16 +101,15 @@ def test_a_step_size_is_derived_and_never_larger_than_eps() -> None:
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        ({"eps": 4 / 255}, r"--eps 0.01569: did you mean 4 \(4/255\)"),
         ({"eps": "0.0157"}, r"did you mean 4 \(4/255\)"),
         ({"eps": 128, "norm": "l2"}, "did you mean 128/255"),
-        ({"step_size": 1 / 255}, r"--step-size 0.003922: did you mean 1 \(1/255\)"),
-        ({"step_size": "x"}, "--step-size 'x' is not a number"),
-        ({"eps": "4,8"}, "--eps takes one budget"),
-        ({"eps": [4]}, "--eps must be a number"),
-        ({"method": 3}, "--method must be a text"),
-        ({"preset": 3}, "--preset must be a text"),
-        ({"model": ["tiny"]}, "--model must be a text"),
+        ({"step_size": "0.0039"}, r"`step_size` 0.0039: did you mean 1 \(1/255\)"),
+        ({"step_size": "x"}, "`step_size` 'x' is not a number"),
+        ({"eps": "4,8"}, "`eps` takes one number"),
+        ({"eps": [None]}, "`eps` takes numbers"),
+        ({"method": 3}, "`method` must be a text"),
+        ({"preset": 3}, "`preset` must be a text"),
+        ({"model": ["tiny"]}, "`model` must be a text"),
     ],
 )
 def test_budgets_of_the_wrong_unit_and_values_of_the_wrong_type(given: dict[str, Any], message: str) -> None:
@@ -117,15 +120,16 @@ def test_budgets_of_the_wrong_unit_and_values_of_the_wrong_type(given: dict[str,
 def test_budgets_may_be_written_as_fractions(tmp_path: Path) -> None:
     assert resolve({"eps": "4/255"}).eps == 4
     assert resolve({"eps": "0.0157/255"}).eps == 0.0157
-    assert resolve({"eps": "128/255", "norm": "l2"}).radius == 128 / 255
-    assert resolve({"eps": 4, "step_size": "0.05/255"}).step_size == 0.05
+    assert resolve({"eps": "128/255", "norm": "l2"}).eps_pixels == 128 / 255
+    assert resolve({"eps": 4 / 255, "step_size": "0.05/255"}).step_size == 0.05
     (tmp_path / "a.yaml").write_text("eps: 4/255\nstep_size: 1/255\n", encoding="utf-8")
-    assert (resolve({}, tmp_path / "a.yaml").eps, resolve({}, tmp_path / "a.yaml").step_size) == (4, 1)
+    config = resolve({}, read_config(tmp_path / "a.yaml", SETTINGS))
+    assert (config.eps, config.step_size) == (4, 1)
     (tmp_path / "a.yaml").write_text("eps: 0.0157\n", encoding="utf-8")
     with pytest.raises(ClipguardError, match="did you mean 4"):
-        resolve({}, tmp_path / "a.yaml")
+        resolve({}, read_config(tmp_path / "a.yaml", SETTINGS))
 
 
 def test_small_steps_that_arrive_are_not_questioned() -> None:
     """A hundred steps of 0.025/255 are the usual ones at eps 1/255."""
-    assert resolve({"eps": 1, "attack_steps": 100, "step_size": 0.025}).step_size == 0.025
+    assert resolve({"eps": "1", "attack_steps": 100, "step_size": "0.025"}).step_size == 0.025

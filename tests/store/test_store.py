@@ -27,7 +27,7 @@ from clipguard.benchmark.results.result import BenchResult
 from clipguard.benchmark.results.table import to_markdown
 from clipguard.benchmark.runner import bench as run_plan
 from clipguard.cli import run
-from clipguard.core.eps import parse_eps
+from clipguard.core.eps import read_eps
 from clipguard.core.errors import OutputError, ResultError
 from clipguard.data import load_dataset
 from clipguard.models import load_model
@@ -450,7 +450,7 @@ class StopsAfter:
 @pytest.mark.parametrize("images", [1, 3, 7, 11])
 def test_an_interrupted_run_goes_on(images: int, fresh: BenchResult, tmp_path: Path, monkeypatch: Any) -> None:
     monkeypatch.setattr(ledger, "FLUSH_SECONDS", 1e9)  # only what is written on the way out
-    eps = tuple(parse_eps(["1,4"], "linf"))
+    eps = tuple(read_eps(["1,4"], "linf"))
     plan = BenchPlan(("tiny",), ("emoji-food",), eps, attacks=tuple(FAST["attacks"]), n_samples=12, device="cpu")
     with pytest.raises(StopError):
         run_plan(plan, progress=StopsAfter(images), store=Store(tmp_path / "store"))

@@ -62,7 +62,7 @@ def evaluate(
 ) -> Score:
     """Score a classifier (pixels in [0,1] -> logits, in eval mode) on `n` examples, in float32."""
     options = EngineOptions(config.batch_size, config.seed)
-    engine = Engine(classifier, parse_recipe(ATTACK), ThreatModel(config.norm), [config.radius], options)
+    engine = Engine(classifier, parse_recipe(ATTACK), ThreatModel(config.norm), [config.eps_pixels], options)
     progress.start(what, n)
     robust, labels, predictions = 0, [], []
     for outcome in engine.run(examples):

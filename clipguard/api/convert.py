@@ -1,0 +1,47 @@
+"""`clipguard.convert`: a model of any format as an ordinary checkpoint folder."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import Literal
+
+from clipguard.core.output import OutputFolder
+from clipguard.models.convert import convert_files
+from clipguard.models.description import describe_model
+from clipguard.models.loading import load_model
+from clipguard.models.source import add_to_files
+
+log = logging.getLogger("clipguard")
+
+
+def convert(
+    source: str | Path,
+    out: str | Path,
+    *,
+    to: Literal["open_clip", "hf"] = "open_clip",
+    base: str | None = None,
+    normalization: str | None = None,
+) -> Path:
+    """Write a model as a checkpoint folder: safetensors, config and model card.
+
+    Args:
+        source: a model, as `--model` names it.
+        out: the folder, which must not be there.
+        to: "open_clip": what `local-dir:` names; "hf": a CLIPModel of transformers.
+        base: for a file that holds an image tower alone: the model it was tuned from.
+        normalization: instead of the model's own: clip, imagenet or M,M,M/S,S,S.
+
+    Returns:
+        The folder.
+
+    Raises:
+        ModelError: for a model that cannot be read or written so; OutputError if the folder is there.
+    """
+    (spec,) = add_to_files([str(source)], base, normalization)
+    with OutputFolder(Path(out), whole=True) as folder:
+        loaded = load_model(spec)
+        for line in describe_model(loaded):
+            log.info(line)
+        folder.write_files(convert_files(loaded, to))
+    return Path(out)

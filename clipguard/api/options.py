@@ -1,0 +1,95 @@
+"""What `clipguard.bench`, `compare` and `finetune` take by name: the settings of `BenchPlan` and `FinetuneConfig`.
+
+They are here for type checkers and editors; a test keeps them the same as the declarations of the settings.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Literal, TypedDict
+
+Eps = str | float | Sequence[str | float]  # "4", "4/255", "1,4,8", or pixels of [0,1] such as 4 / 255
+
+
+class BenchOptions(TypedDict, total=False):
+    """Settings of a bench run beside models, data sets, eps and attacks; docs/settings.md says what each does."""
+
+    norm: Literal["linf", "l2"]
+    n_samples: int | Literal["all"] | None
+    seed: int
+    batch_size: int | Literal["auto"] | None
+    resolution: Literal["model", "native", "mixed"]
+    resize: Literal["model", "crop256", "crop256-squash"]
+    decode: Literal["upright", "plain"]
+    logit_scale: float | None
+    quantize: bool
+    eps_mode: Literal["ascending", "independent", "nested"]
+    engine: Literal["clipguard", "reference"]
+    precision: Literal["auto", "float32", "tf32", "bfloat16"]
+    compile: bool
+    device: str
+    templates: str
+    text: Literal["tuned", "original"]
+    split: str | None
+    classes: str | Path | None
+    class_names: Literal["source", "tecoa"]
+    duplicate_names: bool
+    image_column: str | None
+    label_column: str | None
+    data_root: str | Path | None
+    protocol: str | None
+
+
+class CompareOptions(BenchOptions, total=False):
+    """The same for two models that are compared."""
+
+    datasets: str | Sequence[str]
+    eps: Eps
+    attacks: str | Sequence[str]
+
+
+class FinetuneOptions(TypedDict, total=False):
+    """Settings of a fine-tuning run beside method and out; docs/settings.md says what each does."""
+
+    model: str
+    dataset: str
+    preset: str | None
+    split: str | None
+    classes: str | Path | None
+    image_column: str | None
+    label_column: str | None
+    data_root: str | Path | None
+    templates: str
+    n_samples: int | Literal["all"] | None
+    val_fraction: float
+    steps: int | None
+    epochs: float | None
+    batch_size: int
+    accumulate: int
+    augment: Literal["none", "standard"]
+    workers: int | None
+    norm: Literal["linf", "l2"]
+    eps: str | float
+    attack_steps: int
+    step_size: str | float | None
+    random_start: bool
+    train: str
+    lora: int
+    optimizer: Literal["adamw", "sgd"]
+    lr: float
+    momentum: float
+    weight_decay: float
+    warmup_steps: int | None
+    schedule: Literal["cosine", "constant"]
+    grad_clip: float
+    ema: float
+    wise_ft: float
+    precision: Literal["auto", "float32", "bfloat16"]
+    device: str
+    seed: int
+    eval_every: int | None
+    eval_samples: int
+    evaluation: bool
+    save_every: int | None
+    tracker: Literal["none", "tensorboard", "wandb"]

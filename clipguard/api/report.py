@@ -1,0 +1,105 @@
+"""`clipguard.report`: results as one page or as Markdown."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
+from dataclasses import replace
+from pathlib import Path
+from typing import Literal
+from urllib.parse import quote
+
+from clipguard.adversarial.replay import Wanted, attack_again
+from clipguard.adversarial.result import AdversarialImage
+from clipguard.core.errors import ClipguardError
+from clipguard.core.output import OutputFile, OutputFolder
+from clipguard.core.progress import Progress, Silent
+from clipguard.report.board import Images, Run, read_runs
+from clipguard.report.gallery import MOST_PICTURES, Picture, recompute, stored
+from clipguard.report.page import Report, make_report
+
+MOST_BYTES = 10_000_000  # of a page that opens quickly
+log = logging.getLogger("clipguard")
+
+
+def report(
+    runs: str | Path | Sequence[str | Path],
+    out: str | Path | None = None,
+    *,
+    format: Literal["html", "md"] = "html",
+    figures: str | Path | None = None,
+    gallery: int = 8,
+    title: str | None = None,
+    progress: Progress | None = None,
+) -> Path:
+    """Write tables, plots, classes, adversarial images and provenance of results, as one HTML page or Markdown.
+
+    Args:
+        runs: folders of `clipguard bench` or their results.json; several become a leaderboard. Folders of `clipguard
+            attack` add images to the gallery.
+        out: new file; default report.html or report.md.
+        format: "html": one page that needs nothing else; "md": Markdown with figures beside it.
+        figures: new folder for every plot as SVG, PNG (300 dpi) and PDF; default none, for Markdown NAME-figures.
+        gallery: broken images to show, at most, in HTML; bench keeps none: they are attacked again.
+        title: default: named after the models.
+        progress: is told of the images that are attacked again.
+
+    Returns:
+        The file.
+
+    Raises:
+        ClipguardError: for what is no result, and for files that are there.
+    """
+    if not 0 <= gallery <= MOST_PICTURES:
+        cure = "clipguard attack has more"
+        raise ClipguardError(f"`gallery` must be from 0 to {MOST_PICTURES}, not {gallery}; {cure}.")
+    path = Path(out) if out else Path(f"report.{format}")
+    folder = Path(figures) if figures else path.with_name(f"{path.stem}-figures") if format == "md" else None
+    with ExitStack() as places:
+        drawings = places.enter_context(OutputFolder(folder, option="--figures", whole=True)) if folder else None
+        file = places.enter_context(OutputFile(path))
+        benches, images = read_runs([Path(run) for run in ([runs] if isinstance(runs, (str, Path)) else runs)])
+        made = make_report(benches, title)
+        if format == "html":
+            content = _add_gallery(made, benches, images, gallery, progress or Silent()).html()
+        else:
+            assert drawings is not None  # Markdown has its figures beside it
+            content = made.markdown(_link(drawings.path, file.path))
+        if drawings:
+            drawings.write_files(made.figure_files())
+            log.info("%d plots written to %s", len(made.plots), drawings.path)
+        file.write(content.encode())
+    size = path.stat().st_size
+    log.info("Written to %s (%.1f MB)", path, size / 1e6)
+    if size > MOST_BYTES:
+        log.warning("%s is larger than 10 MB; report fewer runs at once, or with a smaller `gallery`.", path)
+    return path
+
+
+def _link(figures: Path, out: Path) -> str:
+    """The folder of figures as seen from the Markdown file."""
+    return quote(Path(os.path.relpath(figures, out.parent)).as_posix())
+
+
+def _add_gallery(made: Report, runs: list[Run], kept: list[Images], n: int, progress: Progress) -> Report:
+    """The report with pictures: those that `clipguard attack` kept, and broken images of runs, attacked again."""
+    if n == 0:
+        return replace(made, picture_notes=["Left out (--gallery 0)."])
+    pictures: list[Picture] = []
+    notes: list[str] = []
+    for images in kept:
+        pictures += stored(images, n - len(pictures))
+
+    def open_images(run: int, wanted: Sequence[Wanted]) -> Iterator[tuple[Wanted, AdversarialImage | str]]:
+        result = next(r.result for r in runs if r.number == run)
+        return attack_again(result.run, wanted, progress)
+
+    for section in made.sections:
+        recomputed, why_not = recompute(section.board, n - len(pictures), open_images)
+        pictures += recomputed
+        notes += why_not
+    for note in notes:
+        log.warning("Gallery: %s", note)
+    return replace(made, pictures=pictures, picture_notes=notes)
