@@ -133,6 +133,7 @@ class Canonical:
         text = re.sub(r"\b(in|took|Trained in) [\d.,]+ (s|min|seconds)\b", r"\1 <seconds> \2", text)
         text = re.sub(r"([0-9a-f]{64}[/-])[0-9a-f]{64}(?=\.parquet)", r"\1<segment>", text)  # hashes of times, too
         text = re.sub(r"\b\d+(\.\d+)? (kB|MB)\b", r"<size> \2", text)
+        text = re.sub(r"(wall seconds(?: \| |</dt>\s*<dd>))[\d.]+", r"\1<seconds>", text)
         return self._versions.sub("<version>", text)
 
     def value(self, value: Any, key: str = "") -> Any:
@@ -225,8 +226,6 @@ class Canonical:
     def _page(self, content: bytes) -> tuple[str, ...]:
         """An HTML page: long parts as hashes, the rest as it is, a tag or text a line."""
         page = self.text(content.decode())
-
-        page = re.sub(r"(wall seconds</dt>\s*<dd>)[\d.]+", r"\1<seconds>", page)
 
         def picture(found: re.Match[str]) -> str:
             return "data:image " + " ".join(image_lines(base64.b64decode(found[1])))
