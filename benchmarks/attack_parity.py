@@ -32,7 +32,7 @@ def compare(cells: list[Cell], name: str, norm: str, eps: float) -> dict[str, An
         started, robust[engine], totals = time.perf_counter(), {}, []
         for cell in cells:
             outcomes, costs = attack(cell, engine, name, [eps], norm)
-            robust[engine] |= {(cell.name, i): o.levels[0].robust for i, o in outcomes.items()}
+            robust[engine] |= {(cell.name, i): o.eps_outcomes[0].robust for i, o in outcomes.items()}
             totals.append(passes(costs))
         record[engine] = {
             "robust_accuracy": sum(robust[engine].values()) / len(robust[engine]),

@@ -32,7 +32,7 @@ def timed(cell: Cell, engine: str, name: str, radii: list[float], norm: str, **o
     started = time.perf_counter()
     outcomes, costs = attack(cell, engine, name, radii, norm, **options)
     seconds = time.perf_counter() - started
-    robust = [[i for i, o in sorted(outcomes.items()) if o.levels[k].robust] for k in range(len(radii))]
+    robust = [[i for i, o in sorted(outcomes.items()) if o.eps_outcomes[k].robust] for k in range(len(radii))]
     return {"seconds": round(seconds, 2), **passes(costs), "robust": robust}
 
 

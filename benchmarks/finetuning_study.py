@@ -190,7 +190,7 @@ def validate(spec: str, folder: Path, seed: int) -> dict[str, float]:
     outcomes = list(engine.run(examples))
     n = len(outcomes)
     clean = sum(o.clean_prediction == o.label for o in outcomes) / n
-    robust = {eps: sum(o.levels[i].robust for o in outcomes) / n for i, eps in enumerate(EVALUATED)}
+    robust = {eps: sum(o.eps_outcomes[i].robust for o in outcomes) / n for i, eps in enumerate(EVALUATED)}
     return {"n": n, "clean": clean, **robust, "mean": (clean + sum(robust.values()) / len(robust)) / 2}
 
 

@@ -143,7 +143,7 @@ def _judge(
     device: torch.device,
 ) -> list[AdversarialImage]:
     """The model's opinion of each image before, after, and after rounding to 8 bits."""
-    x_adv = [image for o in outcomes if (image := o.levels[0].image) is not None]
+    x_adv = [image for o in outcomes if (image := o.eps_outcomes[0].image) is not None]
     x_png = [rounded(image) for image in x_adv]
     shares = [_softmax(engine.evaluator, images, device) for images in (clean, x_adv, x_png)]
     eps = torch.tensor([plan.eps[0].pixels])

@@ -86,7 +86,7 @@ def attack(
     examples = (Example(i, images[i], label) for i, label in enumerate(labels.tolist()))
     with torch.inference_mode(False), explained(model, images):  # gradients are needed, whatever the caller's mode
         outcomes = sorted(engine.run(examples), key=lambda o: o.index)
-    levels = [o.levels[0] for o in outcomes]
+    levels = [o.eps_outcomes[0] for o in outcomes]
     return AttackResult(
         x_adv=torch.stack([level.image for level in levels if level.image is not None]),
         robust=torch.tensor([level.robust for level in levels]),

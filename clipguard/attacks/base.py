@@ -12,20 +12,20 @@ from typing import ClassVar
 from torch import Tensor
 
 from clipguard.attacks.losses import Loss
-from clipguard.attacks.random import Draws
-from clipguard.attacks.state import Rows
+from clipguard.attacks.random import PerImageRandom
+from clipguard.attacks.state import AttackState
 from clipguard.attacks.threat import ThreatModel
 
 # What the engine keeps for every row, whatever the attack:
-#   item, level, unit (B,) int64   image, radius and unit in the engine's lists (see units.py)
-#   x0 (B, C, H, W)       clean image;  label, target (B,) int64;  eps (B,) radius in pixel units
+#   item, eps_index, unit (B,) int64   image, eps and unit in the engine's lists (see schedule.py)
+#   x0 (B, C, H, W)       clean image;  label, target (B,) int64;  eps (B,) in pixel units
 #   ranking (B, C) int64  classes from the largest clean logit to the smallest, without the label
 #   run (B,) int64        which restart x target of this attack;  step (B,) int64 within the run
 #   best_margin (B,), best_x   the strongest image so far in this run
 
 
 class Attack(ABC):
-    """One attack of a recipe. An instance is immutable; all that changes lives in `Rows`."""
+    """One attack of a recipe. An instance is immutable; all that changes lives in `AttackState`."""
 
     name: ClassVar[str]
     fixed: ClassVar[tuple[str, ...]] = ()  # parameters of the implementation that are no options
@@ -38,32 +38,34 @@ class Attack(ABC):
         """How often one image is attacked: restarts x targets, never more targets than other classes."""
         return self.restarts * max(1, min(self.targets, n_classes - 1))
 
-    def choose_target(self, rows: Rows) -> Tensor:
+    def choose_target(self, state: AttackState) -> Tensor:
         """(B,) the class a run aims at (the runner-up for untargeted attacks, which ignore it)."""
-        n_targets = max(1, min(self.targets, rows["ranking"].shape[1]))
-        return rows["ranking"].gather(1, (rows["run"] % n_targets)[:, None]).squeeze(1)
+        n_targets = max(1, min(self.targets, state["ranking"].shape[1]))
+        return state["ranking"].gather(1, (state["run"] % n_targets)[:, None]).squeeze(1)
 
     @abstractmethod
-    def start(self, rows: Rows, threat: ThreatModel, draws: Draws) -> None:
+    def start(self, state: AttackState, threat: ThreatModel, random: PerImageRandom) -> None:
         """Set this attack's own columns for rows that begin a run; all rows of the table do."""
 
     @abstractmethod
-    def query(self, rows: Rows) -> Tensor:
+    def query(self, state: AttackState) -> Tensor:
         """The next points to evaluate (B, C, H, W)."""
 
-    def wants_gradient(self, rows: Rows) -> Tensor:
+    def wants_gradient(self, state: AttackState) -> Tensor:
         """(B,) bool: which rows need the loss gradient at their query; the rest get zeros."""
-        return rows["step"] < self.iterations
+        return state["step"] < self.iterations
 
     @abstractmethod
-    def update(self, rows: Rows, threat: ThreatModel, x: Tensor, logits: Tensor, loss: Tensor, grad: Tensor) -> None:
+    def update(
+        self, state: AttackState, threat: ThreatModel, x: Tensor, logits: Tensor, loss: Tensor, grad: Tensor
+    ) -> None:
         """Move on from the points `x` that `query` gave; the engine counts `step` afterwards.
 
         `logits`, `loss` and `grad` are those of the admissible points next to `x` (8-bit images, if the threat says
-        so), while `x` is what `query` gave: steps smaller than one level would otherwise be rounded away. `x` and
+        so), while `x` is what `query` gave: steps smaller than one grey level would otherwise be rounded away. `x` and
         `grad` may be overwritten.
         """
 
-    def finished(self, rows: Rows) -> Tensor:
+    def finished(self, state: AttackState) -> Tensor:
         """(B,) bool, asked after `step` was counted."""
-        return rows["step"] > self.iterations
+        return state["step"] > self.iterations

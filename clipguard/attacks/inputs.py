@@ -1,4 +1,4 @@
-"""Are values from Python images, labels and a budget? What is no such thing is refused, with a cure."""
+"""Are values from Python images, labels and an eps? What is no such thing is refused, with a cure."""
 
 from __future__ import annotations
 

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 
-class Rows(dict[str, Tensor]):
+class AttackState(dict[str, Tensor]):
     """A table of equally long tensors."""
 
     @property
@@ -14,13 +14,13 @@ class Rows(dict[str, Tensor]):
         """How many rows."""
         return len(self["item"])
 
-    def take(self, index: Tensor) -> Rows:
+    def take(self, index: Tensor) -> AttackState:
         """The rows at these positions (int64), as a new table that shares no memory with this one."""
-        return Rows({name: value.index_select(0, index) for name, value in self.items()})
+        return AttackState({name: value.index_select(0, index) for name, value in self.items()})
 
     @staticmethod
-    def concatenate(tables: list[Rows]) -> Rows:
+    def concatenate(tables: list[AttackState]) -> AttackState:
         """One table of tables with the same columns."""
         if len(tables) == 1:
             return tables[0]
-        return Rows({name: torch.cat([t[name] for t in tables]) for name in tables[0]})
+        return AttackState({name: torch.cat([t[name] for t in tables]) for name in tables[0]})

@@ -34,7 +34,7 @@ def largest(x: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class ThreatModel:
-    """Norm of the ball, and whether adversarial images must be 8-bit images. The radius is given per row.
+    """Norm of the ball, and whether adversarial images must be 8-bit images. eps is given per row.
 
     All images are (B, C, H, W) in [0,1] and every `eps` is (B,) in the same pixel units (8/255, not 8).
     """
@@ -58,15 +58,15 @@ class ThreatModel:
 
     def projection(self, x0: Tensor, eps: Tensor) -> Callable[[Tensor], Tensor]:
         """`project` with the same balls for several calls."""
-        radius = per_row(eps, x0)
+        eps = per_row(eps, x0)
         if self.norm == "linf":
-            low, high = (x0 - radius).clamp_(min=0), (x0 + radius).clamp_(max=1)
+            low, high = (x0 - eps).clamp_(min=0), (x0 + eps).clamp_(max=1)
             return lambda x: torch.clamp(x, low, high)
 
         def onto_l2_ball(x: Tensor) -> Tensor:
             delta = x - x0
             length = per_row(l2_norm(delta), x)
-            return delta.mul_((radius / length.clamp_min(1e-12)).clamp_max(1)).add_(x0).clamp_(0, 1)
+            return delta.mul_((eps / length.clamp_min(1e-12)).clamp_max(1)).add_(x0).clamp_(0, 1)
 
         return onto_l2_ball
 
@@ -93,8 +93,9 @@ class ThreatModel:
             near = torch.where((levels - inward).abs() < (levels - outward).abs(), inward, outward)
             fits = (near / 255 - x0).abs() <= per_row(eps, x) + TOLERANCE
         else:
-            # A perturbation is often smaller than one level everywhere, and rounding each value on its own would erase
-            # it. So the values nearest to their outward level go there, as many as keep the perturbation's length.
+            # A perturbation is often smaller than one grey level everywhere, and rounding each value on its own would
+            # erase it. So the values nearest to their outward level go there, as many as keep the perturbation's
+            # length.
             near = outward
             base, cost = (inward - clean).square(), (outward - clean).square() - (inward - clean).square()
             order = (levels - outward).abs().flatten(1).argsort(dim=1, stable=True)

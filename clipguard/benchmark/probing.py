@@ -24,7 +24,7 @@ from clipguard.sanity.probes import PROBE_CHECKS, Subject, probe
 from clipguard.store.probes import path_of, read, write
 from clipguard.store.store import Store
 
-PROBED = 8  # images a model and data set
+PROBED_IMAGES = 8  # images a model and data set
 PROBES = "sanity probes"  # their name in `run.costs`
 VERSION = 1  # of what is stored. Increase it with any change of the probes
 
@@ -67,7 +67,7 @@ class Prober:
         clean = self.samples[self.samples["attack"] == "none"]
         right = clean[clean["robust"]]
         indices = (right if len(right) else clean)["index"].to_numpy()
-        index, x = pick_images(self.dataset, self.preprocess, indices, PROBED)
+        index, x = pick_images(self.dataset, self.preprocess, indices, PROBED_IMAGES)
         if self.store is None:
             return self._probe(recipe, index, x)
         key = self._key(index)
@@ -80,7 +80,7 @@ class Prober:
         return found
 
     def _probe(self, recipe: Recipe, index: npt.NDArray[np.int64], x: Tensor) -> list[Finding]:
-        evaluator = ChargedEvaluator(self.classifier, PROBED)
+        evaluator = ChargedEvaluator(self.classifier, PROBED_IMAGES)
         self.costs = evaluator.costs
         subject = Subject(
             evaluator,

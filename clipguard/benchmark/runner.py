@@ -18,7 +18,7 @@ from clipguard.benchmark.cell_key import cell_key
 from clipguard.benchmark.findings import find
 from clipguard.benchmark.plan import BenchPlan
 from clipguard.benchmark.preprocess import prepare
-from clipguard.benchmark.probing import PROBED, PROBES, Prober, switched_off
+from clipguard.benchmark.probing import PROBED_IMAGES, PROBES, Prober, switched_off
 from clipguard.benchmark.recipe_files import open_recipe
 from clipguard.benchmark.results.result import BenchResult
 from clipguard.benchmark.results.sample_rows import attack_rows, clean_row, cost_table
@@ -212,7 +212,7 @@ def _run_task(
     findings = find(plan, task.dataset, recipes, samples, prober if probes else switched_off)
     if prober.costs or prober.stored:
         about = {"model": model.info.name, "dataset": task.name, "norm": plan.norm, "attack": PROBES}
-        size = {"batch_size": PROBED if prober.costs else None}
+        size = {"batch_size": PROBED_IMAGES if prober.costs else None}
         reused = {"reused": 0, "computed": 0, "stored": prober.stored}
         result.run["costs"].append({**about, **size, "stages": cost_table(prober.costs), **reused})
     result.run.setdefault("findings", []).append(entry(model.info.name, task.name, findings))

@@ -13,7 +13,7 @@ from typing import Any
 import pandas as pd
 import torch
 
-from clipguard.attacks.engine.engine import Example, ImageOutcome, LevelOutcome
+from clipguard.attacks.engine.engine import EpsOutcome, Example, ImageOutcome
 from clipguard.attacks.engine.evaluator import Cost
 from clipguard.attacks.engine.outcome import EpsMode, recall
 from clipguard.benchmark.plan import BenchPlan
@@ -21,7 +21,7 @@ from clipguard.core.eps import PIXEL
 from clipguard.core.provenance import versions
 from clipguard.store.store import COLUMNS, StoredCell, distinct, sum_costs
 
-Known = dict[float, LevelOutcome]  # by radius in pixel units; 0 is the clean image
+Known = dict[float, EpsOutcome]  # by radius in pixel units; 0 is the clean image
 FLUSH_SECONDS = 5.0  # between segments: what a killed run loses at most, beside the images in flight
 MANY = 16  # segments of a cell that are merged when it is done
 
@@ -56,7 +56,7 @@ class Ledger:
             if self.hashes.get(index) == row["image"] and labels[index] == row["label"]:
                 by = None if pd.isna(row["broken_by"]) else row["broken_by"]
                 found = (row["robust"], row["adv_pred"], by, row["distance"] / self.unit, row["margin"])
-                known[index][radius] = LevelOutcome(radius, *found)
+                known[index][radius] = EpsOutcome(radius, *found)
         examples = [Example(index, torch.empty(0), label, known.get(index, {})) for index, label in labels.items()]
         outcomes = [outcome for example in examples if (outcome := recall(example, radii, self.mode))]
         if self.whole and len(outcomes) < len(examples):
@@ -83,7 +83,7 @@ class Ledger:
             for stage, cost in total.items()
         }
 
-    def note(self, example: Example, clean_prediction: int, outcome: LevelOutcome) -> None:
+    def note(self, example: Example, clean_prediction: int, outcome: EpsOutcome) -> None:
         """Keep what was found at one radius (0: without attack), for the next segment."""
         if self.cell is None or outcome.eps in example.known:
             return

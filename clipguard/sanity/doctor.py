@@ -11,17 +11,17 @@ from torch import Tensor, nn
 from clipguard.attacks import losses
 from clipguard.attacks.engine.engine import Engine
 from clipguard.attacks.engine.evaluator import Evaluator, frozen, require_finite
-from clipguard.attacks.engine.outcome import EngineOptions, Example, LevelOutcome
+from clipguard.attacks.engine.outcome import EngineOptions, EpsOutcome, Example
 from clipguard.attacks.recipes import Recipe, options, parse_recipe
 from clipguard.core.errors import AttackError, NoGradientError, NonFiniteError
 from clipguard.sanity.checks import CHECKS, Finding, counted, not_checked
 from clipguard.sanity.predictions import prediction_findings
 from clipguard.sanity.probes import Subject, ascend, probe
 
-ANYTHING = 0.5  # a pixel; a ball so large holds the same grey image for every x
-SHORT = "apgd-ce(iterations=30)+apgd-dlr(iterations=30)"  # for such a ball
-NOISES = 64  # random images an image
-QUERIES = 500  # of Square
+UNBOUNDED_EPS = 0.5  # a pixel; a ball so large holds the same grey image for every x
+LARGE_EPS_ATTACK = "apgd-ce(iterations=30)+apgd-dlr(iterations=30)"  # for such a ball
+NOISES_PER_IMAGE = 64  # random images an image
+SQUARE_QUERIES = 500  # of Square
 TRANSFER_STEPS = 50  # of gradient ascent on the other model
 
 
@@ -76,12 +76,12 @@ def _only(subject: Subject, keep: Tensor) -> Subject:
     return replace(subject, x=subject.x[keep], labels=subject.labels[keep], indices=indices)
 
 
-def run_attack(subject: Subject, recipe: Recipe, eps: float) -> list[LevelOutcome]:
+def run_attack(subject: Subject, recipe: Recipe, eps: float) -> list[EpsOutcome]:
     """What the recipe finds within `eps` of each image, in their order. Raises AttackError for NaN or no gradient."""
     choices = EngineOptions(subject.evaluator.batch_size, subject.seed, keep_images=True)
     engine = Engine(subject.evaluator.model, recipe, subject.threat, [eps], choices)
     rows = zip(subject.indices, subject.x, subject.labels.tolist(), strict=True)
-    found = {outcome.index: outcome.levels[0] for outcome in engine.run(Example(*row) for row in rows)}
+    found = {outcome.index: outcome.eps_outcomes[0] for outcome in engine.run(Example(*row) for row in rows)}
     return [found[index] for index in subject.indices]
 
 
@@ -100,14 +100,14 @@ class Examination:
 
     subject: Subject
     recipe: Recipe
-    outcomes: list[LevelOutcome] | None
+    outcomes: list[EpsOutcome] | None
     transfer_from: nn.Module | None
 
     @classmethod
     def begin(cls, subject: Subject, recipe: Recipe, transfer_from: nn.Module | None) -> Examination:
         """Attack all images. Raises AttackError for a model that cannot be attacked, but for missing gradients."""
         try:
-            outcomes: list[LevelOutcome] | None = run_attack(subject, recipe, subject.eps)
+            outcomes: list[EpsOutcome] | None = run_attack(subject, recipe, subject.eps)
         except NoGradientError:
             outcomes = None
         return cls(subject, recipe, outcomes, transfer_from)
@@ -152,8 +152,8 @@ class Examination:
     def large_eps(self) -> Finding:
         """A ball that holds the all-grey image, the same for every image."""
         grey = torch.full_like(self.subject.x, 0.5)
-        eps = ANYTHING if self.subject.norm == "linf" else ANYTHING * self.subject.x[0].numel() ** 0.5
-        outcomes = run_attack(self.subject, parse_recipe(SHORT), eps)
+        eps = UNBOUNDED_EPS if self.subject.norm == "linf" else UNBOUNDED_EPS * self.subject.x[0].numel() ** 0.5
+        outcomes = run_attack(self.subject, parse_recipe(LARGE_EPS_ATTACK), eps)
         hold = torch.tensor([o.robust for o in outcomes], device=grey.device)
         by_grey = int((hold & (self.subject.evaluator.verify(grey).argmax(dim=1) != self.subject.labels)).sum())
         more = f"plain grey, which this allows, would break {by_grey} of them" if by_grey else ""
@@ -163,14 +163,16 @@ class Examination:
     def noise(self) -> Finding:
         """Random images come nearer to an error than the attack did, or over the edge where it did not."""
         subject = self.subject
-        margins = [subject.evaluator.verify(subject.noise(1 + i)) for i in range(NOISES)]
+        margins = [subject.evaluator.verify(subject.noise(1 + i)) for i in range(NOISES_PER_IMAGE)]
         lowest = torch.stack([losses.margin(logits, subject.labels) for logits in margins]).amin(dim=0)
         require_finite(lowest[:, None], lambda i: subject.indices[i], "under noise")
         clean = losses.margin(subject.evaluator.verify(subject.x), subject.labels)
         by_attack = clean if self.outcomes is None else torch.tensor([o.margin for o in self.outcomes]).to(clean)
         wins = self.robust & (lowest < by_attack)
         broken = int((lowest < 0).sum())
-        what = f"images have a smaller margin under the worst of {NOISES} noises than under {self.recipe.name}"
+        what = (
+            f"images have a smaller margin under the worst of {NOISES_PER_IMAGE} noises than under {self.recipe.name}"
+        )
         more = f"noise broke {broken}, {self.recipe.name} {int((~self.robust).sum())}"
         return counted("noise", int(wins.sum()), subject.n, what, more, noise_broke=broken)
 
@@ -179,9 +181,11 @@ class Examination:
         if all(stage.name == "square" for stage in self.recipe.stages):
             return not_checked("black-box", f"{self.recipe.name} itself sees no gradient")
         left = _only(self.subject, self.robust)
-        square = run_attack(left, parse_recipe(f"square(queries={QUERIES})"), self.subject.eps) if left.n else []
+        square = run_attack(left, parse_recipe(f"square(queries={SQUARE_QUERIES})"), self.subject.eps) if left.n else []
         bad = sum(not o.robust for o in square)
-        return counted("black-box", bad, self.subject.n, f"images fall to {QUERIES} queries of Square", self.standing)
+        return counted(
+            "black-box", bad, self.subject.n, f"images fall to {SQUARE_QUERIES} queries of Square", self.standing
+        )
 
     def transfer(self) -> Finding:
         """Images made for the other model, on what is left standing."""

@@ -11,21 +11,22 @@ from torch import Tensor, nn
 from clipguard.attacks import losses
 from clipguard.attacks.engine.evaluator import Evaluator
 from clipguard.attacks.losses import Loss
-from clipguard.attacks.methods.pgd import uniform_in_ball
-from clipguard.attacks.random import Draws
+from clipguard.attacks.projected_gradient import ascent_step, default_step_fraction, uniform_in_ball
+from clipguard.attacks.random import PerImageRandom
 from clipguard.attacks.recipes import Recipe
-from clipguard.attacks.state import Rows
 from clipguard.attacks.threat import Norm, ThreatModel, l2_norm, largest
 from clipguard.core.errors import AttackError, NoGradientError
 from clipguard.sanity.checks import Finding, counted, judge, not_checked
 
 REPEATS = 2  # passes that must agree with the first
-SAME = 1e-3  # of the range of an image's logits: less is rounding, which differs between kernels of batch shapes
-LEAST = 1e-2  # of the size of the logits: what counts as their range at least; 0 where all prompts are one
-EQUAL = 1e-5  # of the range of the logits: columns nearer than this are one class
-LINEAR = 1e-5  # relative change of a gradient across the ball, below which it is constant
-STEPS = 4  # of the ascent whose loss must rise
-BLIND = 16.6  # lead in logits beyond which float32 rounds a softmax to 1: -log(2^-24)
+LOGIT_CHANGE_RTOL = (
+    1e-3  # of the range of an image's logits: less is rounding, which differs between kernels of batch shapes
+)
+LEAST_LOGIT_RANGE = 1e-2  # of the size of the logits: what counts as their range at least; 0 where all prompts are one
+TIED_CLASSES_RTOL = 1e-5  # of the range of the logits: columns nearer than this are one class
+CONSTANT_GRADIENT_RTOL = 1e-5  # relative change of a gradient across the ball, below which it is constant
+ASCENT_STEPS = 4  # of the ascent whose loss must rise
+SOFTMAX_SATURATION_MARGIN = 16.6  # lead in logits beyond which float32 rounds a softmax to 1: -log(2^-24)
 
 
 @dataclass
@@ -51,18 +52,18 @@ class Subject:
 
     @property
     def threat(self) -> ThreatModel:
-        """The ball of any radius."""
+        """The ball, of any eps."""
         return ThreatModel(self.norm)
 
-    def radii(self, eps: float) -> Tensor:
-        """(N,) the same radius for all."""
+    def eps_tensor(self, eps: float) -> Tensor:
+        """(N,) the same eps for all."""
         return torch.full((self.n,), eps, device=self.x.device)
 
     def noise(self, number: int) -> Tensor:
         """(N, C, H, W) the images with the `number`-th noise of theirs, uniform in the ball."""
-        draws = Draws(self.seed, "doctor", self.indices, [number] * self.n, self.x.device)
-        rows = Rows(x0=self.x, eps=self.radii(self.eps))
-        return self.threat.project(uniform_in_ball(rows, self.threat, draws), self.x, rows["eps"])
+        random = PerImageRandom(self.seed, "doctor", self.indices, [number] * self.n, self.x.device)
+        eps = self.eps_tensor(self.eps)
+        return self.threat.project(uniform_in_ball(self.x, eps, self.threat, random), self.x, eps)
 
     def gradient(self, x: Tensor, loss: Loss, targets: Tensor) -> tuple[Tensor, Tensor]:
         """Loss (N,) at x and its gradient (N, C, H, W). Raises NoGradientError if there is none."""
@@ -171,7 +172,7 @@ def finite(logits: Tensor, gradients: Gradients | None) -> Finding:
 
 
 def probabilities(logits: Tensor) -> Finding:
-    """Rows in [0,1] that sum to 1, as far as two decimals would."""
+    """AttackState in [0,1] that sum to 1, as far as two decimals would."""
     between = ((logits >= 0) & (logits <= 1)).all(dim=1)
     bad = int((between & ((logits.sum(dim=1) - 1).abs() < 0.05)).sum())
     low, high = float(logits.min()), float(logits.max())
@@ -182,7 +183,7 @@ def probabilities(logits: Tensor) -> Finding:
 
 def spread(logits: Tensor) -> Tensor:
     """(N,) largest minus smallest logit of each image, never so small that rounding is a share of it."""
-    least = LEAST * logits.abs().amax(dim=1)
+    least = LEAST_LOGIT_RANGE * logits.abs().amax(dim=1)
     return torch.maximum(logits.amax(dim=1) - logits.amin(dim=1), least).clamp_min(1e-12)
 
 
@@ -192,7 +193,7 @@ def randomised(subject: Subject, logits: Tensor) -> Finding:
     def changed(passes: list[Tensor]) -> tuple[Tensor, float]:
         shares = torch.stack([(again - logits).abs().amax(dim=1) / spread(logits) for again in passes])
         shares = shares.nan_to_num(nan=torch.inf)
-        return (shares > SAME).any(dim=0), float(shares.max())
+        return (shares > LOGIT_CHANGE_RTOL).any(dim=0), float(shares.max())
 
     verify = subject.evaluator.verify
     again, largest_again = changed([verify(subject.x) for _ in range(REPEATS)])
@@ -211,7 +212,7 @@ def duplicate_classes(logits: Tensor, names: Sequence[str] | None = None) -> Fin
     classes = logits.shape[1]
     order = logits.sum(dim=0).argsort(stable=True)  # equal columns come to lie side by side
     ordered = logits[:, order] / spread(logits)[:, None]
-    tied = ((ordered[:, 1:] - ordered[:, :-1]).abs() < EQUAL).all(dim=0).nonzero().squeeze(1).tolist()
+    tied = ((ordered[:, 1:] - ordered[:, :-1]).abs() < TIED_CLASSES_RTOL).all(dim=0).nonzero().squeeze(1).tolist()
     if len(tied) == classes - 1:
         return not_checked("duplicate-classes", "all classes have equal outputs on these images")
     pairs = [tuple(sorted((int(order[i]), int(order[i + 1])))) for i in tied]
@@ -225,7 +226,7 @@ def direction(gradients: Gradients) -> Finding:
     """Images whose gradient is zero, or the same across the ball though the logits are not linear there."""
     size = l2_norm(gradients.here)
     zero = (largest(gradients.here) == 0) & (largest(gradients.there) == 0)
-    constant = ~zero & (l2_norm(gradients.there - gradients.here) <= LINEAR * size)
+    constant = ~zero & (l2_norm(gradients.there - gradients.here) <= CONSTANT_GRADIENT_RTOL * size)
     off = (gradients.gain - gradients.predicted).abs() > 0.1 * gradients.gain.abs() + 1e-4 * gradients.predicted.abs()
     made_up = constant & off
     moved = int((zero & (gradients.gain != 0)).sum())
@@ -245,11 +246,11 @@ def saturation(logits: Tensor, labels: Tensor, gradients: Gradients, recipe: Rec
     softmax can tell, is evidence and no verdict: clipguard's own cross-entropy keeps their gradient.
     """
     margins = losses.margin(logits, labels)
-    right, beyond = int((margins > 0).sum()), int((margins > BLIND).sum())
+    right, beyond = int((margins > 0).sum()), int((margins > SOFTMAX_SATURATION_MARGIN).sum())
     if not right:
         return not_checked("saturation", "no image is right when clean")
     dead = (margins > 0) & (largest(gradients.cross_entropy) == 0) & (largest(gradients.here) > 0)
-    more = f"{beyond} lead by more than {BLIND}, where a plain float32 softmax has none"
+    more = f"{beyond} lead by more than {SOFTMAX_SATURATION_MARGIN}, where a plain float32 softmax has none"
     found = counted("saturation", int(dead.sum()), right, "images give cross-entropy no gradient", more)
     scale_free = [s.name for s in recipe.stages if s.loss is not losses.cross_entropy and s.name != "square"]
     if found.verdict == "failure" and scale_free:
@@ -263,26 +264,27 @@ def ascend(subject: Subject, eps: float, steps: int, loss: Loss = losses.negativ
 
     Step size 2.5 eps / steps, at most eps, as in Madry et al. 2018.
     """
-    x, radii, project = subject.x, subject.radii(eps), subject.threat.project
+    x, project = subject.x, subject.threat.projection(subject.x, subject.eps_tensor(eps))
+    step_size = default_step_fraction(steps) * eps
     values = []
     for _ in range(steps):
         value, gradient = subject.gradient(x, loss, subject.labels)
         values.append(value)
-        x = project(x + min(1.0, 2.5 / steps) * eps * subject.threat.steepest(gradient), subject.x, radii)
+        x = ascent_step(x, gradient, step_size, subject.threat, project)
     values.append(loss(subject.evaluator.verify(x), subject.labels, subject.labels))
     return x, torch.stack(values)
 
 
 def loss_increase(subject: Subject) -> Finding:
     """Images whose margin loss is nowhere on the way above where it began."""
-    _, values = ascend(subject, subject.eps, STEPS)
+    _, values = ascend(subject, subject.eps, ASCENT_STEPS)
     stuck = ~(values[1:].amax(dim=0) > values[0])
     rising = 100 * float((values[1:] > values[:-1]).float().mean())
     return counted(
         "loss-increase",
         int(stuck.sum()),
         subject.n,
-        f"images end {STEPS} steps no nearer to an error",
+        f"images end {ASCENT_STEPS} steps no nearer to an error",
         f"the loss rose in {rising:.0f} % of the steps",
     )
 
@@ -290,7 +292,7 @@ def loss_increase(subject: Subject) -> Finding:
 def eps_zero(subject: Subject, gradients: Gradients, logits: Tensor) -> Finding:
     """A step of the attack at eps 0 must give back the image, bit for bit, and its prediction."""
     stepped = subject.x + subject.threat.steepest(gradients.here)
-    x = subject.threat.project(stepped, subject.x, subject.radii(0.0))
+    x = subject.threat.project(stepped, subject.x, subject.eps_tensor(0.0))
     moved = (x != subject.x).flatten(1).any(dim=1)
     other = subject.evaluator.verify(x).argmax(dim=1) != logits.argmax(dim=1)
     bad = int((moved | other).sum())

@@ -44,7 +44,7 @@ def test_survivors_come_with_the_strongest_image_found() -> None:
         if result.robust[i]:
             logits = model(result.x_adv[i : i + 1])[0].detach()
             others = torch.cat([logits[: labels[i]], logits[labels[i] + 1 :]])
-            margin = result.outcomes[i].levels[0].margin
+            margin = result.outcomes[i].eps_outcomes[0].margin
             assert margin == pytest.approx(float(logits[labels[i]] - others.max()), abs=1e-4)
             assert margin < result.outcomes[i].clean_margin
     assert result.robust.any()

@@ -12,8 +12,8 @@ from pyautoattack.autopgd_base import APGDAttack, APGDAttack_targeted
 from torch import Tensor, nn
 
 from clipguard.attacks.methods.apgd import APGD, APGDDLR, APGDTargeted, checkpoints, period_ends
-from clipguard.attacks.random import Draws
-from clipguard.attacks.state import Rows
+from clipguard.attacks.random import PerImageRandom
+from clipguard.attacks.state import AttackState
 from clipguard.attacks.threat import Norm, ThreatModel
 
 NORMS: tuple[Norm, ...] = ("linf", "l2")
@@ -100,35 +100,37 @@ def restated(
     return trace
 
 
-def begin(attack: APGD, model: nn.Module, images: Tensor, eps: float, norm: Norm, run: int = 0) -> Rows:
-    """Rows of this run for these images, with the labels that the model gives them."""
+def begin(attack: APGD, model: nn.Module, images: Tensor, eps: float, norm: Norm, run: int = 0) -> AttackState:
+    """The state of this run for these images, with the labels that the model gives them."""
     with torch.no_grad():
         order = model(images).argsort(dim=1, descending=True)
     n = len(images)
-    rows = Rows(item=torch.arange(n), x0=images, label=order[:, 0], ranking=order[:, 1:], step=torch.zeros(n).long())
-    rows["run"], rows["eps"] = torch.full((n,), run), torch.full((n,), eps, dtype=images.dtype)
-    rows["target"] = attack.choose_target(rows)
-    attack.start(rows, ThreatModel(norm), Draws(0, attack.name, range(n), [run] * n, images.device))
-    return rows
+    state = AttackState(
+        item=torch.arange(n), x0=images, label=order[:, 0], ranking=order[:, 1:], step=torch.zeros(n).long()
+    )
+    state["run"], state["eps"] = torch.full((n,), run), torch.full((n,), eps, dtype=images.dtype)
+    state["target"] = attack.choose_target(state)
+    attack.start(state, ThreatModel(norm), PerImageRandom(0, attack.name, range(n), [run] * n, images.device))
+    return state
 
 
-def trace(attack: APGD, model: nn.Module, rows: Rows, norm: Norm) -> list[Trace]:
+def trace(attack: APGD, model: nn.Module, state: AttackState, norm: Norm) -> list[Trace]:
     """All iterations, without the engine's stop at the first success."""
-    traces = [Trace([], [], []) for _ in range(rows.n)]
+    traces = [Trace([], [], []) for _ in range(state.n)]
     for _ in range(attack.iterations + 1):
-        x = attack.query(rows)
-        for i in range(rows.n):
+        x = attack.query(state)
+        for i in range(state.n):
             traces[i].points.append(x[i].clone())
         leaf = x.clone().requires_grad_()
         logits = model(leaf)
-        loss = attack.loss(logits, rows["label"], rows["target"])
+        loss = attack.loss(logits, state["label"], state["target"])
         grad = torch.autograd.grad(loss.sum(), leaf)[0]
-        attack.update(rows, ThreatModel(norm), x, logits.detach(), loss.detach(), grad)
-        rows["step"] = rows["step"] + 1
-        for i in range(rows.n):
-            traces[i].best.append(float(rows["loss_best"][i]))
-            traces[i].steps.append(float(rows["step_size"][i]))
-    assert attack.finished(rows).all()
+        attack.update(state, ThreatModel(norm), x, logits.detach(), loss.detach(), grad)
+        state["step"] = state["step"] + 1
+        for i in range(state.n):
+            traces[i].best.append(float(state["loss_best"][i]))
+            traces[i].steps.append(float(state["step_size"][i]))
+    assert attack.finished(state).all()
     return traces
 
 
@@ -141,12 +143,12 @@ def test_every_iterate_is_that_of_the_algorithm(kind: str, norm: Norm) -> None:
     """In double precision, so that no rounding can flip the sign of a gradient."""
     model, attack = small_conv().double(), KINDS[kind](iterations=40)
     images = uniform(3, 3, 12, 12).double()
-    rows = begin(attack, model, images, EPS[norm], norm, run=1 if kind == "apgd-t" else 0)
-    starts = rows["x"].clone()
-    labels, targets = rows["label"].tolist(), rows["target"].tolist()
-    ours = trace(attack, model, rows, norm)
+    state = begin(attack, model, images, EPS[norm], norm, run=1 if kind == "apgd-t" else 0)
+    starts = state["x"].clone()
+    labels, targets = state["label"].tolist(), state["target"].tolist()
+    ours = trace(attack, model, state, norm)
     for i in range(3):
-        expected = restated(model, kind, images[i], starts[i], labels[i], targets[i], float(rows["eps"][i]), norm, 40)
+        expected = restated(model, kind, images[i], starts[i], labels[i], targets[i], float(state["eps"][i]), norm, 40)
         assert ours[i].steps == pytest.approx(expected.steps, rel=1e-5)
         assert ours[i].best == pytest.approx(expected.best, rel=1e-4, abs=1e-6)
         for mine, theirs in zip(ours[i].points, expected.points, strict=True):
@@ -159,18 +161,18 @@ def test_every_iterate_is_that_of_the_algorithm(kind: str, norm: Norm) -> None:
 def test_the_best_loss_is_that_of_the_reference(kind: str, norm: Norm) -> None:
     model, attack = small_conv(), KINDS[kind](iterations=50)
     images = uniform(6, 3, 12, 12, seed=1)
-    rows = begin(attack, model, images, EPS[norm], norm, run=2 if kind == "apgd-t" else 0)
+    state = begin(attack, model, images, EPS[norm], norm, run=2 if kind == "apgd-t" else 0)
     theirs_kind = APGDAttack_targeted if kind == "apgd-t" else APGDAttack
     theirs = theirs_kind(model, n_iter=50, norm={"linf": "Linf", "l2": "L2"}[norm], eps=EPS[norm], device="cpu")
     theirs.loss = {"apgd-ce": "ce", "apgd-dlr": "dlr", "apgd-t": "dlr-targeted"}[kind]
-    theirs.y_target = rows["target"]
+    theirs.y_target = state["target"]
     theirs.init_hyperparam(images)
-    _, right, loss, _ = theirs.attack_single_run(images, rows["label"], x_init=rows["x"].clone())
-    ours = trace(attack, model, rows, norm)
+    _, right, loss, _ = theirs.attack_single_run(images, state["label"], x_init=state["x"].clone())
+    ours = trace(attack, model, state, norm)
     assert [t.best[-1] for t in ours] == pytest.approx(loss.tolist(), rel=1e-3)
     with torch.no_grad():
         wrong = torch.stack(
-            [(model(torch.stack(t.points)).argmax(1) != y).any() for t, y in zip(ours, rows["label"], strict=True)]
+            [(model(torch.stack(t.points)).argmax(1) != y).any() for t, y in zip(ours, state["label"], strict=True)]
         )
     assert torch.equal(wrong, ~right.bool())
 
@@ -178,14 +180,14 @@ def test_the_best_loss_is_that_of_the_reference(kind: str, norm: Norm) -> None:
 def test_when_steps_are_halved() -> None:
     """Scripted losses, one image for each reason of section 3.1 to halve a step or to keep it."""
     attack, threat, n = APGD(), ThreatModel("linf"), 3
-    rows = begin(attack, small_conv(), uniform(n, 3, 4, 4), 0.1, "linf")
-    sizes = [rows["step_size"].tolist()]
+    state = begin(attack, small_conv(), uniform(n, 3, 4, 4), 0.1, "linf")
+    sizes = [state["step_size"].tolist()]
     for step in range(101):
         # Always rising to new heights; always rising, but never to the height of the start; always falling.
         loss = torch.tensor([float(step), step if step else 1000.0, -step])
-        attack.update(rows, threat, rows["x"], torch.zeros(n, 10), loss, torch.zeros_like(rows["x"]))
-        rows["step"] = rows["step"] + 1
-        sizes.append(rows["step_size"].tolist())
+        attack.update(state, threat, state["x"], torch.zeros(n, 10), loss, torch.zeros_like(state["x"]))
+        state["step"] = state["step"] + 1
+        sizes.append(state["step_size"].tolist())
     halved = [[step for step in range(101) if sizes[step + 1][i] < sizes[step][i]] for i in range(n)]
     assert halved == [[], [41, 70, 87, 99], checkpoints(100)]
 
@@ -194,9 +196,9 @@ def test_when_steps_are_halved() -> None:
 def test_a_start_lies_on_the_sphere_and_belongs_to_the_image(norm: Norm) -> None:
     model, attack = small_conv(), APGD()
     images = 0.5 + 0.1 * uniform(4, 3, 12, 12)
-    rows = begin(attack, model, images, 0.2, norm)
-    assert torch.allclose(ThreatModel(norm).distance(rows["x"], images), torch.tensor(0.2), atol=1e-5)
+    state = begin(attack, model, images, 0.2, norm)
+    assert torch.allclose(ThreatModel(norm).distance(state["x"], images), torch.tensor(0.2), atol=1e-5)
     again = begin(attack, model, images, 0.1, norm)
-    assert torch.allclose((again["x"] - images) * 2, rows["x"] - images, atol=1e-6)
-    assert not torch.allclose(begin(attack, model, images, 0.2, norm, run=1)["x"], rows["x"], atol=0.01)
-    assert not torch.allclose(rows["x"][0] - images[0], rows["x"][1] - images[1], atol=0.01)
+    assert torch.allclose((again["x"] - images) * 2, state["x"] - images, atol=1e-6)
+    assert not torch.allclose(begin(attack, model, images, 0.2, norm, run=1)["x"], state["x"], atol=0.01)
+    assert not torch.allclose(state["x"][0] - images[0], state["x"][1] - images[1], atol=0.01)

@@ -80,10 +80,10 @@ def test_bfloat16_search_is_nearly_as_good_and_never_believed(examples: list[Exa
     )
     assert abs(sum(robust(exact)) - sum(robust(crude))) <= 1
     for outcome in crude:  # the images found are wrong in float32
-        level = outcome.levels[0]
-        if not level.robust:
-            assert level.image is not None
-            assert small_conv()(level.image[None]).argmax() == level.prediction != outcome.label
+        at_eps = outcome.eps_outcomes[0]
+        if not at_eps.robust:
+            assert at_eps.image is not None
+            assert small_conv()(at_eps.image[None]).argmax() == at_eps.prediction != outcome.label
 
 
 def test_an_automatic_batch_size_is_chosen_and_no_image_is_lost(examples: list[Example]) -> None:

@@ -1,4 +1,4 @@
-"""The engine: outcomes belong to the image alone, radii are carried on, and only what is verified counts."""
+"""The engine: outcomes belong to the image alone, breaks count at larger eps, and only what is verified counts."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from clipguard.attacks.engine.engine import EPS_MODES, EpsMode, Example, ImageOu
 from clipguard.attacks.threat import Norm, ThreatModel
 
 NORMS: tuple[Norm, ...] = ("linf", "l2")
-# Every attack, short, at radii that break some of the images and leave others.
+# Every attack, short, at eps that break some of the images and leave others.
 SHORT = {
     "fgsm": "fgsm",
     "pgd": "pgd-5(restarts=2)",
@@ -37,7 +37,7 @@ SHORT = {
     "fab-t": "fab-t(iterations=5,targets=2,restarts=2)",
     "square": "square(queries=30)",
 }
-RADII: dict[Norm, list[float]] = {"linf": [1 / 255, 3 / 255, 6 / 255], "l2": [0.05, 0.15, 0.3]}
+EPS_VALUES: dict[Norm, list[float]] = {"linf": [1 / 255, 3 / 255, 6 / 255], "l2": [0.05, 0.15, 0.3]}
 
 
 def precise(classes: int = 10) -> nn.Module:
@@ -48,8 +48,8 @@ def compare(first: list[ImageOutcome], second: list[ImageOutcome]) -> None:
     """The same in every respect, but for the last bits of distances and margins."""
     assert [o.index for o in first] == [o.index for o in second]
     for a, b in zip(first, second, strict=True):
-        assert [facts(level) for level in a.levels] == [facts(level) for level in b.levels], a.index
-        for one, other in zip(a.levels, b.levels, strict=True):
+        assert [facts(at_eps) for at_eps in a.eps_outcomes] == [facts(at_eps) for at_eps in b.eps_outcomes], a.index
+        for one, other in zip(a.eps_outcomes, b.eps_outcomes, strict=True):
             assert one.distance == pytest.approx(other.distance, rel=1e-4, abs=1e-6)
             assert one.margin == pytest.approx(other.margin, rel=1e-3, abs=1e-4)
 
@@ -57,25 +57,25 @@ def compare(first: list[ImageOutcome], second: list[ImageOutcome]) -> None:
 @pytest.mark.parametrize("norm", NORMS)
 @pytest.mark.parametrize("attack", list(SHORT.values()), ids=list(SHORT))
 def test_an_outcome_does_not_depend_on_the_batch(attack: str, norm: Norm) -> None:
-    model, radii = precise(), RADII[norm]
+    model, eps_values = precise(), EPS_VALUES[norm]
     examples = labelled(model, uniform(10, 3, 8, 8))
-    crowd = run(model, examples, attack, radii, norm, batch_size=64)
-    flags = {flag for level in range(3) for flag in robust(crowd, level)}
+    crowd = run(model, examples, attack, eps_values, norm, batch_size=64)
+    flags = {flag for i in range(3) for flag in robust(crowd, i)}
     assert flags == {True, False}
-    compare(run(model, examples, attack, radii, norm, batch_size=5), crowd)
+    compare(run(model, examples, attack, eps_values, norm, batch_size=5), crowd)
     shuffled = random.Random(0).sample(examples, len(examples))
-    compare(run(model, shuffled, attack, radii, norm, batch_size=7), crowd)
-    shards = [run(model, examples[i::2], attack, radii, norm, batch_size=4) for i in range(2)]
+    compare(run(model, shuffled, attack, eps_values, norm, batch_size=7), crowd)
+    shards = [run(model, examples[i::2], attack, eps_values, norm, batch_size=4) for i in range(2)]
     compare(sorted([*shards[0], *shards[1]], key=lambda o: o.index), crowd)
-    compare(run(model, examples[3:4], attack, radii, norm, batch_size=1), crowd[3:4])
+    compare(run(model, examples[3:4], attack, eps_values, norm, batch_size=1), crowd[3:4])
 
 
 def test_suites_mix_attacks_in_one_pass_without_mixing_results() -> None:
     model = precise()
     examples = labelled(model, uniform(6, 3, 8, 8, seed=2))
     compare(
-        run(model, examples, "short-suite", RADII["linf"], batch_size=1),
-        run(model, examples, "short-suite", RADII["linf"], batch_size=6),
+        run(model, examples, "short-suite", EPS_VALUES["linf"], batch_size=1),
+        run(model, examples, "short-suite", EPS_VALUES["linf"], batch_size=6),
     )
 
 
@@ -113,21 +113,21 @@ def test_seeds_and_indices_matter() -> None:
     other_seed = run(model, examples, "pgd-1", 0.02, seed=1)
     moved = run(model, [Example(e.index + 100, e.image, e.label) for e in examples], "pgd-1", 0.02)
     for changed in (other_seed, moved):
-        assert all(a.levels[0].margin != b.levels[0].margin for a, b in zip(base, changed, strict=True))
+        assert all(a.eps_outcomes[0].margin != b.eps_outcomes[0].margin for a, b in zip(base, changed, strict=True))
     assert base == run(model, examples, "pgd-1", 0.02)
 
 
-# Radii ----------------------------------------------------------------------------------------------------------
+# Eps ------------------------------------------------------------------------------------------------------------
 
 
 def visits(mode: EpsMode, broken_at: list[bool], broken_when_confirming: list[bool]) -> list[tuple[int, bool]]:
-    """What `schedule` asks for if the image breaks at these levels."""
+    """What `schedule` asks for if the image breaks at these eps."""
     plan, asked = schedule(mode, len(broken_at)), []
     try:
-        level, full = next(plan)
+        eps_index, full = next(plan)
         while True:
-            asked.append((level, full))
-            level, full = plan.send((broken_at if full else broken_when_confirming)[level])
+            asked.append((eps_index, full))
+            eps_index, full = plan.send((broken_at if full else broken_when_confirming)[eps_index])
     except StopIteration:
         return asked
 
@@ -148,26 +148,28 @@ def test_modes_agree_on_what_they_must(norm: Norm) -> None:
     model = precise()
     examples = labelled(model, uniform(16, 3, 8, 8))
     ascending, independent, nested = (
-        run(model, examples, "apgd-ce(iterations=15)", RADII[norm], norm, eps_mode=mode) for mode in EPS_MODES
+        run(model, examples, "apgd-ce(iterations=15)", EPS_VALUES[norm], norm, eps_mode=mode) for mode in EPS_MODES
     )
     for a, b in zip(ascending, independent, strict=True):
-        first = next((i for i, level in enumerate(a.levels) if not level.robust), 2)
-        # Up to the first break both did the same; later radii can only inherit it.
-        assert [facts(level) for level in a.levels[: first + 1]] == [facts(level) for level in b.levels[: first + 1]]
-        assert [level.robust for level in a.levels] == [level.robust for level in b.levels]
+        first = next((i for i, at_eps in enumerate(a.eps_outcomes) if not at_eps.robust), 2)
+        # Up to the first break both did the same; larger eps can only inherit it.
+        assert [facts(at_eps) for at_eps in a.eps_outcomes[: first + 1]] == [
+            facts(at_eps) for at_eps in b.eps_outcomes[: first + 1]
+        ]
+        assert [at_eps.robust for at_eps in a.eps_outcomes] == [at_eps.robust for at_eps in b.eps_outcomes]
     for outcome in [*ascending, *independent, *nested]:
-        flags = [level.robust for level in outcome.levels]
-        assert flags == sorted(flags, reverse=True)  # never robust again at a larger radius
-        assert [level.eps for level in outcome.levels] == RADII[norm]
+        flags = [at_eps.robust for at_eps in outcome.eps_outcomes]
+        assert flags == sorted(flags, reverse=True)  # never robust again at a larger eps
+        assert [at_eps.eps for at_eps in outcome.eps_outcomes] == EPS_VALUES[norm]
     assert robust(nested, 2) == robust(independent, 2)
-    fewer = engine(model, "apgd-ce(iterations=15)", RADII[norm], norm, batch_size=1)  # no room to work ahead
-    more = engine(model, "apgd-ce(iterations=15)", RADII[norm], norm, batch_size=1, eps_mode="independent")
+    fewer = engine(model, "apgd-ce(iterations=15)", EPS_VALUES[norm], norm, batch_size=1)  # no room to work ahead
+    more = engine(model, "apgd-ce(iterations=15)", EPS_VALUES[norm], norm, batch_size=1, eps_mode="independent")
     list(fewer.run(examples)), list(more.run(examples))
     assert fewer.costs["apgd-ce"].forward < more.costs["apgd-ce"].forward
 
 
-def test_a_break_found_while_confirming_counts_for_larger_radii_too() -> None:
-    """FGSM overshoots at the large radius of a model that is wrong only in a shell around the clean image."""
+def test_a_break_found_while_confirming_counts_for_larger_eps_too() -> None:
+    """FGSM overshoots at the large eps of a model that is wrong only in a shell around the clean image."""
 
     def shell(logits: Tensor, x: Tensor, _: int) -> Tensor:
         far = (x - 0.5).flatten(1).abs().amax(dim=1)
@@ -179,14 +181,14 @@ def test_a_break_found_while_confirming_counts_for_larger_radii_too() -> None:
     model = Wrapped(hadamard_model(2), shell).eval()
     example = Example(0, torch.full((1, 8, 8), 0.5), 0)
     (outcome,) = run(model, [example], "fgsm", [0.05, 0.2], eps_mode="nested")
-    assert [level.broken_by for level in outcome.levels] == ["apgd-ce", "apgd-ce"]
-    assert outcome.levels[1].distance <= 0.05 + 1e-6
+    assert [at_eps.broken_by for at_eps in outcome.eps_outcomes] == ["apgd-ce", "apgd-ce"]
+    assert outcome.eps_outcomes[1].distance <= 0.05 + 1e-6
     (outcome,) = run(model, [example], "fgsm", [0.05, 0.2], eps_mode="independent")
-    assert [level.broken_by for level in outcome.levels] == ["fgsm", "fgsm"]
+    assert [at_eps.broken_by for at_eps in outcome.eps_outcomes] == ["fgsm", "fgsm"]
 
 
 @pytest.mark.parametrize("mode", EPS_MODES)
-def test_radius_zero_is_the_clean_image(mode: EpsMode) -> None:
+def test_eps_zero_is_the_clean_image(mode: EpsMode) -> None:
     model = small_conv()
     images = uniform(6, 3, 8, 8)
     examples = labelled(model, images)
@@ -194,8 +196,8 @@ def test_radius_zero_is_the_clean_image(mode: EpsMode) -> None:
     alone = engine(model, "autoattack", 0.0, eps_mode=mode)
     outcomes = sorted(alone.run(examples), key=lambda o: o.index)
     assert robust(outcomes) == [True, False, True, True, True, True]
-    assert outcomes[1].levels[0].broken_by == "clean"
-    assert all(o.levels[0].distance == 0 and o.levels[0].margin == o.clean_margin for o in outcomes)
+    assert outcomes[1].eps_outcomes[0].broken_by == "clean"
+    assert all(o.eps_outcomes[0].distance == 0 and o.eps_outcomes[0].margin == o.clean_margin for o in outcomes)
     assert {name: cost.forward for name, cost in alone.costs.items()} == {"clean": 6}
     several = run(model, examples, "pgd-3", [0.0, 0.2], eps_mode=mode, batch_size=2)
     assert robust(several, 0) == robust(outcomes)
@@ -207,9 +209,9 @@ def test_clean_mistakes_are_not_attacked() -> None:
     examples = [Example(e.index, e.image, (e.label + 1) % 10) for e in labelled(model, uniform(5, 3, 8, 8))]
     subject = engine(model, "autoattack", [0.01, 0.1])
     for outcome in subject.run(examples):
-        assert [level.broken_by for level in outcome.levels] == ["clean", "clean"]
-        assert all(level.prediction == outcome.clean_prediction != outcome.label for level in outcome.levels)
-        assert outcome.levels[0].margin == outcome.clean_margin < 0
+        assert [at_eps.broken_by for at_eps in outcome.eps_outcomes] == ["clean", "clean"]
+        assert all(at_eps.prediction == outcome.clean_prediction != outcome.label for at_eps in outcome.eps_outcomes)
+        assert outcome.eps_outcomes[0].margin == outcome.clean_margin < 0
     assert set(subject.costs) == {"clean"}
 
 
@@ -227,7 +229,7 @@ def test_few_classes(classes: int, norm: Norm) -> None:
     model = small_conv(classes)
     examples = labelled(model, uniform(4, 3, 8, 8))
     for attack in SHORT.values():
-        assert len(run(model, examples, attack, RADII[norm][1], norm)) == 4
+        assert len(run(model, examples, attack, EPS_VALUES[norm][1], norm)) == 4
     subject = engine(model, "apgd-t(iterations=3)", 1e-6, norm)
     list(subject.run(examples[:1]))
     assert subject.costs["apgd-t"].backward == 3 * (classes - 1)  # a run for every other class
@@ -242,10 +244,10 @@ def test_images_of_several_shapes_in_one_stream(norm: Norm) -> None:
         for i, image in enumerate(uniform(*shapes[i % 3], seed=i) for i in range(6))
     ]
     for attack in ("short-suite", "square(queries=10)"):
-        mixed = run(model, examples, attack, RADII[norm], norm, batch_size=4, keep_images=True)
-        alone = [run(model, [e], attack, RADII[norm], norm)[0] for e in examples]
+        mixed = run(model, examples, attack, EPS_VALUES[norm], norm, batch_size=4, keep_images=True)
+        alone = [run(model, [e], attack, EPS_VALUES[norm], norm)[0] for e in examples]
         compare(mixed, alone)
-        assert all(o.levels[2].image.shape == e.image.shape for o, e in zip(mixed, examples, strict=True))
+        assert all(o.eps_outcomes[2].image.shape == e.image.shape for o, e in zip(mixed, examples, strict=True))
 
 
 def test_the_stream_is_read_as_it_is_needed_and_outcomes_come_early() -> None:
@@ -281,7 +283,7 @@ def test_tied_classes() -> None:
         small, large = run(model, examples, attack, 1e-4), run(model, examples, attack, 0.5)
         assert robust(small) == [True] * 6
         assert sum(robust(large)) < 6 or attack.startswith("square")
-        assert all(o.levels[0].prediction % 5 != o.label for o in large if not o.levels[0].robust)
+        assert all(o.eps_outcomes[0].prediction % 5 != o.label for o in large if not o.eps_outcomes[0].robust)
 
 
 # What counts as broken ------------------------------------------------------------------------------------------
@@ -292,15 +294,15 @@ def test_tied_classes() -> None:
 def test_every_adversarial_image_is_wrong_and_admissible(norm: Norm, quantize: bool) -> None:
     model = small_conv()
     images = torch.randint(0, 256, (10, 3, 8, 8), generator=torch.Generator().manual_seed(0)) / 255
-    examples, radii, threat = labelled(model, images), RADII[norm], ThreatModel(norm)
+    examples, eps_values, threat = labelled(model, images), EPS_VALUES[norm], ThreatModel(norm)
     for attack in SHORT.values():
-        for outcome in engine(model, attack, radii, norm, quantize, keep_images=True).run(examples):
-            for level, eps in zip(outcome.levels, radii, strict=True):
-                x, x0 = level.image[None], images[outcome.index][None]
+        for outcome in engine(model, attack, eps_values, norm, quantize, keep_images=True).run(examples):
+            for at_eps, eps in zip(outcome.eps_outcomes, eps_values, strict=True):
+                x, x0 = at_eps.image[None], images[outcome.index][None]
                 assert threat.contains(x, x0, torch.tensor([eps])).all()
-                assert (int(model(x).argmax()) == outcome.label) == level.robust
-                assert int(model(x).argmax()) == level.prediction
-                assert level.distance == pytest.approx(0 if level.robust else float(threat.distance(x, x0)), abs=1e-6)
+                assert (int(model(x).argmax()) == outcome.label) == at_eps.robust
+                assert int(model(x).argmax()) == at_eps.prediction
+                assert at_eps.distance == pytest.approx(0 if at_eps.robust else float(threat.distance(x, x0)), abs=1e-6)
                 if quantize:
                     assert torch.equal(x, (x * 255).round() / 255)
 
@@ -309,18 +311,18 @@ def test_8_bit_images_are_harder_to_break_but_not_unbreakable() -> None:
     model = hadamard_model(4)
     x = torch.randint(118, 138, (12, 1, 8, 8), generator=torch.Generator().manual_seed(0)) / 255
     examples = labelled(model, x)
-    for norm, radii in (("linf", [1 / 255, 2 / 255]), ("l2", [0.01, 0.04])):
+    for norm, eps_values in (("linf", [1 / 255, 2 / 255]), ("l2", [0.01, 0.04])):
         for attack in ("pgd-20", "apgd-ce(iterations=30)", "square(queries=200)"):
             free, rounded = (
-                list(engine(model, attack, radii, norm, quantize).run(examples)) for quantize in (False, True)
+                list(engine(model, attack, eps_values, norm, quantize).run(examples)) for quantize in (False, True)
             )
-            for level in range(2):
-                assert sum(robust(rounded, level)) >= sum(robust(free, level))
+            for i in range(2):
+                assert sum(robust(rounded, i)) >= sum(robust(free, i))
             assert not all(robust(rounded, 1)), (norm, attack)
 
 
 def test_small_steps_are_not_rounded_away() -> None:
-    """At eps 1/255 ten steps of a quarter level each must still reach the 8-bit images one level away."""
+    """At eps 1/255 ten steps of a quarter grey level each must still reach the 8-bit images one level away."""
     model = hadamard_model(2)
     x = torch.full((1, 1, 8, 8), 128 / 255)
     direction = (model.weight[0] - model.weight[1]).detach().sign().view(1, 1, 8, 8)
@@ -328,7 +330,7 @@ def test_small_steps_are_not_rounded_away() -> None:
     examples = labelled(model, x)
     for attack in ("pgd-10", "cw-10", "apgd-ce", "apgd-t", "fab-t"):
         (outcome,) = engine(model, attack, 2 / 255, quantize=True).run(examples)
-        assert not outcome.levels[0].robust, attack
+        assert not outcome.eps_outcomes[0].robust, attack
 
 
 def test_success_that_cannot_be_repeated_does_not_count() -> None:
@@ -344,7 +346,7 @@ def test_success_that_cannot_be_repeated_does_not_count() -> None:
         subject = engine(model, attack, 1e-5)
         outcomes = list(subject.run(examples))
         assert robust(outcomes) == [True] * 4
-        assert all(o.levels[0].margin > 0 for o in outcomes)  # nor does it make the margin look small
+        assert all(o.eps_outcomes[0].margin > 0 for o in outcomes)  # nor does it make the margin look small
         assert subject.costs["verification"].forward > 0
 
 
@@ -355,8 +357,8 @@ def test_an_attack_goes_on_after_a_success_that_could_not_be_repeated() -> None:
     clean = 0.5 + 0.2 * (uniform(1, 1, 8, 8) - 0.5)
     model = Wrapped(hadamard_model(4), first_look_only).eval()
     (outcome,) = run(model, labelled(model, clean), "pgd-10(random_start=false)", 0.01)
-    assert not outcome.levels[0].robust
-    assert outcome.levels[0].distance > 0.0011
+    assert not outcome.eps_outcomes[0].robust
+    assert outcome.eps_outcomes[0].distance > 0.0011
 
 
 def test_success_at_lower_precision_alone_does_not_count() -> None:
@@ -378,18 +380,20 @@ def test_success_outside_the_ball_does_not_count(monkeypatch: pytest.MonkeyPatch
     model = hadamard_model(3)
     examples = labelled(model, 0.5 + 0.2 * (uniform(3, 1, 8, 8) - 0.5))
     assert robust(run(model, examples, "pgd-5", 0.02)) == [False] * 3
-    monkeypatch.setattr(ThreatModel, "project", lambda _self, x, x0, _eps: (x0 + 1000 * (x - x0)).clamp(0, 1))
+    monkeypatch.setattr(ThreatModel, "projection", lambda _self, x0, _eps: lambda x: (x0 + 1000 * (x - x0)).clamp(0, 1))
     subject = engine(model, "pgd-5", 1e-4)
     assert robust(list(subject.run(examples))) == [True] * 3
     assert "verification" not in subject.costs
 
 
-def test_larger_radii_and_more_attacks_never_leave_more_standing() -> None:
+def test_larger_eps_and_more_attacks_never_leave_more_standing() -> None:
     model = small_conv()
     examples = labelled(model, uniform(16, 3, 8, 8))
     for norm in NORMS:
-        counts = [sum(robust(run(model, examples, "apgd-ce(iterations=6)", eps, norm))) for eps in [*RADII[norm], 1.0]]
+        counts = [
+            sum(robust(run(model, examples, "apgd-ce(iterations=6)", eps, norm))) for eps in [*EPS_VALUES[norm], 1.0]
+        ]
         assert counts == sorted(counts, reverse=True)
-        suite = run(model, examples, "short-suite", RADII[norm][1], norm)
+        suite = run(model, examples, "short-suite", EPS_VALUES[norm][1], norm)
         assert sum(robust(suite)) <= counts[1]
-        assert {o.levels[0].broken_by for o in suite} <= {None, "apgd-ce", "apgd-t", "fab-t", "square"}
+        assert {o.eps_outcomes[0].broken_by for o in suite} <= {None, "apgd-ce", "apgd-t", "fab-t", "square"}

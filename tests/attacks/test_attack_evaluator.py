@@ -13,7 +13,7 @@ from clipguard.attacks.engine.evaluator import Evaluator, is_out_of_memory, requ
 from clipguard.attacks.recipes import Recipe, parse_recipe
 from clipguard.core.errors import AttackError
 
-TINY = 1e-6  # a radius at which nothing breaks
+TINY = 1e-6  # an eps at which nothing breaks
 
 
 class Counting(nn.Module):
@@ -48,7 +48,7 @@ class Counting(nn.Module):
         ("square(queries=13)", 14, 0),
     ],
 )
-def test_an_unbroken_image_costs_what_the_budget_says(attack: str, forward: int, backward: int) -> None:
+def test_an_unbroken_image_costs_what_its_iterations_say(attack: str, forward: int, backward: int) -> None:
     subject = engine(Counting(small_conv()).eval(), attack, TINY, batch_size=4)
     assert robust(list(subject.run(labelled(small_conv(), uniform(7, 3, 8, 8))))) == [True] * 7
     name = attack.partition("(")[0]
@@ -92,8 +92,8 @@ def test_randomised_models_are_averaged() -> None:
     for attack in ("pgd-5(eot=4)", "apgd-t(iterations=5,eot=4)", "square(queries=10,eot=4)"):
         plain = run(model, examples, attack.replace(",eot=4", "").replace("(eot=4)", ""), [0.001, 0.004])
         averaged = run(noisy, examples, attack, [0.001, 0.004])
-        assert [[level.robust for level in o.levels] for o in averaged] == [
-            [level.robust for level in o.levels] for o in plain
+        assert [[at_eps.robust for at_eps in o.eps_outcomes] for o in averaged] == [
+            [at_eps.robust for at_eps in o.eps_outcomes] for o in plain
         ]
     assert any(o.clean_prediction != e.label for o, e in zip(run(noisy, examples, "none", 0), examples, strict=True))
 
@@ -190,8 +190,8 @@ def test_low_precision_search_is_verified_in_float32() -> None:
     outcomes = run(model, examples, "apgd-ce(iterations=8)", [0.005, 0.03], precision="bfloat16", keep_images=True)
     assert 0 < sum(robust(outcomes, 1)) < 10 or not any(robust(outcomes, 1))
     for outcome in outcomes:
-        for level in outcome.levels:
-            assert (int(model(level.image[None]).argmax()) == outcome.label) == level.robust
+        for at_eps in outcome.eps_outcomes:
+            assert (int(model(at_eps.image[None]).argmax()) == outcome.label) == at_eps.robust
 
 
 def test_recipes_carry_eot_to_the_evaluator() -> None:

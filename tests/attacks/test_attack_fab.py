@@ -9,47 +9,51 @@ from pyautoattack.fab_pt import FABAttack_PT
 
 from clipguard.attacks.losses import margin
 from clipguard.attacks.methods.fab import FABTargeted
-from clipguard.attacks.random import Draws
-from clipguard.attacks.state import Rows
+from clipguard.attacks.random import PerImageRandom
+from clipguard.attacks.state import AttackState
 from clipguard.attacks.threat import Norm, ThreatModel
 
 NORMS: tuple[Norm, ...] = ("linf", "l2")
 
 
-def begin(attack: FABTargeted, images: torch.Tensor, logits: torch.Tensor, eps: float, norm: Norm, run: int) -> Rows:
+def begin(
+    attack: FABTargeted, images: torch.Tensor, logits: torch.Tensor, eps: float, norm: Norm, run: int
+) -> AttackState:
     n, order = len(images), logits.argsort(dim=1, descending=True)
-    rows = Rows(item=torch.arange(n), x0=images, label=order[:, 0], ranking=order[:, 1:], step=torch.zeros(n).long())
-    rows["run"], rows["eps"] = torch.full((n,), run), torch.full((n,), eps)
-    rows["target"] = attack.choose_target(rows)
-    attack.start(rows, ThreatModel(norm), Draws(0, attack.name, range(n), [run] * n, images.device))
-    return rows
+    state = AttackState(
+        item=torch.arange(n), x0=images, label=order[:, 0], ranking=order[:, 1:], step=torch.zeros(n).long()
+    )
+    state["run"], state["eps"] = torch.full((n,), run), torch.full((n,), eps)
+    state["target"] = attack.choose_target(state)
+    attack.start(state, ThreatModel(norm), PerImageRandom(0, attack.name, range(n), [run] * n, images.device))
+    return state
 
 
 @pytest.mark.parametrize("norm", NORMS)
 @pytest.mark.parametrize("target", [2, 4])
 def test_the_smallest_image_found_is_the_reference_s(target: int, norm: Norm) -> None:
-    """With a radius of zero, so that no point on the way ends the search."""
+    """With eps zero, so that no point on the way ends the search."""
     model, attack, threat = small_conv(), FABTargeted(iterations=25), ThreatModel(norm)
     images = uniform(8, 3, 10, 10)
     logits = model(images).detach()
-    rows = begin(attack, images, logits, 0.0, norm, run=target - 2)
+    state = begin(attack, images, logits, 0.0, norm, run=target - 2)
     best = torch.full((8,), torch.inf)
     evaluations = 0
-    while not attack.finished(rows).all():
-        x = attack.query(rows).requires_grad_()
+    while not attack.finished(state).all():
+        x = attack.query(state).requires_grad_()
         z = model(x)
-        loss = attack.loss(z, rows["label"], rows["target"])
-        grad = torch.autograd.grad(loss.sum(), x)[0] * attack.wants_gradient(rows)[:, None, None, None]
+        loss = attack.loss(z, state["label"], state["target"])
+        grad = torch.autograd.grad(loss.sum(), x)[0] * attack.wants_gradient(state)[:, None, None, None]
         x = x.detach()
         # Points pulled back towards the clean image are looked at here, which the reference does not do.
-        wrong = (margin(z.detach(), rows["label"]) < 0) & ~rows["settled"]
+        wrong = (margin(z.detach(), state["label"]) < 0) & ~state["settled"]
         best = torch.where(wrong, torch.minimum(best, threat.distance(x, images)), best)
-        attack.update(rows, threat, x, z.detach(), loss.detach(), grad)
-        rows["step"] = rows["step"] + 1
+        attack.update(state, threat, x, z.detach(), loss.detach(), grad)
+        state["step"] = state["step"] + 1
         evaluations += 1
     theirs = FABAttack_PT(model, norm={"linf": "Linf", "l2": "L2"}[norm], n_iter=25, eps=1.0, device="cpu")
     theirs.target_class = target
-    found = theirs.attack_single_run(images, rows["label"], is_targeted=True)
+    found = theirs.attack_single_run(images, state["label"], is_targeted=True)
     expected = threat.distance(found, images)
     assert (expected > 0).all()
     assert best.tolist() == pytest.approx(expected.tolist(), rel=1e-3)

@@ -61,11 +61,11 @@ def in_the_box(model: Linear, example: Example, norm: Norm) -> float:
     return best
 
 
-def at_distance(model: Linear, n: int, radius: float, norm: Norm, seed: int = 0, side: int = 8) -> list[Example]:
+def at_distance(model: Linear, n: int, eps: float, norm: Norm, seed: int = 0, side: int = 8) -> list[Example]:
     """Images at this distance from the nearest boundary, so far from 0 and 1 that the box never binds."""
     examples = labelled(model, 0.5 + 0.3 * (uniform(40, 1, side, side, seed=seed) - 0.5))
     distances = closed_form(model, examples, norm)
-    chosen = [i for i in range(40) if distances[i] > radius][:n]
+    chosen = [i for i in range(40) if distances[i] > eps][:n]
     assert len(chosen) == n
     moved = []
     for i in chosen:
@@ -76,8 +76,8 @@ def at_distance(model: Linear, n: int, radius: float, norm: Norm, seed: int = 0,
         away[example.label] = torch.inf
         normal = normals[away.argmin()].view_as(example.image)
         direction = normal.sign() if norm == "linf" else normal / normal.norm()
-        moved.append(Example(i, example.image + (distances[i] - radius) * direction, example.label))
-    assert torch.allclose(closed_form(model, moved, norm), torch.tensor(radius), rtol=1e-3)
+        moved.append(Example(i, example.image + (distances[i] - eps) * direction, example.label))
+    assert torch.allclose(closed_form(model, moved, norm), torch.tensor(eps), rtol=1e-3)
     return moved
 
 
@@ -88,7 +88,7 @@ def assert_tight(
     assert robust(run(model, examples, attack, factor * optimum, norm)) == [False] * len(examples)
 
 
-RADII: dict[Norm, float] = {"linf": 0.002, "l2": 0.015}
+EPS: dict[Norm, float] = {"linf": 0.002, "l2": 0.015}
 
 
 @pytest.mark.parametrize("norm", NORMS)
@@ -105,15 +105,15 @@ RADII: dict[Norm, float] = {"linf": 0.002, "l2": 0.015}
 )
 def test_attacks_find_the_smallest_perturbation(attack: str, classes: int, norm: Norm) -> None:
     model = hadamard_model(classes)
-    assert_tight(model, at_distance(model, 6, RADII[norm], norm), RADII[norm], attack, norm, factor=1.1)
+    assert_tight(model, at_distance(model, 6, EPS[norm], norm), EPS[norm], attack, norm, factor=1.1)
 
 
 @pytest.mark.parametrize("norm", NORMS)
 @pytest.mark.parametrize("attack", ["apgd-t", "fab-t"])
 def test_targeted_attacks_find_the_nearest_class_whatever_its_logit(attack: str, norm: Norm) -> None:
     model = random_linear(6)
-    radius = {"linf": 0.005, "l2": 0.05}[norm]
-    assert_tight(model, at_distance(model, 6, radius, norm), radius, attack, norm)
+    eps = {"linf": 0.005, "l2": 0.05}[norm]
+    assert_tight(model, at_distance(model, 6, eps, norm), eps, attack, norm)
 
 
 @pytest.mark.parametrize("norm", NORMS)
@@ -128,8 +128,8 @@ def test_the_full_suite(norm: Norm) -> None:
 @pytest.mark.parametrize("norm", NORMS)
 def test_one_gradient_step_is_exact_between_two_classes(norm: Norm) -> None:
     model = random_linear(2)
-    radius = {"linf": 0.005, "l2": 0.05}[norm]
-    assert_tight(model, at_distance(model, 8, radius, norm), radius, "fgsm", norm, factor=1.01)
+    eps = {"linf": 0.005, "l2": 0.05}[norm]
+    assert_tight(model, at_distance(model, 8, eps, norm), eps, "fgsm", norm, factor=1.01)
 
 
 @pytest.mark.parametrize(("norm", "factor"), [("linf", 1.05), ("l2", 1.5)])
@@ -158,12 +158,12 @@ def test_the_distance_found_is_that_of_the_image() -> None:
     examples = labelled(model, 0.5 + 0.2 * (uniform(4, 1, 8, 8) - 0.5))
     for norm in NORMS:
         for outcome in run(model, examples, "apgd-t", 0.3, norm, keep_images=True):
-            level, clean = outcome.levels[0], examples[outcome.index].image
-            assert level.image is not None
-            delta = (level.image - clean).flatten()
+            at_eps, clean = outcome.eps_outcomes[0], examples[outcome.index].image
+            assert at_eps.image is not None
+            delta = (at_eps.image - clean).flatten()
             expected = delta.abs().max() if norm == "linf" else delta.norm()
-            assert level.distance == pytest.approx(float(expected), rel=1e-5)
-            logits = model(level.image[None])[0].detach()
+            assert at_eps.distance == pytest.approx(float(expected), rel=1e-5)
+            logits = model(at_eps.image[None])[0].detach()
             others = torch.cat([logits[: outcome.label], logits[outcome.label + 1 :]])
-            assert level.margin == pytest.approx(float(logits[outcome.label] - others.max()), abs=1e-4)
-            assert level.prediction == int(logits.argmax()) != outcome.label
+            assert at_eps.margin == pytest.approx(float(logits[outcome.label] - others.max()), abs=1e-4)
+            assert at_eps.prediction == int(logits.argmax()) != outcome.label

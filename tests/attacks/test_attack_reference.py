@@ -20,9 +20,9 @@ EPS: dict[Norm, float] = {"linf": 4 / 255, "l2": 0.2}
 
 
 def reference(
-    model: torch.nn.Module, attack: str, radii: list[float], norm: Norm = "linf", **options: object
+    model: torch.nn.Module, attack: str, eps_values: list[float], norm: Norm = "linf", **options: object
 ) -> ReferenceEngine:
-    return ReferenceEngine(model, parse_recipe(attack), ThreatModel(norm), radii, EngineOptions(**options))
+    return ReferenceEngine(model, parse_recipe(attack), ThreatModel(norm), eps_values, EngineOptions(**options))
 
 
 def run(
@@ -49,10 +49,10 @@ def test_both_engines_give_the_same_flags(attack: str, norm: Norm) -> None:
     assert 3 <= sum(robust(theirs)) <= 27
     assert sum(a != b for a, b in zip(robust(ours), robust(theirs), strict=True)) <= 1
     for outcome in theirs:
-        level = outcome.levels[0]
-        assert level.robust == (level.prediction == outcome.label)
-        assert level.distance <= EPS[norm] + 1e-5
-        assert level.broken_by == (None if level.robust else attack.split("(")[0])
+        at_eps = outcome.eps_outcomes[0]
+        assert at_eps.robust == (at_eps.prediction == outcome.label)
+        assert at_eps.distance <= EPS[norm] + 1e-5
+        assert at_eps.broken_by == (None if at_eps.robust else attack.split("(")[0])
 
 
 @pytest.mark.parametrize("norm", NORMS)
@@ -88,27 +88,27 @@ def test_few_classes(classes: int, norm: Norm) -> None:
         "square(queries=20)",
     ):
         outcomes = run(model, examples, attack, 0.15, norm)
-        assert all(0 <= o.levels[0].prediction < classes for o in outcomes)
+        assert all(0 <= o.eps_outcomes[0].prediction < classes for o in outcomes)
     assert not all(robust(run(model, examples, "apgd-t(iterations=8)", 1.0, norm)))
 
 
-def test_all_radii_the_clean_mistakes_and_the_images() -> None:
+def test_all_eps_the_clean_mistakes_and_the_images() -> None:
     model = small_conv()
     images = uniform(8, 3, 8, 8)
     examples = labelled(model, images)
     examples[3] = Example(3, images[3], (examples[3].label + 1) % 10)
     subject = reference(model, "apgd-ce(iterations=10)", [0.1, 0.0, 1e-5], batch_size=5, keep_images=True)
     outcomes = list(subject.run(examples))
-    assert [level.eps for level in outcomes[0].levels] == [0.0, 1e-5, 0.1]
+    assert [at_eps.eps for at_eps in outcomes[0].eps_outcomes] == [0.0, 1e-5, 0.1]
     assert robust(outcomes, 0) == robust(outcomes, 1) == [i != 3 for i in range(8)]
     assert sum(robust(outcomes, 2)) < 4
-    assert {level.broken_by for level in outcomes[3].levels} == {"clean"}
+    assert {at_eps.broken_by for at_eps in outcomes[3].eps_outcomes} == {"clean"}
     for outcome, example in zip(outcomes, examples, strict=True):
-        assert outcome.clean_margin == outcome.levels[0].margin
-        x = outcome.levels[2].image
-        assert int(model(x[None]).argmax()) == outcome.levels[2].prediction
-        assert outcome.levels[2].distance == pytest.approx(
-            0 if outcome.levels[2].robust else float((x - example.image).abs().max()), abs=1e-6
+        assert outcome.clean_margin == outcome.eps_outcomes[0].margin
+        x = outcome.eps_outcomes[2].image
+        assert int(model(x[None]).argmax()) == outcome.eps_outcomes[2].prediction
+        assert outcome.eps_outcomes[2].distance == pytest.approx(
+            0 if outcome.eps_outcomes[2].robust else float((x - example.image).abs().max()), abs=1e-6
         )
     assert subject.costs["clean"].forward == 8
     assert subject.costs["apgd-ce"].backward == 2 * 7 * 11  # one more gradient than the default engine takes

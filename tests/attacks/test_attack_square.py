@@ -57,12 +57,12 @@ def test_any_number_of_channels_and_any_shape(shape: tuple[int, int, int], norm:
             mean = x.flatten(1).mean(dim=1, keepdim=True)
             return torch.cat([mean, 0.5 - 0 * mean], dim=1)
 
-    radius = 0.2 if norm == "linf" else 0.8 * float(torch.ones(shape).numel()) ** 0.5 * 0.3
+    eps = 0.2 if norm == "linf" else 0.8 * float(torch.ones(shape).numel()) ** 0.5 * 0.3
     examples = labelled(Mean().eval(), uniform(4, *shape))
-    for outcome in run(Mean().eval(), examples, "square(queries=200)", radius, norm, keep_images=True):
-        delta = outcome.levels[0].image - examples[outcome.index].image
-        assert (delta.abs().max() if norm == "linf" else delta.norm()) <= radius + 1e-5
-        assert not outcome.levels[0].robust
+    for outcome in run(Mean().eval(), examples, "square(queries=200)", eps, norm, keep_images=True):
+        delta = outcome.eps_outcomes[0].image - examples[outcome.index].image
+        assert (delta.abs().max() if norm == "linf" else delta.norm()) <= eps + 1e-5
+        assert not outcome.eps_outcomes[0].robust
 
 
 @pytest.mark.parametrize("norm", NORMS)
@@ -84,7 +84,7 @@ def test_candidates_differ_by_one_square_and_only_improvements_are_kept(norm: No
     eps = 0.004
     subject = engine(model, "square(queries=60)", eps, norm)
     (outcome,) = subject.run([example])
-    assert outcome.levels[0].robust
+    assert outcome.eps_outcomes[0].robust
     points, margins = model.seen[1:], model.margins[1:]  # without the clean image
     kept, least = points[0], margins[0]
     improvements = 0
@@ -101,7 +101,7 @@ def test_candidates_differ_by_one_square_and_only_improvements_are_kept(norm: No
         if margin < least:
             kept, least, improvements = x, margin, improvements + 1
     assert improvements > 3
-    assert outcome.levels[0].margin == pytest.approx(least, rel=1e-4)
+    assert outcome.eps_outcomes[0].margin == pytest.approx(least, rel=1e-4)
 
 
 def test_a_square_run_has_its_own_draws() -> None:
@@ -111,4 +111,4 @@ def test_a_square_run_has_its_own_draws() -> None:
     (example,) = labelled(model, uniform(1, 3, 8, 8))
     twins = [example, type(example)(1, example.image, example.label)]
     first, second = run(model, twins, "square(queries=5)", 0.001)
-    assert first.levels[0].margin != second.levels[0].margin
+    assert first.eps_outcomes[0].margin != second.eps_outcomes[0].margin

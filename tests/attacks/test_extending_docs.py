@@ -33,4 +33,4 @@ def test_the_example_finds_the_best_attack_on_a_linear_model(monkeypatch: pytest
     assert outcome.robust.tolist() == [eps < 0.1]
     if eps < 0.1:
         best = 2 * (0.1 - eps) * weight.abs().sum().item()
-        assert outcome.outcomes[0].levels[0].margin == pytest.approx(best, rel=1e-4)
+        assert outcome.outcomes[0].eps_outcomes[0].margin == pytest.approx(best, rel=1e-4)

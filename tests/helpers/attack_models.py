@@ -9,7 +9,7 @@ import torch
 from scipy.linalg import hadamard
 from torch import Tensor, nn
 
-from clipguard.attacks.engine.engine import Engine, EngineOptions, Example, ImageOutcome, LevelOutcome
+from clipguard.attacks.engine.engine import Engine, EngineOptions, EpsOutcome, Example, ImageOutcome
 from clipguard.attacks.methods.apgd import APGD, APGDTargeted
 from clipguard.attacks.methods.fab import FABTargeted
 from clipguard.attacks.methods.square import Square
@@ -110,9 +110,9 @@ def engine(
     **given: Any,
 ) -> Engine:
     """An engine with these options."""
-    radii = [eps] if isinstance(eps, (int, float)) else eps
+    eps_values = [eps] if isinstance(eps, (int, float)) else eps
     recipe = SHORT_SUITE if attack == SHORT_SUITE.name else parse_recipe(attack)
-    return Engine(model, recipe, ThreatModel(norm, quantize), radii, EngineOptions(**given))
+    return Engine(model, recipe, ThreatModel(norm, quantize), eps_values, EngineOptions(**given))
 
 
 def run(
@@ -127,13 +127,13 @@ def run(
     return sorted(engine(model, attack, eps, norm, **given).run(examples), key=lambda o: o.index)
 
 
-def robust(outcomes: Sequence[ImageOutcome], level: int = 0) -> list[bool]:
-    return [o.levels[level].robust for o in outcomes]
+def robust(outcomes: Sequence[ImageOutcome], eps_index: int = 0) -> list[bool]:
+    return [o.eps_outcomes[eps_index].robust for o in outcomes]
 
 
-def facts(level: LevelOutcome) -> tuple[float, bool, int, str | None]:
+def facts(at_eps: EpsOutcome) -> tuple[float, bool, int, str | None]:
     """What must not depend on the batch at all."""
-    return level.eps, level.robust, level.prediction, level.broken_by
+    return at_eps.eps, at_eps.robust, at_eps.prediction, at_eps.broken_by
 
 
 class Precise(nn.Module):

@@ -1,8 +1,8 @@
-"""Runs a recipe over a stream of images, as many at once as fit, at every perturbation budget.
+"""Runs a recipe over a stream of images, as many at once as fit, at every eps.
 
 Continuous batching: the pool always holds up to `batch_size` rows that still need work. An image leaves the moment it
-is verified broken or its budget ends, and the next one takes its place; images at different attacks, targets and radii
-share each pass. When no image is left to fill it, the later runs, attacks and radii of those in it do (see units.py).
+is verified broken or its last unit ends, and the next one takes its place; images at different attacks, targets and eps
+share each pass. When no image is left to fill it, the later runs, attacks and eps of those in it do (see units.py).
 What happens to an image does not depend on any of that.
 """
 
@@ -22,17 +22,17 @@ from clipguard.attacks.engine.outcome import (
     EPS_MODES,
     EngineOptions,
     EpsMode,
+    EpsOutcome,
     Example,
     ImageOutcome,
-    LevelOutcome,
     Note,
     schedule,
 )
-from clipguard.attacks.engine.schedule import Level, Unit, Work
+from clipguard.attacks.engine.schedule import EpsState, Unit, Work
 from clipguard.attacks.methods.apgd import APGD
-from clipguard.attacks.random import Draws
+from clipguard.attacks.random import PerImageRandom
 from clipguard.attacks.recipes import Recipe, stage_name
-from clipguard.attacks.state import Rows
+from clipguard.attacks.state import AttackState
 from clipguard.attacks.threat import ThreatModel
 
 __all__ = [
@@ -40,21 +40,21 @@ __all__ = [
     "Engine",
     "EngineOptions",
     "EpsMode",
+    "EpsOutcome",
     "Example",
     "ImageOutcome",
-    "LevelOutcome",
     "schedule",
 ]
 
 CONFIRMATION = APGD(iterations=20)  # what a survivor of a larger eps still faces at a smaller one, in nested mode
 Key = tuple[int, torch.Size]  # stage, shape of the images
-Place = tuple[int, int, int]  # image, level, unit
+Place = tuple[int, int, int]  # image, eps_index, unit
 
 
 class Engine:
-    """One recipe, one threat, several radii (pixel units); `run` yields outcomes as images finish.
+    """One recipe, one threat, several eps (pixel units); `run` yields outcomes as images finish.
 
-    `note` is told of what is found at each radius as soon as it is.
+    `note` is told of what is found at each eps as soon as it is.
     """
 
     def __init__(
@@ -62,19 +62,19 @@ class Engine:
         model: nn.Module,
         recipe: Recipe,
         threat: ThreatModel,
-        radii: Iterable[float],
+        eps_values: Iterable[float],
         options: EngineOptions,
         note: Note | None = None,
     ) -> None:
         self.note: Note = note or (lambda _example, _prediction, _outcome: None)
         self.model, self.recipe, self.threat, self.options = model, recipe, threat, options
-        self.radii = sorted(radii)
+        self.eps_values = sorted(eps_values)
         self.stages: tuple[Attack, ...] = (*recipe.stages, CONFIRMATION)
         self.evaluator = Evaluator(
             model, options.batch_size or 1, options.precision, recipe.eot, options.compile, options.fill
         )
-        self._pool: dict[Key, list[Rows]] = {}
-        self._waiting: deque[int] = deque()  # images that are predicted and have a radius to face
+        self._pool: dict[Key, list[AttackState]] = {}
+        self._waiting: deque[int] = deque()  # images that are predicted and have an eps to face
         self._work: dict[int, Work] = {}
         self._done: list[ImageOutcome] = []
         self._count = 0
@@ -113,7 +113,7 @@ class Engine:
             if not self._waiting:  # every image of that batch is finished already: report before going on
                 break
             number = self._waiting.popleft()
-            places.append(self._begin(number, self._work[number].level))
+            places.append(self._begin(number, self._work[number].eps_index))
         self._launch(places)
         return read
 
@@ -124,23 +124,25 @@ class Engine:
         while images and len(places) < room:
             number = images.popleft()
             work = self._work[number]
-            level = next(work.open_levels(self._levels_ahead(work)), None)
-            if level is not None:
-                places.append(self._begin(number, level))
+            eps_index = next(work.open_eps(self._eps_ahead(work)), None)
+            if eps_index is not None:
+                places.append(self._begin(number, eps_index))
                 images.append(number)
         return places
 
-    def _levels_ahead(self, work: Work) -> Iterator[int]:
-        """The radii that an image may have to face, as far as that can be told."""
-        for level in range(work.level, work.level + 1 if self.options.eps_mode == "nested" else len(self.radii)):
-            known = work.example.known.get(self.radii[level])
+    def _eps_ahead(self, work: Work) -> Iterator[int]:
+        """The eps that an image may have to face, as far as that can be told."""
+        for eps_index in range(
+            work.eps_index, work.eps_index + 1 if self.options.eps_mode == "nested" else len(self.eps_values)
+        ):
+            known = work.example.known.get(self.eps_values[eps_index])
             if known is None:
-                yield level
+                yield eps_index
             elif self.options.eps_mode == "ascending" and not known.robust:
                 return
 
     def _clean_pass(self, stream: Iterator[Example]) -> bool:
-        """Predict the next images; those that are right and have a radius to face wait for the pool."""
+        """Predict the next images; those that are right and have an eps to face wait for the pool."""
         batch = list(islice(stream, self.evaluator.batch_size))
         by_shape: dict[torch.Size, list[Example]] = {}
         for example in batch:
@@ -155,27 +157,29 @@ class Engine:
         predictions, margins = logits.argmax(dim=1).tolist(), losses.margin(logits, labels).tolist()
         for i, example in enumerate(examples):
             number, self._count = self._count, self._count + 1
-            plan = schedule(self.options.eps_mode, len(self.radii))
+            plan = schedule(self.options.eps_mode, len(self.eps_values))
             # Copies: a view would keep the whole batch in memory for as long as its last image is attacked.
             x0, others = x[i].clone(), ranking[i].clone()
             self._work[number] = work = Work(example, predictions[i], margins[i], plan, x0=x0, ranking=others)
             self.note(example, predictions[i], work.unharmed(0.0, None))
             if predictions[i] != example.label or not self.recipe.stages:
                 self._finish(number)
-            elif self._next_level(number, None):
+            elif self._next_eps(number, None):
                 self._waiting.append(number)
 
-    def _begin(self, number: int, level: int) -> Place:
-        """Note the start of an image's next unit at a level, which is its first there if the level is new."""
+    def _begin(self, number: int, eps_index: int) -> Place:
+        """Note the start of an image's next unit at a eps_index, which is its first there if the eps_index is new."""
         work = self._work[number]
-        if level not in work.levels:
-            full = work.full or level != work.level
+        if eps_index not in work.eps_states:
+            full = work.full or eps_index != work.eps_index
             image = self._clean_image(work)
-            work.levels[level] = Level(self._units(len(work.ranking) + 1, full), work.clean_margin, image=image)
-        return number, level, work.levels[level].begin()
+            work.eps_states[eps_index] = EpsState(
+                self._units(len(work.ranking) + 1, full), work.clean_margin, image=image
+            )
+        return number, eps_index, work.eps_states[eps_index].begin()
 
     def _units(self, n_classes: int, full: bool) -> list[Unit]:
-        """What an image faces at a radius, in order: the recipe, or the confirmation alone."""
+        """What an image faces at an eps, in order: the recipe, or the confirmation alone."""
         if not full:
             return [(len(self.recipe.stages), 0)]
         return [(s, run) for s, stage in enumerate(self.recipe.stages) for run in range(stage.runs(n_classes))]
@@ -183,56 +187,58 @@ class Engine:
     def _launch(self, places: list[Place]) -> None:
         """Put rows into the pool for units that have begun."""
         groups: dict[Key, list[Place]] = defaultdict(list)
-        for number, level, unit in places:
+        for number, eps_index, unit in places:
             work = self._work[number]
-            groups[work.levels[level].units[unit][0], work.x0.shape].append((number, level, unit))
+            groups[work.eps_states[eps_index].units[unit][0], work.x0.shape].append((number, eps_index, unit))
         for key, members in groups.items():
             self._pool.setdefault(key, []).append(self._rows(self.stages[key[0]], members))
 
-    def _rows(self, stage: Attack, places: list[Place]) -> Rows:
+    def _rows(self, stage: Attack, places: list[Place]) -> AttackState:
         works = [self._work[number] for number, _, _ in places]
-        runs = [work.levels[level].units[unit][1] for work, (_, level, unit) in zip(works, places, strict=True)]
+        runs = [
+            work.eps_states[eps_index].units[unit][1] for work, (_, eps_index, unit) in zip(works, places, strict=True)
+        ]
         x0 = torch.stack([work.x0 for work in works])
-        item, level, unit, run = torch.tensor([(*place, r) for place, r in zip(places, runs, strict=True)]).T
-        rows = Rows(item=item, level=level, unit=unit, run=run, step=torch.zeros_like(run))
+        item, eps_index, unit, run = torch.tensor([(*place, r) for place, r in zip(places, runs, strict=True)]).T
+        rows = AttackState(item=item, eps_index=eps_index, unit=unit, run=run, step=torch.zeros_like(run))
         rows["label"] = torch.tensor([work.example.label for work in works])
-        rows["eps"] = torch.tensor([self.radii[level] for _, level, _ in places])
+        rows["eps"] = torch.tensor([self.eps_values[eps_index] for _, eps_index, _ in places])
         rows["best_margin"] = torch.tensor([work.clean_margin for work in works])
-        rows = Rows({name: column.to(x0.device).contiguous() for name, column in rows.items()})
+        rows = AttackState({name: column.to(x0.device).contiguous() for name, column in rows.items()})
         rows |= {"x0": x0, "ranking": torch.stack([work.ranking for work in works])}
         if self.options.keep_images:
             rows["best_x"] = x0.clone()
         rows["target"] = stage.choose_target(rows)
         images = [work.example.index for work in works]
-        stage.start(rows, self.threat, Draws(self.options.seed, stage.name, images, runs, x0.device))
+        stage.start(rows, self.threat, PerImageRandom(self.options.seed, stage.name, images, runs, x0.device))
         return rows
 
     # Following images -------------------------------------------------------------------------------------------
 
-    def _next_level(self, number: int, broken: bool | None) -> bool:
-        """Send an image to the next radius of its plan, and tell whether there was one; if not, it is finished."""
+    def _next_eps(self, number: int, broken: bool | None) -> bool:
+        """Send an image to the next eps of its plan, and tell whether there was one; if not, it is finished."""
         work = self._work[number]
         while work.advance(broken):
-            eps = self.radii[work.level]
+            eps = self.eps_values[work.eps_index]
             own = work.unharmed(0.0, self._clean_image(work)) if eps == 0 else work.example.known.get(eps)
             if own is None:
                 return True
-            work.found[work.level], broken = own, not own.robust
+            work.found[work.eps_index], broken = own, not own.robust
         self._finish(number)
         return False
 
     def _settle(self, number: int) -> list[Place]:
         """Follow an image some of whose units have ended: the unit that it needs now, if none is under way."""
         work = self._work[number]
-        while work.level in work.levels and (broken := work.levels[work.level].verdict) is not None:
-            state, eps = work.levels[work.level], self.radii[work.level]
-            survived = LevelOutcome(eps, True, work.clean_prediction, None, 0.0, state.margin, state.image)
-            work.found[work.level] = own = state.outcome or survived
+        while work.eps_index in work.eps_states and (broken := work.eps_states[work.eps_index].verdict) is not None:
+            state, eps = work.eps_states[work.eps_index], self.eps_values[work.eps_index]
+            survived = EpsOutcome(eps, True, work.clean_prediction, None, 0.0, state.margin, state.image)
+            work.found[work.eps_index] = own = state.outcome or survived
             self.note(work.example, work.clean_prediction, own)
-            if not self._next_level(number, broken):
+            if not self._next_eps(number, broken):
                 return []
-        waits = work.level not in work.levels or not work.levels[work.level].running
-        return [self._begin(number, work.level)] if waits else []
+        waits = work.eps_index not in work.eps_states or not work.eps_states[work.eps_index].running
+        return [self._begin(number, work.eps_index)] if waits else []
 
     def _sweep(self) -> None:
         """Take rows out of the pool whose result does not matter any more."""
@@ -244,10 +250,12 @@ class Engine:
                 self._pool[key] = kept
         self._dropped = False
 
-    def _wanted(self, rows: Rows) -> Tensor:
+    def _wanted(self, rows: AttackState) -> Tensor:
         """(W,) int64, positions of the rows whose result matters."""
-        places = zip(rows["item"].tolist(), rows["level"].tolist(), rows["unit"].tolist(), strict=True)
-        keep = [number in self._work and self._work[number].wants(level, unit) for number, level, unit in places]
+        places = zip(rows["item"].tolist(), rows["eps_index"].tolist(), rows["unit"].tolist(), strict=True)
+        keep = [
+            number in self._work and self._work[number].wants(eps_index, unit) for number, eps_index, unit in places
+        ]
         return torch.tensor(keep, device=rows["item"].device).nonzero().squeeze(1)
 
     # One pass ---------------------------------------------------------------------------------------------------
@@ -255,7 +263,10 @@ class Engine:
     def _tick(self, shape: torch.Size) -> None:
         """Evaluate the next point of every row of this shape once and let each attack move on."""
         keys = [key for key in self._pool if key[1] == shape]
-        stages, groups = [self.stages[key[0]] for key in keys], [Rows.concatenate(self._pool.pop(key)) for key in keys]
+        stages, groups = (
+            [self.stages[key[0]] for key in keys],
+            [AttackState.concatenate(self._pool.pop(key)) for key in keys],
+        )
         queries = [stage.query(rows) for stage, rows in zip(stages, groups, strict=True)]
         points = [self.threat.admissible(x, g["x0"], g["eps"]) for x, g in zip(queries, groups, strict=True)]
         results = self.evaluator.evaluate(stages, groups, points)
@@ -263,7 +274,7 @@ class Engine:
             self._advance(key, rows, query, point, *result)
 
     def _advance(
-        self, key: Key, rows: Rows, query: Tensor, point: Tensor, logits: Tensor, loss: Tensor, grad: Tensor
+        self, key: Key, rows: AttackState, query: Tensor, point: Tensor, logits: Tensor, loss: Tensor, grad: Tensor
     ) -> None:
         """Take out what is broken, move the rest on, and follow the images some of whose units have ended."""
         stage, name = self.stages[key[0]], stage_name(self.stages[key[0]])
@@ -290,18 +301,18 @@ class Engine:
             self._pool.setdefault(key, []).append(rows)
         self._launch([place for number in dict.fromkeys(changed) for place in self._settle(number)])
 
-    def _end_units(self, rows: Rows) -> list[int]:
+    def _end_units(self, rows: AttackState) -> list[int]:
         """Note units that ended without success; returns their images."""
         ended = []
-        columns = (rows[name].tolist() for name in ("item", "level", "unit", "best_margin"))
-        for i, (number, level, unit, margin) in enumerate(zip(*columns, strict=True)):
-            if self._work[number].wants(level, unit):
+        columns = (rows[name].tolist() for name in ("item", "eps_index", "unit", "best_margin"))
+        for i, (number, eps_index, unit, margin) in enumerate(zip(*columns, strict=True)):
+            if self._work[number].wants(eps_index, unit):
                 image = rows["best_x"][i].cpu().clone() if self.options.keep_images else None
-                self._work[number].levels[level].end(unit, margin, image)
+                self._work[number].eps_states[eps_index].end(unit, margin, image)
                 ended.append(number)
         return ended
 
-    def _judge(self, attack: str, rows: Rows, point: Tensor, logits: Tensor) -> Tensor:
+    def _judge(self, attack: str, rows: AttackState, point: Tensor, logits: Tensor) -> Tensor:
         """(B,) bool, which rows are broken for good: their exact image is in the ball and wrong in float32 as well.
 
         Notes the outcome of those, and the smallest margin inside the ball of all.
@@ -328,20 +339,20 @@ class Engine:
         return broken
 
     def _note_broken(
-        self, attack: str, rows: Rows, point: Tensor, claimed: Tensor, predictions: Tensor, margin: Tensor
+        self, attack: str, rows: AttackState, point: Tensor, claimed: Tensor, predictions: Tensor, margin: Tensor
     ) -> None:
-        places = (rows[name][claimed].tolist() for name in ("item", "level", "unit", "label"))
+        places = (rows[name][claimed].tolist() for name in ("item", "eps_index", "unit", "label"))
         distances = self.threat.distance(point[claimed], rows["x0"][claimed]).tolist()
         found = zip(claimed.tolist(), *places, predictions.tolist(), distances, margin[claimed].tolist(), strict=True)
-        for i, number, level, unit, label, prediction, distance, least in found:
+        for i, number, eps_index, unit, label, prediction, distance, least in found:
             work = self._work[number]
-            if prediction == label or not work.wants(level, unit):
+            if prediction == label or not work.wants(eps_index, unit):
                 continue
             image = point[i].cpu().clone() if self.options.keep_images else None
-            outcome = LevelOutcome(self.radii[level], False, prediction, attack, distance, least, image)
-            work.levels[level].succeed(unit, outcome)
+            outcome = EpsOutcome(self.eps_values[eps_index], False, prediction, attack, distance, least, image)
+            work.eps_states[eps_index].succeed(unit, outcome)
             if self.options.eps_mode == "ascending":
-                work.drop_after(level)
+                work.drop_after(eps_index)
             self._dropped = True
 
     # Outcomes ---------------------------------------------------------------------------------------------------
@@ -351,8 +362,8 @@ class Engine:
 
     def _finish(self, number: int) -> None:
         work = self._work.pop(number)
-        self._done.append(work.outcome(self.radii, self._clean_image(work)))
+        self._done.append(work.outcome(self.eps_values, self._clean_image(work)))
         self._dropped = True
 
-    def _require_finite(self, values: Tensor, rows: Rows, where: str) -> None:
+    def _require_finite(self, values: Tensor, rows: AttackState, where: str) -> None:
         require_finite(values, lambda i: self._work[int(rows["item"][i])].example.index, where)

@@ -16,13 +16,13 @@ from torch import Tensor, nn
 from clipguard.attacks.base import Attack
 from clipguard.attacks.engine.outcome import Example, Fill
 from clipguard.attacks.recipes import stage_name
-from clipguard.attacks.state import Rows
+from clipguard.attacks.state import AttackState
 from clipguard.core.errors import AttackError, NoGradientError, NonFiniteError, first_line
 
 log = logging.getLogger("clipguard")
 CPU_BATCH, LARGEST_BATCH = 64, 1024
-PROBE = 8  # rows of the pass whose memory is measured
-STATE = 24  # image-sized tensors an attack holds for a row at most, its temporaries included
+PROBE_ROWS = 8  # rows of the pass whose memory is measured
+STATE_TENSORS_PER_ROW = 24  # image-sized tensors an attack holds for a row at most, its temporaries included
 Objective = Callable[[Tensor, int, int], Tensor]  # logits of rows [start, stop) -> (stop - start,) values
 
 
@@ -88,18 +88,18 @@ class Evaluator:
         """64 on the CPU, where more gains nothing; on CUDA as many rows as fit in 80 % of the free memory."""
         if image.device.type != "cuda":
             return CPU_BATCH
-        self.batch_size = PROBE
-        x = image.float().expand(PROBE, *image.shape).contiguous()
+        self.batch_size = PROBE_ROWS
+        x = image.float().expand(PROBE_ROWS, *image.shape).contiguous()
         before = torch.cuda.memory_allocated(image.device)
         torch.cuda.reset_peak_memory_stats(image.device)
         self.gradient(x, lambda logits, _start, _stop: logits[:, 0])
         peak = torch.cuda.max_memory_allocated(image.device) - before
-        row = peak / PROBE + STATE * 4 * image.numel()
+        row = peak / PROBE_ROWS + STATE_TENSORS_PER_ROW * 4 * image.numel()
         rows = int(0.8 * torch.cuda.mem_get_info(image.device)[0] / row)
         return min(LARGEST_BATCH, 1 << max(0, rows.bit_length() - 1))  # a power of two
 
     def evaluate(
-        self, stages: Sequence[Attack], groups: Sequence[Rows], points: Sequence[Tensor]
+        self, stages: Sequence[Attack], groups: Sequence[AttackState], points: Sequence[Tensor]
     ) -> list[tuple[Tensor, Tensor, Tensor]]:
         """(logits, loss, gradient) of each attack's rows: one pass over all that want a gradient, one over the rest.
 

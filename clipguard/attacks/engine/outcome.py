@@ -1,4 +1,4 @@
-"""What goes into the engine and what comes out: images, how they fared, and which radii each has to face."""
+"""What goes into the engine and what comes out: images, how they fared, and which eps each has to face."""
 
 from __future__ import annotations
 
@@ -21,18 +21,18 @@ PRECISIONS = ("float32", "tf32", "bfloat16")
 class Example:
     """One image (C, H, W) in [0,1], its label, and its index in the data set (which seeds its attacks).
 
-    `known` are outcomes of the attack by radius, from an earlier run: those radii are not attacked again.
+    `known` are outcomes of the attack by eps, from an earlier run: those eps are not attacked again.
     """
 
     index: int
     image: Tensor
     label: int
-    known: Mapping[float, LevelOutcome] = field(default_factory=dict)
+    known: Mapping[float, EpsOutcome] = field(default_factory=dict)
 
 
 @dataclass
-class LevelOutcome:
-    """How an image fared at one radius. `broken_by`: "clean", the attack's name, or None if it is robust.
+class EpsOutcome:
+    """How an image fared at one eps. `broken_by`: "clean", the attack's name, or None if it is robust.
 
     `distance` is that of the adversarial image (0 for robust ones), `margin` the smallest z_y - max z_k seen inside
     the ball, `image` the strongest image found if images were asked for.
@@ -49,18 +49,18 @@ class LevelOutcome:
 
 @dataclass
 class ImageOutcome:
-    """One image at all radii, in ascending order of the radii."""
+    """One image at all eps_values, in ascending order of the eps_values."""
 
     index: int
     label: int
     clean_prediction: int
     clean_margin: float
-    levels: list[LevelOutcome]
+    eps_outcomes: list[EpsOutcome]
 
 
-# Told of each outcome as it is found: the image, its clean prediction, and how it fared at one radius on its own,
+# Told of each outcome as it is found: the image, its clean prediction, and how it fared at one eps on its own,
 # whatever was found at smaller ones. Eps 0 is the clean image.
-Note = Callable[[Example, int, LevelOutcome], None]
+Note = Callable[[Example, int, EpsOutcome], None]
 
 
 @dataclass(frozen=True)
@@ -88,18 +88,18 @@ class EngineOptions:
 
 
 def schedule(mode: EpsMode, n: int) -> Generator[tuple[int, bool], bool, None]:
-    """The radii an image faces: yields (level, full strength?), is sent whether the image was broken there.
+    """The eps an image faces: yields (eps index, full strength?), is sent whether the image was broken there.
 
-    Levels count the radii in ascending order. A level that is not visited has the outcome of a smaller one.
+    Indices count the eps in ascending order. An eps that is not visited has the outcome of a smaller one.
     """
     if mode == "nested":
         survived = False
-        for level in reversed(range(n)):
-            broken = yield level, not survived
+        for eps_index in reversed(range(n)):
+            broken = yield eps_index, not survived
             survived = survived or not broken
         return
-    for level in range(n):
-        broken = yield level, True
+    for eps_index in range(n):
+        broken = yield eps_index, True
         if broken and mode == "ascending":
             return
 
@@ -112,44 +112,46 @@ class Case:
     clean_prediction: int
     clean_margin: float
     plan: Generator[tuple[int, bool], bool, None]
-    level: int = 0
+    eps_index: int = 0
     full: bool = True
-    found: dict[int, LevelOutcome] = field(default_factory=dict)
+    found: dict[int, EpsOutcome] = field(default_factory=dict)
 
     def advance(self, broken: bool | None) -> bool:
-        """Go to the next radius to face, told how the last one went (None at the start); False after the last."""
+        """Go to the next eps to face, told how the last one went (None at the start); False after the last."""
         try:
-            self.level, self.full = next(self.plan) if broken is None else self.plan.send(broken)
+            self.eps_index, self.full = next(self.plan) if broken is None else self.plan.send(broken)
         except StopIteration:
             return False
         return True
 
-    def unharmed(self, eps: float, image: Tensor | None) -> LevelOutcome:
+    def unharmed(self, eps: float, image: Tensor | None) -> EpsOutcome:
         """The outcome of the clean image itself."""
         wrong = self.clean_prediction != self.example.label
         by = "clean" if wrong else None
-        return LevelOutcome(eps, not wrong, self.clean_prediction, by, 0.0, self.clean_margin, image)
+        return EpsOutcome(eps, not wrong, self.clean_prediction, by, 0.0, self.clean_margin, image)
 
-    def outcome(self, radii: list[float], image: Tensor | None) -> ImageOutcome:
-        """All radii: an image broken inside a smaller ball is broken inside a larger one, whatever was found there."""
-        levels, carried = [], self.unharmed(0.0, image)
-        for level, eps in enumerate(radii):
-            own = self.found.get(level)
+    def outcome(self, eps_values: list[float], image: Tensor | None) -> ImageOutcome:
+        """At all eps: an image broken inside a smaller ball is broken inside a larger one, whatever was found there."""
+        eps_outcomes, carried = [], self.unharmed(0.0, image)
+        for eps_index, eps in enumerate(eps_values):
+            own = self.found.get(eps_index)
             if own is not None and (carried.robust or not own.robust):
                 carried = own
-            levels.append(replace(carried, eps=eps))
-        return ImageOutcome(self.example.index, self.example.label, self.clean_prediction, self.clean_margin, levels)
+            eps_outcomes.append(replace(carried, eps=eps))
+        return ImageOutcome(
+            self.example.index, self.example.label, self.clean_prediction, self.clean_margin, eps_outcomes
+        )
 
 
-def recall(example: Example, radii: list[float], mode: EpsMode) -> ImageOutcome | None:
-    """The outcome of an image at these radii from what is known of it, 0 included; None if that is too little."""
+def recall(example: Example, eps_values: list[float], mode: EpsMode) -> ImageOutcome | None:
+    """The outcome of an image at these eps from what is known of it, 0 included; None if that is too little."""
     clean = example.known.get(0.0)
     if clean is None:
         return None
-    case, broken = Case(example, clean.prediction, clean.margin, schedule(mode, len(radii))), None
+    case, broken = Case(example, clean.prediction, clean.margin, schedule(mode, len(eps_values))), None
     while clean.robust and case.advance(broken):
-        own = example.known.get(radii[case.level])
+        own = example.known.get(eps_values[case.eps_index])
         if own is None:
             return None
-        case.found[case.level], broken = own, not own.robust
-    return case.outcome(radii, None)
+        case.found[case.eps_index], broken = own, not own.robust
+    return case.outcome(eps_values, None)

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from clipguard.attacks import losses
 from clipguard.attacks.base import Attack
 from clipguard.attacks.engine.evaluator import Cost, Evaluator, frozen
-from clipguard.attacks.engine.outcome import Case, EngineOptions, Example, ImageOutcome, LevelOutcome, Note, schedule
+from clipguard.attacks.engine.outcome import Case, EngineOptions, EpsOutcome, Example, ImageOutcome, Note, schedule
 from clipguard.attacks.recipes import Recipe
 from clipguard.attacks.recipes import options as stage_options
 from clipguard.attacks.threat import ThreatModel
@@ -63,14 +63,14 @@ def _count(cost: Cost, n: int, gradient: Tensor) -> Tensor:
 
 
 class ReferenceEngine:
-    """As `Engine`, with every radius attacked on its own and whole batches at a time; what is known is not used."""
+    """As `Engine`, with every eps attacked on its own and whole batches at a time; what is known is not used."""
 
     def __init__(
         self,
         model: nn.Module,
         recipe: Recipe,
         threat: ThreatModel,
-        radii: Iterable[float],
+        eps_values: Iterable[float],
         options: EngineOptions,
         note: Note | None = None,
     ) -> None:
@@ -87,7 +87,7 @@ class ReferenceEngine:
         if any(s.name == "fab-t" and s.restarts != 1 for s in recipe.stages):
             raise AttackError("The reference engine runs fab-t once (the library allows no more); leave out restarts.")
         self.model, self.recipe, self.threat, self.options = model, recipe, threat, options
-        self.radii = sorted(radii)
+        self.eps_values = sorted(eps_values)
         self.evaluator = Evaluator(model, options.batch_size or 1)
         self.costs: dict[str, Cost] = self.evaluator.costs
 
@@ -109,38 +109,40 @@ class ReferenceEngine:
         wrapped = _Padded(self.evaluator).eval()
         wrapped.batch = batch
         predictions, margins = logits.argmax(dim=1).tolist(), losses.margin(logits, y).tolist()
-        plans = (schedule("independent", len(self.radii)) for _ in batch)
+        plans = (schedule("independent", len(self.eps_values)) for _ in batch)
         cases = [Case(*parts) for parts in zip(batch, predictions, margins, plans, strict=True)]
-        for level, eps in enumerate(self.radii):
+        for eps_index, eps in enumerate(self.eps_values):
             if eps > 0:
-                self._attack(wrapped, x, y, logits.shape[1], level, cases)
+                self._attack(wrapped, x, y, logits.shape[1], eps_index, cases)
         for case in cases:
             self.note(case.example, case.clean_prediction, case.unharmed(0.0, None))
-            for level, eps in enumerate(self.radii if case.clean_prediction == case.example.label else []):
-                self.note(case.example, case.clean_prediction, case.found.get(level) or case.unharmed(eps, None))
-            yield case.outcome(self.radii, case.example.image.cpu() if self.options.keep_images else None)
+            for eps_index, eps in enumerate(self.eps_values if case.clean_prediction == case.example.label else []):
+                self.note(case.example, case.clean_prediction, case.found.get(eps_index) or case.unharmed(eps, None))
+            yield case.outcome(self.eps_values, case.example.image.cpu() if self.options.keep_images else None)
 
-    def _attack(self, wrapped: _Padded, x: Tensor, y: Tensor, n_classes: int, level: int, cases: list[Case]) -> None:
+    def _attack(
+        self, wrapped: _Padded, x: Tensor, y: Tensor, n_classes: int, eps_index: int, cases: list[Case]
+    ) -> None:
         """Run the recipe's attacks one after the other on the images still standing, and verify each success."""
         for stage in self.recipe.stages:
             right = [i for i, case in enumerate(cases) if case.clean_prediction == case.example.label]
-            standing = [i for i in right if level not in cases[i].found]
+            standing = [i for i in right if eps_index not in cases[i].found]
             if not standing:
                 return
             x0, labels = x[standing], y[standing]
             wrapped.attack = stage.name
             started = time.perf_counter()
-            x_adv = self._run_stage(wrapped, stage, n_classes, x0, labels, self.radii[level])
+            x_adv = self._run_stage(wrapped, stage, n_classes, x0, labels, self.eps_values[eps_index])
             self.costs[stage.name].seconds += time.perf_counter() - started
             with self.evaluator.charged({"verification": len(x_adv)}, {}):
                 logits = self.evaluator.verify(x_adv)
             predicted, margin = logits.argmax(dim=1), losses.margin(logits, labels)
             distance = self.threat.distance(x_adv, x0)
-            inside = self.threat.contains(x_adv, x0, torch.full_like(distance, self.radii[level]))
+            inside = self.threat.contains(x_adv, x0, torch.full_like(distance, self.eps_values[eps_index]))
             for j in (inside & (predicted != labels)).nonzero().squeeze(1).tolist():
                 image = x_adv[j].cpu().clone() if self.options.keep_images else None
                 found = (int(predicted[j]), stage.name, float(distance[j]), float(margin[j]), image)
-                cases[standing[j]].found[level] = LevelOutcome(self.radii[level], False, *found)
+                cases[standing[j]].found[eps_index] = EpsOutcome(self.eps_values[eps_index], False, *found)
 
     def _run_stage(self, wrapped: _Padded, stage: Attack, n_classes: int, x: Tensor, y: Tensor, eps: float) -> Tensor:
         from pyautoattack import AutoAttack

@@ -12,8 +12,8 @@ from torch import Tensor
 
 from clipguard.attacks import losses
 from clipguard.attacks.base import Attack
-from clipguard.attacks.random import Draws
-from clipguard.attacks.state import Rows
+from clipguard.attacks.random import PerImageRandom
+from clipguard.attacks.state import AttackState
 from clipguard.attacks.threat import ThreatModel, l2_norm, per_row
 
 MOMENTUM = 0.75  # weight of the gradient step against the last move
@@ -60,18 +60,18 @@ class APGD(Attack):
     targets: int = 0
     loss: losses.Loss = losses.cross_entropy
 
-    def start(self, rows: Rows, threat: ThreatModel, draws: Draws) -> None:
-        x0, n = rows["x0"], rows.n
+    def start(self, state: AttackState, threat: ThreatModel, random: PerImageRandom) -> None:
+        x0, n = state["x0"], state.n
         shape = tuple(x0.shape[1:])
         if threat.norm == "linf":
-            noise = 2 * draws.uniform(*shape) - 1
+            noise = 2 * random.uniform(*shape) - 1
             noise = noise / per_row(noise.flatten(1).abs().amax(dim=1), x0)
         else:
-            noise = draws.normal(*shape)
+            noise = random.normal(*shape)
             noise = noise / per_row(l2_norm(noise), x0)
-        x = (x0 + per_row(rows["eps"], x0) * noise).clamp(0, 1)
+        x = (x0 + per_row(state["eps"], x0) * noise).clamp(0, 1)
         lowest = torch.full((n,), -torch.inf, dtype=x0.dtype, device=x0.device)
-        rows.update(
+        state.update(
             {
                 "x": x,
                 "x_previous": x.clone(),
@@ -82,42 +82,44 @@ class APGD(Attack):
                 "loss_previous": torch.zeros_like(lowest),
                 "increases": torch.zeros_like(lowest),
                 "just_halved": torch.ones_like(lowest, dtype=torch.bool),
-                "step_size": 2 * rows["eps"],
+                "step_size": 2 * state["eps"],
             }
         )
 
-    def query(self, rows: Rows) -> Tensor:
-        return rows["x"]
+    def query(self, state: AttackState) -> Tensor:
+        return state["x"]
 
-    def update(self, rows: Rows, threat: ThreatModel, x: Tensor, logits: Tensor, loss: Tensor, grad: Tensor) -> None:
+    def update(
+        self, state: AttackState, threat: ThreatModel, x: Tensor, logits: Tensor, loss: Tensor, grad: Tensor
+    ) -> None:
         del logits
-        first = rows["step"] == 0
-        better = (loss > rows["loss_best"]).nonzero().squeeze(1)
-        rows["x_best"][better], rows["grad_best"][better] = x[better], grad[better]
-        rows["loss_best"][better] = loss[better]
-        rows["loss_best_at_checkpoint"] = torch.where(first, loss, rows["loss_best_at_checkpoint"])
-        rows["increases"] = rows["increases"] + ((loss > rows["loss_previous"]) & ~first)
-        rows["loss_previous"] = torch.where(first, rows["loss_previous"], loss)
-        halve = self._halve_at_checkpoint(rows).nonzero().squeeze(1)
-        x[halve], grad[halve] = rows["x_best"][halve], rows["grad_best"][halve]
-        project = threat.projection(rows["x0"], rows["eps"])
-        stepped = project(threat.steepest(grad).mul_(per_row(rows["step_size"], x)).add_(x))
+        first = state["step"] == 0
+        better = (loss > state["loss_best"]).nonzero().squeeze(1)
+        state["x_best"][better], state["grad_best"][better] = x[better], grad[better]
+        state["loss_best"][better] = loss[better]
+        state["loss_best_at_checkpoint"] = torch.where(first, loss, state["loss_best_at_checkpoint"])
+        state["increases"] = state["increases"] + ((loss > state["loss_previous"]) & ~first)
+        state["loss_previous"] = torch.where(first, state["loss_previous"], loss)
+        halve = self._halve_at_checkpoint(state).nonzero().squeeze(1)
+        x[halve], grad[halve] = state["x_best"][halve], state["grad_best"][halve]
+        project = threat.projection(state["x0"], state["eps"])
+        stepped = project(threat.steepest(grad).mul_(per_row(state["step_size"], x)).add_(x))
         keep = per_row(torch.where(first, 1.0, MOMENTUM), x)
         # x + keep (stepped - x) + (1 - keep) (x - x_previous), in place
-        moved = stepped.sub_(x).mul_(keep).add_(x).add_((x - rows["x_previous"]).mul_(1 - keep))
-        rows["x"], rows["x_previous"] = project(moved), x
+        moved = stepped.sub_(x).mul_(keep).add_(x).add_((x - state["x_previous"]).mul_(1 - keep))
+        state["x"], state["x_previous"] = project(moved), x
 
-    def _halve_at_checkpoint(self, rows: Rows) -> Tensor:
+    def _halve_at_checkpoint(self, state: AttackState) -> Tensor:
         """(B,) rows whose step is halved now, by either condition of the paper's section 3.1."""
-        period = period_ends(self.iterations).to(rows["step"].device)[rows["step"]]
+        period = period_ends(self.iterations).to(state["step"].device)[state["step"]]
         due = period > 0
-        stalled = rows["increases"] <= RHO * period
-        unimproved = ~rows["just_halved"] & (rows["loss_best_at_checkpoint"] >= rows["loss_best"])
+        stalled = state["increases"] <= RHO * period
+        unimproved = ~state["just_halved"] & (state["loss_best_at_checkpoint"] >= state["loss_best"])
         halve = due & (stalled | unimproved)
-        rows["just_halved"] = torch.where(due, halve, rows["just_halved"])
-        rows["loss_best_at_checkpoint"] = torch.where(due, rows["loss_best"], rows["loss_best_at_checkpoint"])
-        rows["increases"] = torch.where(due, 0.0, rows["increases"])
-        rows["step_size"] = torch.where(halve, rows["step_size"] / 2, rows["step_size"])
+        state["just_halved"] = torch.where(due, halve, state["just_halved"])
+        state["loss_best_at_checkpoint"] = torch.where(due, state["loss_best"], state["loss_best_at_checkpoint"])
+        state["increases"] = torch.where(due, 0.0, state["increases"])
+        state["step_size"] = torch.where(halve, state["step_size"] / 2, state["step_size"])
         return halve
 
 

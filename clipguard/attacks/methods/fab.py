@@ -10,8 +10,8 @@ from torch import Tensor
 
 from clipguard.attacks import losses
 from clipguard.attacks.base import Attack
-from clipguard.attacks.random import Draws
-from clipguard.attacks.state import Rows
+from clipguard.attacks.random import PerImageRandom
+from clipguard.attacks.state import AttackState
 from clipguard.attacks.threat import Norm, ThreatModel, l2_norm, largest, per_row
 
 ALPHA_MAX = 0.1  # largest pull towards the clean image
@@ -70,44 +70,46 @@ class FABTargeted(Attack):
     targets: int = 9
     loss: losses.Loss = losses.target_difference
 
-    def start(self, rows: Rows, threat: ThreatModel, draws: Draws) -> None:
-        x0, n = rows["x0"], rows.n
-        restarted = rows["run"] >= max(1, min(self.targets, rows["ranking"].shape[1]))
-        rows["x"] = x0
+    def start(self, state: AttackState, threat: ThreatModel, random: PerImageRandom) -> None:
+        x0, n = state["x0"], state.n
+        restarted = state["run"] >= max(1, min(self.targets, state["ranking"].shape[1]))
+        state["x"] = x0
         if restarted.any():
             shape = tuple(x0.shape[1:])
-            noise = 2 * draws.uniform(*shape) - 1 if threat.norm == "linf" else draws.normal(*shape)
+            noise = 2 * random.uniform(*shape) - 1 if threat.norm == "linf" else random.normal(*shape)
             out = noise / per_row(threat.distance(noise, torch.zeros_like(noise)), noise)
-            halfway = (x0 + 0.5 * per_row(rows["eps"], noise) * out).clamp(0, 1)
-            rows["x"] = torch.where(per_row(restarted, x0), halfway, x0)
-        rows["walked"] = torch.zeros_like(rows["step"])  # steps taken
-        rows["settled"] = torch.ones(n, dtype=torch.bool, device=x0.device)  # the next step starts at x
-        rows["across"] = torch.zeros(n, dtype=torch.bool, device=x0.device)  # what the last check found
+            halfway = (x0 + 0.5 * per_row(state["eps"], noise) * out).clamp(0, 1)
+            state["x"] = torch.where(per_row(restarted, x0), halfway, x0)
+        state["walked"] = torch.zeros_like(state["step"])  # steps taken
+        state["settled"] = torch.ones(n, dtype=torch.bool, device=x0.device)  # the next step starts at x
+        state["across"] = torch.zeros(n, dtype=torch.bool, device=x0.device)  # what the last check found
 
-    def query(self, rows: Rows) -> Tensor:
-        return rows["x"]
+    def query(self, state: AttackState) -> Tensor:
+        return state["x"]
 
-    def wants_gradient(self, rows: Rows) -> Tensor:
+    def wants_gradient(self, state: AttackState) -> Tensor:
         """A new point is first checked by a forward pass alone if the one before it was across the boundary (this
         one probably is, too, and then its gradient is of no use); else check and gradient are one pass."""
-        return (rows["settled"] | ~rows["across"]) & (rows["walked"] < self.iterations)
+        return (state["settled"] | ~state["across"]) & (state["walked"] < self.iterations)
 
-    def update(self, rows: Rows, threat: ThreatModel, x: Tensor, logits: Tensor, loss: Tensor, grad: Tensor) -> None:
-        settled, adversarial = rows["settled"], losses.margin(logits, rows["label"]) < 0
-        step = self.wants_gradient(rows) & (settled | ~adversarial)
+    def update(
+        self, state: AttackState, threat: ThreatModel, x: Tensor, logits: Tensor, loss: Tensor, grad: Tensor
+    ) -> None:
+        settled, adversarial = state["settled"], losses.margin(logits, state["label"]) < 0
+        step = self.wants_gradient(state) & (settled | ~adversarial)
         # A new point across the boundary but outside the ball (else the engine had taken the row) is pulled back.
         x_next, back = x.clone(), (~settled & adversarial).nonzero().squeeze(1)
         if len(back):
-            x_next[back] = torch.lerp(rows["x0"][back], x[back], BACKWARD)
+            x_next[back] = torch.lerp(state["x0"][back], x[back], BACKWARD)
         on = step.nonzero().squeeze(1)
-        if len(on) == rows.n:
-            x_next = self._towards_boundary(x, rows["x0"], loss, grad, threat.norm)
+        if len(on) == state.n:
+            x_next = self._towards_boundary(x, state["x0"], loss, grad, threat.norm)
         elif len(on):
-            x_next[on] = self._towards_boundary(x[on], rows["x0"][on], loss[on], grad[on], threat.norm)
-        rows["x"] = x_next
-        rows["across"] = torch.where(settled, rows["across"], adversarial)
-        rows["settled"] = ~step
-        rows["walked"] = rows["walked"] + step
+            x_next[on] = self._towards_boundary(x[on], state["x0"][on], loss[on], grad[on], threat.norm)
+        state["x"] = x_next
+        state["across"] = torch.where(settled, state["across"], adversarial)
+        state["settled"] = ~step
+        state["walked"] = state["walked"] + step
 
     @staticmethod
     def _towards_boundary(x: Tensor, x0: Tensor, loss: Tensor, grad: Tensor, norm: Norm) -> Tensor:
@@ -122,6 +124,6 @@ class FABTargeted(Attack):
         there = here.mul_(OVERSHOOT).add_(flat)
         return torch.lerp(there, origin.mul_(OVERSHOOT).add_(clean), alpha).clamp_(0, 1).view_as(x)
 
-    def finished(self, rows: Rows) -> Tensor:
+    def finished(self, state: AttackState) -> Tensor:
         """All steps taken, and the point the last one led to evaluated."""
-        return (rows["walked"] >= self.iterations) & rows["settled"]
+        return (state["walked"] >= self.iterations) & state["settled"]

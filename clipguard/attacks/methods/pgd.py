@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar, Protocol
+from typing import ClassVar
 
 from torch import Tensor
 
 from clipguard.attacks import losses
 from clipguard.attacks.base import Attack
-from clipguard.attacks.random import Draws
-from clipguard.attacks.state import Rows
-from clipguard.attacks.threat import ThreatModel, l2_norm, per_row
+from clipguard.attacks.projected_gradient import ascent_step, default_step_fraction, uniform_in_ball
+from clipguard.attacks.random import PerImageRandom
+from clipguard.attacks.state import AttackState
+from clipguard.attacks.threat import ThreatModel, per_row
 
 
 @dataclass(frozen=True)
@@ -29,42 +30,23 @@ class PGD(Attack):
     random_start: bool = True
     loss: losses.Loss = losses.cross_entropy
 
-    def start(self, rows: Rows, threat: ThreatModel, draws: Draws) -> None:
-        rows["x"] = rows["x0"]
+    def start(self, state: AttackState, threat: ThreatModel, random: PerImageRandom) -> None:
+        state["x"] = state["x0"]
         if self.random_start:
-            rows["x"] = threat.project(uniform_in_ball(rows, threat, draws), rows["x0"], rows["eps"])
+            state["x"] = threat.project(
+                uniform_in_ball(state["x0"], state["eps"], threat, random), state["x0"], state["eps"]
+            )
 
-    def query(self, rows: Rows) -> Tensor:
-        return rows["x"]
+    def query(self, state: AttackState) -> Tensor:
+        return state["x"]
 
-    def update(self, rows: Rows, threat: ThreatModel, x: Tensor, logits: Tensor, loss: Tensor, grad: Tensor) -> None:
+    def update(
+        self, state: AttackState, threat: ThreatModel, x: Tensor, logits: Tensor, loss: Tensor, grad: Tensor
+    ) -> None:
         del logits, loss
-        fraction = min(1.0, 2.5 / self.iterations) if self.step_size is None else self.step_size
-        moved = x + per_row(fraction * rows["eps"], x) * threat.steepest(grad)
-        rows["x"] = threat.project(moved, rows["x0"], rows["eps"])
-
-
-class RandomRows(Protocol):
-    """Random numbers for a batch of rows; `Draws` is one."""
-
-    def uniform(self, *shape: int) -> Tensor:
-        """(rows, *shape) in [0, 1)."""
-
-    def normal(self, *shape: int) -> Tensor:
-        """(rows, *shape), standard normal."""
-
-
-def uniform_in_ball(rows: Rows, threat: ThreatModel, draws: RandomRows) -> Tensor:
-    """Clean images plus noise uniform in the ball (l2: uniform direction, radius ~ u^(1/d))."""
-    x0 = rows["x0"]
-    shape = tuple(x0.shape[1:])
-    eps = per_row(rows["eps"], x0)
-    if threat.norm == "linf":
-        return x0 + eps * (2 * draws.uniform(*shape) - 1)
-    direction = draws.normal(*shape)
-    dimension = x0[0].numel()
-    radius = draws.uniform(1).squeeze(1) ** (1 / dimension)
-    return x0 + eps * direction * per_row(radius / l2_norm(direction).clamp_min(1e-12), x0)
+        fraction = default_step_fraction(self.iterations) if self.step_size is None else self.step_size
+        step_size = per_row(fraction * state["eps"], x)
+        state["x"] = ascent_step(x, grad, step_size, threat, threat.projection(state["x0"], state["eps"]))
 
 
 @dataclass(frozen=True)

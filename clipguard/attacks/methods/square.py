@@ -12,8 +12,8 @@ from torch import Tensor
 
 from clipguard.attacks import losses
 from clipguard.attacks.base import Attack
-from clipguard.attacks.random import Draws
-from clipguard.attacks.state import Rows
+from clipguard.attacks.random import PerImageRandom
+from clipguard.attacks.state import AttackState
 from clipguard.attacks.threat import ThreatModel, l2_norm, per_row
 
 P_INIT = 0.8  # share of the pixels that the first square covers
@@ -73,41 +73,43 @@ class Square(Attack):
         """Queries after the start."""
         return self.queries
 
-    def wants_gradient(self, rows: Rows) -> Tensor:
-        return torch.zeros_like(rows["step"], dtype=torch.bool)
+    def wants_gradient(self, state: AttackState) -> Tensor:
+        return torch.zeros_like(state["step"], dtype=torch.bool)
 
-    def start(self, rows: Rows, threat: ThreatModel, draws: Draws) -> None:
-        x0 = rows["x0"]
+    def start(self, state: AttackState, threat: ThreatModel, random: PerImageRandom) -> None:
+        x0 = state["x0"]
         channels, width = x0.shape[1], x0.shape[3]
-        eps = per_row(rows["eps"], x0)
+        eps = per_row(state["eps"], x0)
         if threat.norm == "linf":
-            stripes = torch.where(draws.uniform(channels, 1, width) < 0.5, -1.0, 1.0)
+            stripes = torch.where(random.uniform(channels, 1, width) < 0.5, -1.0, 1.0)
             start = (x0 + eps * stripes).clamp(0, 1)
         else:
-            start = (x0 + eps * self._tiles(rows, draws)).clamp(0, 1)
-        rows["x"], rows["candidate"] = start.clone(), start
-        rows["margin"] = torch.full_like(rows["eps"], torch.inf)
-        rows["draws"] = draws.uniform(self.queries, DRAWS + channels)
+            start = (x0 + eps * self._tiles(state, random)).clamp(0, 1)
+        state["x"], state["candidate"] = start.clone(), start
+        state["margin"] = torch.full_like(state["eps"], torch.inf)
+        state["draws"] = random.uniform(self.queries, DRAWS + channels)
 
-    def query(self, rows: Rows) -> Tensor:
-        return rows["candidate"]
+    def query(self, state: AttackState) -> Tensor:
+        return state["candidate"]
 
-    def update(self, rows: Rows, threat: ThreatModel, x: Tensor, logits: Tensor, loss: Tensor, grad: Tensor) -> None:
+    def update(
+        self, state: AttackState, threat: ThreatModel, x: Tensor, logits: Tensor, loss: Tensor, grad: Tensor
+    ) -> None:
         del logits, grad
-        improved = (-loss < rows["margin"]).nonzero().squeeze(1)
-        rows["x"][improved], rows["margin"][improved] = x[improved], -loss[improved]
-        step = rows["step"].clamp_max(self.queries - 1)
+        improved = (-loss < state["margin"]).nonzero().squeeze(1)
+        state["x"][improved], state["margin"][improved] = x[improved], -loss[improved]
+        step = state["step"].clamp_max(self.queries - 1)
         sides = side_lengths(self.queries, x.shape[2], x.shape[3], threat.norm).to(x.device)[step]
-        u = rows["draws"][torch.arange(rows.n, device=x.device), step]
+        u = state["draws"][torch.arange(state.n, device=x.device), step]
         if threat.norm == "linf":
-            rows["candidate"] = self._square_linf(rows["x"], rows["x0"], rows["eps"], u, sides)
+            state["candidate"] = self._square_linf(state["x"], state["x0"], state["eps"], u, sides)
             return
         candidate = torch.empty_like(x)
         for side in sorted(set(sides.tolist())):
             group = (sides == side).nonzero().squeeze(1)
-            state = (rows["x"][group], rows["x0"][group], rows["eps"][group], u[group])
-            candidate[group] = self._square_l2(*state, side)
-        rows["candidate"] = candidate
+            members = (state["x"][group], state["x0"][group], state["eps"][group], u[group])
+            candidate[group] = self._square_l2(*members, side)
+        state["candidate"] = candidate
 
     @staticmethod
     def _square_linf(x: Tensor, x0: Tensor, eps: Tensor, u: Tensor, sides: Tensor) -> Tensor:
@@ -140,14 +142,14 @@ class Square(Attack):
         return delta.mul_(per_row(eps / l2_norm(delta).clamp_min(1e-12), x)).add_(x0).clamp_(0, 1)
 
     @staticmethod
-    def _tiles(rows: Rows, draws: Draws) -> Tensor:
+    def _tiles(state: AttackState, random: PerImageRandom) -> Tensor:
         """(B, C, H, W) of unit norm: a five by five grid of bumps."""
-        x0 = rows["x0"]
+        x0 = state["x0"]
         _, channels, height, width = x0.shape
         side = max(min(height, width) // 5, 1)
         down, across = height // side, width // side
-        sign = torch.where(draws.uniform(channels, down, across) < 0.5, -1.0, 1.0)
-        flip = draws.uniform(1, down, across) < 0.5
+        sign = torch.where(random.uniform(channels, down, across) < 0.5, -1.0, 1.0)
+        flip = random.uniform(1, down, across) < 0.5
         shape = bump(side).to(x0)
         tiles = torch.where(flip[..., None, None], shape, shape.T) * sign[..., None, None]
         grid = tiles.permute(0, 1, 2, 4, 3, 5).reshape(len(x0), channels, down * side, across * side)

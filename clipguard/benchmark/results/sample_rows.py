@@ -38,7 +38,7 @@ def clean_row(outcome: ImageOutcome) -> dict[str, Any]:
 def attack_rows(outcome: ImageOutcome, recipe: Recipe, plan: BenchPlan) -> Iterator[dict[str, Any]]:
     """An image's rows in the cells of an attack, one for each radius, without model, data set and norm."""
     unit = PIXEL if plan.norm == "linf" else 1
-    for radius, level in zip(plan.eps, outcome.levels, strict=True):
+    for radius, level in zip(plan.eps, outcome.eps_outcomes, strict=True):
         yield {
             "index": outcome.index,
             "label": outcome.label,

@@ -68,7 +68,7 @@ def evaluate(
     for outcome in engine.run(examples):
         labels.append(outcome.label)
         predictions.append(outcome.clean_prediction)
-        robust += outcome.levels[0].robust
+        robust += outcome.eps_outcomes[0].robust
         progress.advance()
     clean = sum(label == said for label, said in zip(labels, predictions, strict=True))
     return Score(Accuracy.of(clean, n), Accuracy.of(robust, n), tuple(labels), tuple(predictions))

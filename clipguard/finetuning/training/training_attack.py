@@ -8,13 +8,19 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from clipguard.attacks.methods.pgd import uniform_in_ball
-from clipguard.attacks.state import Rows
+from clipguard.attacks.projected_gradient import ascent_step, uniform_in_ball
 from clipguard.attacks.threat import ThreatModel
 
 
 class Noise:
-    """Random numbers that depend on each row's key alone, made where they are used: a GPU need not wait for the CPU."""
+    """Random numbers that depend on each row's key alone, made where they are used: a GPU need not wait for the CPU.
+
+    `PerImageRandom` of the attacks draws on the CPU instead, for numbers that are the same on every device.
+
+    Args:
+        keys: one a row.
+        device: where the numbers are drawn.
+    """
 
     def __init__(self, keys: Sequence[int], device: torch.device) -> None:
         self._keys, self._device = keys, device
@@ -31,7 +37,7 @@ class Noise:
     def _rows(self, shape: tuple[int, ...], fill: Callable[..., Tensor], stream: int) -> Tensor:
         rows = torch.empty(len(self._keys), *shape, device=self._device)
         for row, key in zip(rows, self._keys, strict=True):
-            self._generator.manual_seed(key ^ stream)  # a stream of its own: direction and radius are independent
+            self._generator.manual_seed(key ^ stream)  # a stream of its own: direction and distance are independent
             fill(row, generator=self._generator)
         return rows
 
@@ -40,31 +46,41 @@ class Noise:
 class TrainingAttack:
     """PGD (Madry et al. 2018) on pixels in [0,1], before normalisation; returns the last iterate, as the papers do.
 
-    radius, step_size: in pixels of [0,1]. random_start: uniform in the ball.
+    Args:
+        threat: norm of the ball.
+        eps: in pixels of [0,1].
+        steps: how many; each takes a forward and a backward pass.
+        step_size: in pixels of [0,1].
+        random_start: whether to start uniformly in the ball, not at the clean image.
     """
 
     threat: ThreatModel
-    radius: float
+    eps: float
     steps: int
     step_size: float
     random_start: bool
 
     def __call__(self, objective: Callable[[Tensor], Tensor], x: Tensor, keys: Sequence[int]) -> tuple[Tensor, Tensor]:
-        """Adversarial images (B, C, H, W), and the mean objective at the last point that was evaluated, a scalar.
+        """Attack a batch.
 
-        objective: images -> (B,) values to maximise, differentiable in the images and, for speed, in nothing else.
-        x: clean images (B, C, H, W) in [0,1]. keys: of the random starts, one a row.
+        Args:
+            objective: images -> (B,) values to maximise, differentiable in the images and, for speed, in nothing else.
+            x: clean images (B, C, H, W) in [0,1].
+            keys: of the random starts, one a row.
+
+        Returns:
+            Adversarial images (B, C, H, W), and the mean objective at the last point that was evaluated, a scalar.
         """
-        eps = torch.full((len(x),), self.radius, device=x.device)
+        eps = torch.full((len(x),), self.eps, device=x.device)
         project = self.threat.projection(x, eps)
         x_adv = x
         if self.random_start:
-            x_adv = project(uniform_in_ball(Rows(x0=x, eps=eps), self.threat, Noise(keys, x.device)))
+            x_adv = project(uniform_in_ball(x, eps, self.threat, Noise(keys, x.device)))
         for _ in range(self.steps):
             x_adv = x_adv.detach().requires_grad_()
             with torch.enable_grad():
                 values = objective(x_adv)
                 (gradient,) = torch.autograd.grad(values.sum(), x_adv)
             with torch.no_grad():
-                x_adv = project(x_adv + self.step_size * self.threat.steepest(gradient))
+                x_adv = ascent_step(x_adv, gradient, self.step_size, self.threat, project)
         return x_adv.detach(), values.detach().mean()
