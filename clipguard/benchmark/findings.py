@@ -18,13 +18,12 @@ from clipguard.attacks.recipes import Recipe
 from clipguard.benchmark.plan import BenchPlan
 from clipguard.benchmark.results.result import BenchResult
 from clipguard.data import ZeroShotDataset
-from clipguard.sanity.checks import CHECKS, Finding
+from clipguard.sanity.checks import CHECKS, Finding, weightier
 from clipguard.sanity.entries import Entry, entry
 from clipguard.sanity.predictions import prediction_findings
 from clipguard.sanity.rows import row_findings
 
 log = logging.getLogger("clipguard")
-INTEREST = ("failure", "warning", "ok", "not checked")
 
 
 def find(
@@ -44,9 +43,7 @@ def find(
         stages = tuple(stage for recipe in attacked for stage in recipe.stages)
         recipe = Recipe(" and ".join(recipe.name for recipe in attacked), stages)
         for finding in (*probe(recipe), *row_findings(samples, attacked, plan.norm)):
-            known = found.setdefault(finding.id, finding)
-            if INTEREST.index(finding.verdict) < INTEREST.index(known.verdict):  # the worse of rows and probes counts
-                found[finding.id] = finding
+            found[finding.id] = weightier(found.get(finding.id, finding), finding)
         found["duplicate-classes"] = with_prompts(found["duplicate-classes"], dataset.templates)
     return [found[check] for check in CHECKS if check in found]
 

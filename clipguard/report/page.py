@@ -19,8 +19,7 @@ from clipguard.report.classes import MOST_MAPS, Confusion, confusions, heat_maps
 from clipguard.report.gallery import Picture
 from clipguard.report.plots import accuracy_curves, broken_shares, percent, trade_offs
 from clipguard.report.provenance import Reference, Source, describe, references
-
-VERDICTS = ("failure", "warning", "not checked", "ok")  # of sanity findings, worst first
+from clipguard.sanity.checks import VERDICTS
 
 
 @dataclass(frozen=True)

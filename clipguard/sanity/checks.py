@@ -4,14 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from scipy.stats import binomtest
 
 from clipguard.statistics.intervals import wilson_interval
 
-Verdict = Literal["ok", "warning", "failure", "not checked"]
-VERDICTS: tuple[Verdict, ...] = ("failure", "warning", "not checked", "ok")  # worst first
+Verdict = Literal["failure", "warning", "not checked", "ok"]  # worst first
+VERDICTS: tuple[Verdict, ...] = get_args(Verdict)
+BY_WEIGHT: tuple[Verdict, ...] = (
+    "failure",
+    "warning",
+    "ok",
+    "not checked",
+)  # of two answers to one check, which counts
+UNBOUNDED_EPS = 0.5  # a pixel in [0,1]; a linf ball so large holds the same grey image for every x
 ALPHA = 0.01  # chance that a check with so many bad images as it tolerates still raises its voice
 TOLERATED, GRAVE = 0.01, 0.1  # share of images above which a check warns, and above which it fails
 
@@ -184,6 +191,11 @@ def counted(check: str, bad: int, n: int, what: str, more: str = "", **numbers: 
     interval = f" (95 % interval {100 * low:.0f}–{100 * high:.0f} %)" if bad else ""
     evidence = f"{bad} of {n} {what}{interval}{f'; {more}' if more else ''}"
     return Finding(check, judge(bad, n), evidence, {"bad": bad, "n": n, **numbers})
+
+
+def weightier(first: Finding, second: Finding) -> Finding:
+    """Of two answers to one check the worse; one that could be given counts before one that could not."""
+    return min(first, second, key=lambda finding: BY_WEIGHT.index(finding.verdict))
 
 
 def worst(findings: list[Finding]) -> Verdict:

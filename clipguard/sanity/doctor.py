@@ -14,11 +14,10 @@ from clipguard.attacks.engine.evaluator import Evaluator, frozen, require_finite
 from clipguard.attacks.engine.outcome import EngineOptions, EpsOutcome, Example
 from clipguard.attacks.recipes import Recipe, options, parse_recipe
 from clipguard.core.errors import AttackError, NoGradientError, NonFiniteError
-from clipguard.sanity.checks import CHECKS, Finding, counted, not_checked
+from clipguard.sanity.checks import CHECKS, UNBOUNDED_EPS, Finding, counted, not_checked
 from clipguard.sanity.predictions import prediction_findings
 from clipguard.sanity.probes import Subject, ascend, probe
 
-UNBOUNDED_EPS = 0.5  # a pixel; a ball so large holds the same grey image for every x
 LARGE_EPS_ATTACK = "apgd-ce(iterations=30)+apgd-dlr(iterations=30)"  # for such a ball
 NOISES_PER_IMAGE = 64  # random images an image
 SQUARE_QUERIES = 500  # of Square

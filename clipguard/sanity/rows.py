@@ -9,10 +9,9 @@ import pandas as pd
 from clipguard.attacks.recipes import Recipe, stage_name
 from clipguard.attacks.threat import TOLERANCE
 from clipguard.core.eps import PIXEL
-from clipguard.sanity.checks import Finding, counted, not_checked
+from clipguard.sanity.checks import UNBOUNDED_EPS, Finding, counted, not_checked
 
 BLACK_BOX = "square"
-HUGE = 127.5  # of 255: a ball that holds the all-grey image
 
 
 def row_findings(samples: pd.DataFrame, recipes: Sequence[Recipe], norm: str) -> list[Finding]:
@@ -67,7 +66,7 @@ def _eps_order(rows: pd.DataFrame, n: int) -> Finding:
 
 def _large_eps(rows: pd.DataFrame, n: int, norm: str) -> Finding:
     top = rows["eps"].max()
-    if norm != "linf" or top < HUGE:
+    if norm != "linf" or top < UNBOUNDED_EPS * PIXEL:
         unit = f"{top:g}/255" if norm == "linf" else f"{norm} {top:g}"
         return not_checked("large-eps", f"the largest eps is {unit}; `clipguard doctor` tries one that allows anything")
     hold = int(rows[rows["eps"] == top].groupby("index")["robust"].all().sum())

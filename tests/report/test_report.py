@@ -22,6 +22,7 @@ from clipguard.report import classes, page
 from clipguard.report.board import CLEAN, Board, make_boards, read_runs, short_names
 from clipguard.report.gallery import choose, stored
 from clipguard.report.plots import ROBUST, WRONG, share_table
+from clipguard.sanity.checks import VERDICTS
 from clipguard.statistics.intervals import wilson_interval
 
 HOSTILE = "<b>fruit</b></script><script>alert(1)</script> & \"x\" 'y' {{ 7 }}"
@@ -273,7 +274,7 @@ def test_long_names_are_cut_and_stay_apart() -> None:
 def test_findings_are_shown_worst_first(runs: Path, tmp_path: Path) -> None:
     old = edited(runs / "other", tmp_path / "old", lambda r: r.pop("findings"))
     assert "Not recorded for run 1" in page_of(tmp_path, old, "--gallery", "0")
-    found = [{"id": v, "verdict": v, "evidence": f"evidence {v}", "advice": ""} for v in reversed(page.VERDICTS)]
+    found = [{"id": v, "verdict": v, "evidence": f"evidence {v}", "advice": ""} for v in reversed(VERDICTS)]
     entry = {"model": "tiny", "dataset": "emoji-travel", "findings": found}
     source = edited(runs / "other", tmp_path / "run", lambda r: r.update(findings=[entry]))
     text = page_of(tmp_path / "more", source, "--gallery", "0")
