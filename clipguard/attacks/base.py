@@ -1,4 +1,4 @@
-"""The pool's bookkeeping: attacks hold the state of many images at once, each image a row of its own.
+"""What every attack is: a frozen dataclass of options, whose steps update the state of many images at once.
 
 A row's update reads nothing but that row, so an image's trajectory is the same alone and in a crowd. Updates write
 in place where few rows change, so no two columns that an attack writes to may share memory.
@@ -7,7 +7,8 @@ in place where few rows change, so no two columns that an attack writes to may s
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import ClassVar
+from dataclasses import fields
+from typing import Any, ClassVar
 
 from torch import Tensor
 
@@ -16,23 +17,45 @@ from clipguard.attacks.random import PerImageRandom
 from clipguard.attacks.state import AttackState
 from clipguard.attacks.threat import ThreatModel
 
-# What the engine keeps for every row, whatever the attack:
-#   item, eps_index, unit (B,) int64   image, eps and unit in the engine's lists (see schedule.py)
-#   x0 (B, C, H, W)       clean image;  label, target (B,) int64;  eps (B,) in pixel units
-#   ranking (B, C) int64  classes from the largest clean logit to the smallest, without the label
-#   run (B,) int64        which restart x target of this attack;  step (B,) int64 within the run
-#   best_margin (B,), best_x   the strongest image so far in this run
-
 
 class Attack(ABC):
-    """One attack of a recipe. An instance is immutable; all that changes lives in `AttackState`."""
+    """One attack of a recipe. An instance is immutable; all that changes lives in `AttackState`.
+
+    Attributes:
+        name: how users name it and results call it; lower-case letters, digits and dashes.
+        summary: one line of what it does, for `clipguard list attacks`.
+        citation: its paper, ending in `arXiv:NUMBER`, for reports.
+        steps_in_name: whether its iterations are part of its name, as in `pgd-10`.
+        fixed: fields that make the attack what it is, and so are no options.
+        loss: what each step raises.
+        iterations: steps of one run.
+        restarts: runs from another random start.
+        targets: 0 if untargeted; else how many classes are aimed at, those ranked 2nd, 3rd ... on the clean image.
+    """
 
     name: ClassVar[str]
-    fixed: ClassVar[tuple[str, ...]] = ()  # parameters of the implementation that are no options
+    summary: ClassVar[str]
+    citation: ClassVar[str]
+    steps_in_name: ClassVar[bool] = False
+    fixed: ClassVar[tuple[str, ...]] = ()
     loss: Loss
     iterations: int
     restarts: int = 1
-    targets: int = 0  # 0: untargeted; else classes ranked 2nd, 3rd ... on the clean image
+    targets: int = 0
+
+    @property
+    def full_name(self) -> str:
+        """`pgd-10`, `apgd-ce`: the name that breaks images in the results."""
+        return f"{self.name}-{self.iterations}" if self.steps_in_name else self.name
+
+    def options(self) -> dict[str, Any]:
+        """The options that a user can set, and their values."""
+        hidden = {"loss", *self.fixed, *(() if self.targets else ("targets",))}
+        return {f.name: getattr(self, f.name) for f in fields(self) if f.name not in hidden}  # type: ignore[arg-type]
+
+    def parameters(self) -> dict[str, Any]:
+        """Name, fixed parameters and options, as plain JSON types."""
+        return {"attack": self.full_name, **{name: getattr(self, name) for name in self.fixed}, **self.options()}
 
     def runs(self, n_classes: int) -> int:
         """How often one image is attacked: restarts x targets, never more targets than other classes."""
@@ -45,7 +68,7 @@ class Attack(ABC):
 
     @abstractmethod
     def start(self, state: AttackState, threat: ThreatModel, random: PerImageRandom) -> None:
-        """Set this attack's own columns for rows that begin a run; all rows of the table do."""
+        """Set this attack's own columns. Every row of `state` begins a run."""
 
     @abstractmethod
     def query(self, state: AttackState) -> Tensor:
@@ -59,11 +82,16 @@ class Attack(ABC):
     def update(
         self, state: AttackState, threat: ThreatModel, x: Tensor, logits: Tensor, loss: Tensor, grad: Tensor
     ) -> None:
-        """Move on from the points `x` that `query` gave; the engine counts `step` afterwards.
+        """Move on from the points that `query` gave; the engine counts `step` afterwards.
 
-        `logits`, `loss` and `grad` are those of the admissible points next to `x` (8-bit images, if the threat says
-        so), while `x` is what `query` gave: steps smaller than one grey level would otherwise be rounded away. `x` and
-        `grad` may be overwritten.
+        Args:
+            state: of the rows that were evaluated and not broken.
+            threat: the ball to stay in.
+            x: what `query` gave (B, C, H, W), not rounded to 8-bit images: steps smaller than one grey level would
+                otherwise be rounded away. May be overwritten.
+            logits: (B, classes) at the admissible points next to `x` (8-bit images, if the threat says so).
+            loss: (B,) there.
+            grad: (B, C, H, W) of the loss there; zero for rows that wanted none. May be overwritten.
         """
 
     def finished(self, state: AttackState) -> Tensor:

@@ -1,4 +1,4 @@
-"""The table of rows that attacks keep their state in."""
+"""What an attack knows of the images it is at: a table of columns, one row an image and run."""
 
 from __future__ import annotations
 
@@ -7,7 +7,17 @@ from torch import Tensor
 
 
 class AttackState(dict[str, Tensor]):
-    """A table of equally long tensors."""
+    """Equally long tensors by name. Attacks add columns of their own to those that the engine keeps for every row.
+
+    - item, eps_index, unit (B,) int64: image, eps and unit in the engine's lists (see engine/schedule.py)
+    - x0 (B, C, H, W): clean image
+    - label, target (B,) int64: its class, and the class that the run aims at
+    - eps (B,): in pixel units
+    - ranking (B, classes - 1) int64: the other classes, from the largest clean logit to the smallest
+    - run (B,) int64: which restart x target of this attack
+    - step (B,) int64: within the run
+    - best_margin (B,), best_x (B, C, H, W): the strongest image so far in this run; best_x only if images are kept
+    """
 
     @property
     def n(self) -> int:

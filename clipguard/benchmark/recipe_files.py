@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from clipguard.attacks.base import Attack
-from clipguard.attacks.recipes import ATTACKS, SUITES, Recipe, options, parse_recipe, stage_name
+from clipguard.attacks.recipes import Recipe, parse_recipe
+from clipguard.attacks.registry import ATTACKS, SUITES
 from clipguard.core.checking import check_type
 from clipguard.core.config_files import SUFFIXES, read_config_file
 from clipguard.core.errors import AttackError
@@ -32,11 +33,11 @@ def open_recipe(text: str) -> Recipe:
 
 def notice_odd_steps(stage: Attack) -> None:
     """Say how a step size is taken where 2/255, in pixels or in 1/255, may have been meant."""
-    fraction = options(stage).get("step_size")
+    fraction = stage.options().get("step_size")
     if fraction is not None and (fraction > 1 or fraction * stage.iterations < 0.5):
         notice(
             "guessed",
-            f"{stage_name(stage)}: step_size {fraction:g} is a fraction of eps: {stage.iterations} steps of it come to "
+            f"{stage.full_name}: step_size {fraction:g} is a fraction of eps: {stage.iterations} steps of it come to "
             f"{fraction * stage.iterations:.3g} eps; a step of 1/255 at eps 4/255 is 0.25",
         )
 

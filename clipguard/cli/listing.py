@@ -92,14 +92,15 @@ def _methods() -> None:
 
 
 def _attacks() -> None:
-    from clipguard.attacks.recipes import ATTACKS, DESCRIPTIONS, STEPPED, options
+    from clipguard.attacks.registry import ATTACKS, summaries
 
-    for name, description in DESCRIPTIONS.items():
-        echo(f"{name:<16} {description}")
+    for name, summary in summaries().items():
+        echo(f"{name:<16} {summary}")
     echo("\nOptions, as in --attack 'apgd-ce(iterations=50,restarts=2)', and their defaults:")
     for name, kind in ATTACKS.items():
-        defaults = ", ".join(f"{k}={v}" for k, v in options(kind()).items() if name not in STEPPED or k != "iterations")
-        echo(f"{name + '-K' if name in STEPPED else name:<16} {defaults or 'none'}")
+        stepped = kind.steps_in_name
+        defaults = ", ".join(f"{k}={v}" for k, v in kind().options().items() if not stepped or k != "iterations")
+        echo(f"{name + '-K' if stepped else name:<16} {defaults or 'none'}")
     echo("every attack     eot=1: forward passes averaged an evaluation, for randomised models")
     echo("\nor several, each for the images that the ones before left standing: apgd-ce(restarts=5)+square")
     echo('or a recipe file, FILE.toml or FILE.yaml: stages = ["apgd-ce(restarts=5)", "square"]')

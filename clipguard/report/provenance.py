@@ -8,23 +8,14 @@ from dataclasses import dataclass
 from typing import Any
 
 from clipguard.adversarial.replay import Rerun, rerun
+from clipguard.attacks.methods.pgd import PGD
+from clipguard.attacks.registry import ATTACKS, attack_class
 from clipguard.benchmark.results.table import protocol_line
 from clipguard.models.published import find_published, published_models
 from clipguard.models.source import HUB_PREFIX
 from clipguard.report.board import Run
 
 HUB = "https://huggingface.co"
-PAPERS = {  # attack -> what to cite
-    "pgd": "Madry et al. Towards deep learning models resistant to adversarial attacks. ICLR 2018. arXiv:1706.06083",
-    "fgsm": "Goodfellow et al. Explaining and harnessing adversarial examples. ICLR 2015. arXiv:1412.6572",
-    "cw": "Carlini & Wagner. Towards evaluating the robustness of neural networks. IEEE S&P 2017. arXiv:1608.04644",
-    "apgd": "Croce & Hein. Reliable evaluation of adversarial robustness with an ensemble of diverse parameter-free "
-    "attacks (AutoAttack). ICML 2020. arXiv:2003.01690",
-    "fab": "Croce & Hein. Minimally distorted adversarial examples with a fast adaptive boundary attack. ICML 2020. "
-    "arXiv:1907.02044",
-    "square": "Andriushchenko et al. Square Attack: a query-efficient black-box adversarial attack via random search. "
-    "ECCV 2020. arXiv:1912.00049",
-}
 CLIPGUARD = (
     "@software{{clipguard, title = {{clipguard: benchmarking and training the adversarial robustness of CLIP models}}, "
     "version = {{{version}}}}}"
@@ -129,7 +120,9 @@ def references(runs: Sequence[Run]) -> list[Reference]:
     versions = sorted({run.result.run["versions"]["clipguard"] for run in runs})
     out = [Reference(CLIPGUARD.format(version=", ".join(versions)))]
     stages = [s["attack"] for run in runs for a in run.result.run["attacks"].values() for s in a["stages"]]
-    papers = [paper for key, paper in PAPERS.items() if any(stage.split("-")[0] == key for stage in stages)]
+    ran = {attack_class(stage) for stage in stages}
+    # In the order of the registry, but PGD before FGSM, as every report had it.
+    papers = dict.fromkeys(a.citation for a in sorted(ATTACKS.values(), key=lambda a: a is not PGD) if a in ran)
     out += [Reference(paper, f"https://arxiv.org/abs/{paper.rpartition(':')[2]}") for paper in papers]
     for name in dict.fromkeys(name for run in runs for name in run.result.run["models"]):
         out += _checkpoint(name)

@@ -12,7 +12,7 @@ from clipguard.attacks import losses
 from clipguard.attacks.engine.engine import Engine
 from clipguard.attacks.engine.evaluator import Evaluator, frozen, require_finite
 from clipguard.attacks.engine.outcome import EngineOptions, EpsOutcome, Example
-from clipguard.attacks.recipes import Recipe, options, parse_recipe
+from clipguard.attacks.recipes import Recipe, parse_recipe
 from clipguard.core.errors import AttackError, NoGradientError, NonFiniteError
 from clipguard.sanity.checks import CHECKS, UNBOUNDED_EPS, Finding, counted, not_checked
 from clipguard.sanity.predictions import prediction_findings
@@ -88,7 +88,7 @@ def doubled(recipe: Recipe) -> Recipe | None:
     """The recipe with twice the iterations and queries; None if no stage has any."""
     stages = []
     for stage in recipe.stages:
-        steps = {name: 2 * value for name, value in options(stage).items() if name in ("iterations", "queries")}
+        steps = {name: 2 * value for name, value in stage.options().items() if name in ("iterations", "queries")}
         stages.append(replace(stage, **steps))  # type: ignore[type-var]
     return replace(recipe, stages=tuple(stages)) if tuple(stages) != recipe.stages else None
 

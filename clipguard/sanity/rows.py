@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import pandas as pd
 
-from clipguard.attacks.recipes import Recipe, stage_name
+from clipguard.attacks.recipes import Recipe
 from clipguard.attacks.threat import TOLERANCE
 from clipguard.core.eps import PIXEL
 from clipguard.sanity.checks import UNBOUNDED_EPS, Finding, counted, not_checked
@@ -75,7 +75,7 @@ def _large_eps(rows: pd.DataFrame, n: int, norm: str) -> Finding:
 
 def _black_box(rows: pd.DataFrame, n: int, recipes: Sequence[Recipe]) -> Finding:
     """Images that Square broke after gradient attacks at that eps, in its recipe or another of the run, failed."""
-    names = {recipe.name: [stage_name(stage) for stage in recipe.stages] for recipe in recipes}
+    names = {recipe.name: [stage.full_name for stage in recipe.stages] for recipe in recipes}
     gradient = {name for stages in names.values() for name in stages} - {BLACK_BOX}
     if not any(BLACK_BOX in stages for stages in names.values()) or not gradient:
         return not_checked("black-box", "the run has no square beside gradients; `clipguard doctor` tries it")

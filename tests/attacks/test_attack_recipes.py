@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from dataclasses import dataclass
+from typing import ClassVar
 
 import pytest
 
@@ -11,7 +13,8 @@ from clipguard.attacks.methods.apgd import APGD, APGDDLR, APGDTargeted
 from clipguard.attacks.methods.fab import FABTargeted
 from clipguard.attacks.methods.pgd import CW, FGSM, PGD
 from clipguard.attacks.methods.square import Square
-from clipguard.attacks.recipes import ATTACKS, DESCRIPTIONS, SUITES, parse_recipe, stage_name
+from clipguard.attacks.recipes import parse_recipe
+from clipguard.attacks.registry import ATTACKS, SUITES, attack_class, register_attack, summaries
 from clipguard.core.errors import AttackError
 
 
@@ -112,8 +115,8 @@ def test_parameters_are_complete_and_plain() -> None:
 
 
 def test_everything_is_described() -> None:
-    names = {stage_name(kind()) for kind in ATTACKS.values()} | set(SUITES)
-    assert {name.replace("-10", "-K") for name in names} == set(DESCRIPTIONS)
+    names = {kind().full_name for kind in ATTACKS.values()} | set(SUITES)
+    assert {name.replace("-10", "-K") for name in names} == set(summaries())
     assert all(parse_recipe(name) for name in names)
 
 
@@ -129,3 +132,32 @@ def test_fgsm_has_no_options_but_all_its_parameters_are_stored() -> None:
         parse_recipe("fgsm(iterations=5)")
     (stage,) = parse_recipe("fgsm").parameters()["stages"]
     assert stage == {"attack": "fgsm", "iterations": 1, "restarts": 1, "step_size": 1.0, "random_start": False}
+
+
+@pytest.mark.usefixtures("restored_registry")
+def test_one_more_attack_can_be_registered_and_no_name_is_taken_twice() -> None:
+    @register_attack
+    @dataclass(frozen=True)
+    class Twice(PGD):
+        name: ClassVar[str] = "pgd-twice"
+        steps_in_name: ClassVar[bool] = False
+        restarts: int = 2
+
+    (stage,) = parse_recipe("pgd-twice(iterations=5)").stages
+    assert stage == Twice(iterations=5)
+    assert attack_class(stage.full_name) is Twice
+    assert summaries()["pgd-twice"] == PGD.summary
+    with pytest.raises(AttackError, match="pgd-twice"):
+        register_attack(Twice)
+    for name in ("pgd", "autoattack"):
+        with pytest.raises(AttackError, match=f"{name}.* already"):
+            register_attack(type("Other", (PGD,), {"name": name}))
+    for name in ("pgd-10", "PGD+", "my attack"):
+        with pytest.raises(AttackError, match="no name of an attack"):
+            register_attack(type("Other", (PGD,), {"name": name}))
+
+
+def test_the_class_of_a_name_in_results() -> None:
+    assert attack_class("pgd-10") is PGD
+    assert attack_class("apgd-t") is APGDTargeted
+    assert attack_class("fgsm-3") is attack_class("deepfool") is None

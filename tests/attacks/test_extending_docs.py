@@ -11,18 +11,19 @@ import pytest
 import torch
 
 import clipguard
-from clipguard.attacks import recipes
+from clipguard.attacks.registry import register_attack
 
 DOCS = Path(__file__).parents[2] / "docs" / "extending.md"
 
 
+@pytest.mark.usefixtures("restored_registry")
 @pytest.mark.parametrize("eps", [0.05, 0.15])
 def test_the_example_finds_the_best_attack_on_a_linear_model(monkeypatch: pytest.MonkeyPatch, eps: float) -> None:
     (source,) = re.findall(r"```python\n(.*?)```", DOCS.read_text(encoding="utf-8"), flags=re.DOTALL)
     module = types.ModuleType("mi_fgsm")
     monkeypatch.setitem(sys.modules, module.__name__, module)  # dataclasses look annotations up there
     exec(compile(source, str(DOCS), "exec"), module.__dict__)
-    monkeypatch.setitem(recipes.ATTACKS, "mi-fgsm", module.MIFGSM)
+    register_attack(module.MIFGSM)
 
     model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(12, 2, bias=False)).eval()
     weight = torch.linspace(-1, 1, 12)

@@ -31,7 +31,7 @@ from clipguard.attacks.engine.outcome import (
 from clipguard.attacks.engine.schedule import EpsState, Unit, Work
 from clipguard.attacks.methods.apgd import APGD
 from clipguard.attacks.random import PerImageRandom
-from clipguard.attacks.recipes import Recipe, stage_name
+from clipguard.attacks.recipes import Recipe
 from clipguard.attacks.state import AttackState
 from clipguard.attacks.threat import ThreatModel
 
@@ -277,7 +277,7 @@ class Engine:
         self, key: Key, rows: AttackState, query: Tensor, point: Tensor, logits: Tensor, loss: Tensor, grad: Tensor
     ) -> None:
         """Take out what is broken, move the rest on, and follow the images some of whose units have ended."""
-        stage, name = self.stages[key[0]], stage_name(self.stages[key[0]])
+        stage, name = self.stages[key[0]], self.stages[key[0]].full_name
         if self._dropped:
             index = self._wanted(rows)
             rows = rows.take(index)

@@ -15,7 +15,6 @@ from torch import Tensor, nn
 
 from clipguard.attacks.base import Attack
 from clipguard.attacks.engine.outcome import Example, Fill
-from clipguard.attacks.recipes import stage_name
 from clipguard.attacks.state import AttackState
 from clipguard.core.errors import AttackError, NoGradientError, NonFiniteError, first_line
 
@@ -123,7 +122,7 @@ class Evaluator:
                         values.append(stage.loss(logits[a - start : b - start], at[1][a:b], at[2][a:b]))
                 return _join(values)
 
-            names = {stage_name(s): n for s, n in zip(stages, counts, strict=True) if n}
+            names = {s.full_name: n for s, n in zip(stages, counts, strict=True) if n}
             with self.charged(names, names if gradient else {}):
                 if gradient:
                     return self.gradient(at[0], objective)

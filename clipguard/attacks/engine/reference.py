@@ -21,7 +21,6 @@ from clipguard.attacks.base import Attack
 from clipguard.attacks.engine.evaluator import Cost, Evaluator, frozen
 from clipguard.attacks.engine.outcome import Case, EngineOptions, EpsOutcome, Example, ImageOutcome, Note, schedule
 from clipguard.attacks.recipes import Recipe
-from clipguard.attacks.recipes import options as stage_options
 from clipguard.attacks.threat import ThreatModel
 from clipguard.core.errors import AttackError
 
@@ -147,7 +146,7 @@ class ReferenceEngine:
     def _run_stage(self, wrapped: _Padded, stage: Attack, n_classes: int, x: Tensor, y: Tensor, eps: float) -> Tensor:
         from pyautoattack import AutoAttack
 
-        name, given = stage.name, stage_options(stage)
+        name, given = stage.name, stage.options()
         if name == "square" and self.threat.norm == "l2" and not _tiles_fit(*x.shape[2:]):
             raise AttackError(f"The library's Square attack fails for l2 on images of {tuple(x.shape[2:])} pixels.")
         norm = {"linf": "Linf", "l2": "L2"}[self.threat.norm]

@@ -52,9 +52,19 @@ class APGD(Attack):
     As the reference does, the first step of the first period counts as an increase if its loss is positive (its
     memory of losses starts with zeros), and a return to the best point keeps the momentum's last point.
     Unlike the reference, a row ends at its first misclassified iterate instead of running on.
+
+    Attributes:
+        iterations: steps of one run.
+        restarts: runs from another random start.
+        targets: classes aimed at, one run for each; 0 if untargeted.
     """
 
     name: ClassVar[str] = "apgd-ce"
+    summary: ClassVar[str] = "Auto-PGD on cross-entropy, 100 iterations (Croce & Hein 2020)"
+    citation: ClassVar[str] = (
+        "Croce & Hein. Reliable evaluation of adversarial robustness with an ensemble of diverse parameter-free "
+        "attacks (AutoAttack). ICML 2020. arXiv:2003.01690"
+    )
     iterations: int = 100
     restarts: int = 1
     targets: int = 0
@@ -128,6 +138,7 @@ class APGDDLR(APGD):
     """APGD on the untargeted DLR loss."""
 
     name: ClassVar[str] = "apgd-dlr"
+    summary: ClassVar[str] = "Auto-PGD on the difference of logits ratio"
     loss: losses.Loss = losses.dlr
 
 
@@ -139,5 +150,6 @@ class APGDTargeted(APGD):
     """
 
     name: ClassVar[str] = "apgd-t"
+    summary: ClassVar[str] = "Auto-PGD on the targeted DLR, 9 targets"
     targets: int = 9
     loss: losses.Loss = losses.dlr_targeted

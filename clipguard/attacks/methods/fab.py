@@ -62,9 +62,19 @@ class FABTargeted(Attack):
     A minimum-norm attack: it succeeds when it passes through the ball on its way. Starts at the clean image (restarts
     after the first, at a random point half way out). One forward pass less an iteration than the reference
     where the last point was not adversarial: the check of the new point and the next gradient are then one pass.
+
+    Attributes:
+        iterations: steps of one run.
+        restarts: runs from another start.
+        targets: classes aimed at, one run for each.
     """
 
     name: ClassVar[str] = "fab-t"
+    summary: ClassVar[str] = "targeted fast adaptive boundary attack, 9 targets (Croce & Hein 2020)"
+    citation: ClassVar[str] = (
+        "Croce & Hein. Minimally distorted adversarial examples with a fast adaptive boundary attack. ICML 2020. "
+        "arXiv:1907.02044"
+    )
     iterations: int = 100
     restarts: int = 1
     targets: int = 9

@@ -19,11 +19,21 @@ from clipguard.attacks.threat import ThreatModel, per_row
 class PGD(Attack):
     """Projected gradient descent (Madry et al. 2018): x <- P(x + step_size * steepest(grad loss)).
 
-    `step_size` is a fraction of eps; None means 2.5 / iterations, at most 1. Every iterate counts, the random
-    start (uniform in the ball) and the last one too.
+    Every iterate counts, the random start and the last one too.
+
+    Attributes:
+        iterations: steps of one run.
+        restarts: runs from another random start.
+        step_size: a fraction of eps, above 0 and at most 2; None means 2.5 / iterations, at most 1.
+        random_start: whether to start uniformly in the ball, not at the clean image.
     """
 
     name: ClassVar[str] = "pgd"
+    summary: ClassVar[str] = "K projected gradient steps on cross-entropy, random start (Madry et al. 2018)"
+    citation: ClassVar[str] = (
+        "Madry et al. Towards deep learning models resistant to adversarial attacks. ICLR 2018. arXiv:1706.06083"
+    )
+    steps_in_name: ClassVar[bool] = True
     iterations: int = 10
     restarts: int = 1
     step_size: float | None = None
@@ -54,6 +64,10 @@ class CW(PGD):
     """PGD on the margin max_{k != y} z_k - z_y (the loss f_6 of Carlini & Wagner 2017), as CLIP papers use it."""
 
     name: ClassVar[str] = "cw"
+    summary: ClassVar[str] = "K projected gradient steps on the margin loss (Carlini & Wagner 2017)"
+    citation: ClassVar[str] = (
+        "Carlini & Wagner. Towards evaluating the robustness of neural networks. IEEE S&P 2017. arXiv:1608.04644"
+    )
     loss: losses.Loss = losses.negative_margin
 
 
@@ -62,6 +76,11 @@ class FGSM(PGD):
     """Fast gradient sign method (Goodfellow et al. 2015): one step of size eps from the clean image."""
 
     name: ClassVar[str] = "fgsm"
+    summary: ClassVar[str] = "one signed gradient step (Goodfellow et al. 2015)"
+    citation: ClassVar[str] = (
+        "Goodfellow et al. Explaining and harnessing adversarial examples. ICLR 2015. arXiv:1412.6572"
+    )
+    steps_in_name: ClassVar[bool] = False
     fixed: ClassVar[tuple[str, ...]] = ("iterations", "restarts", "step_size", "random_start")
     iterations: int = 1
     step_size: float | None = 1.0

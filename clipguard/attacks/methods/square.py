@@ -61,9 +61,18 @@ class Square(Attack):
     Differs from the reference on purpose: every image draws its own squares (one position for the whole batch there),
     squares reach the last row and column (never there), images need not be square, and the position is drawn
     before the colours in one fixed-size draw, so that a run can be replayed for one image.
+
+    Attributes:
+        queries: after the start, each a forward pass.
+        restarts: runs from another random start.
     """
 
     name: ClassVar[str] = "square"
+    summary: ClassVar[str] = "black-box random search, 5000 queries (Andriushchenko et al. 2020)"
+    citation: ClassVar[str] = (
+        "Andriushchenko et al. Square Attack: a query-efficient black-box adversarial attack via random search. "
+        "ECCV 2020. arXiv:1912.00049"
+    )
     queries: int = 5000
     restarts: int = 1
     loss: losses.Loss = losses.negative_margin

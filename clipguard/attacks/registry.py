@@ -1,0 +1,71 @@
+"""Attacks by name, and suites of them."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+from clipguard.attacks.base import Attack
+from clipguard.attacks.methods.apgd import APGD, APGDDLR, APGDTargeted
+from clipguard.attacks.methods.fab import FABTargeted
+from clipguard.attacks.methods.pgd import CW, FGSM, PGD
+from clipguard.attacks.methods.square import Square
+from clipguard.core.errors import AttackError
+
+
+@dataclass(frozen=True)
+class Suite:
+    """Attacks that run one after the other on the images left standing, under one name."""
+
+    attacks: tuple[str, ...]
+    summary: str
+
+
+ATTACKS: dict[str, type[Attack]] = {
+    kind.name: kind for kind in (FGSM, PGD, CW, APGD, APGDDLR, APGDTargeted, FABTargeted, Square)
+}
+SUITES: dict[str, Suite] = {
+    "none": Suite((), "clean accuracy only"),
+    "autoattack-fast": Suite(("apgd-ce", "apgd-t"), "apgd-ce + apgd-t: the protocol of FARE's tables, the default"),
+    "autoattack": Suite(
+        ("apgd-ce", "apgd-t", "fab-t", "square"), "apgd-ce + apgd-t + fab-t + square: AutoAttack's standard version"
+    ),
+}
+NAME = re.compile(r"[a-z][a-z0-9]*(-[a-z][a-z0-9]*)*")  # no part is a number: `pgd-10` is pgd with 10 steps
+
+
+def register_attack(kind: type[Attack]) -> type[Attack]:
+    """Make one more attack known by its name. Can be a class decorator.
+
+    Args:
+        kind: a frozen dataclass with `name`, `summary` and `citation`; all its options have defaults.
+
+    Returns:
+        The same class.
+
+    Raises:
+        AttackError: for a name that is taken, or that cannot be written where an attack is named.
+    """
+    if kind.name in ATTACKS or kind.name in SUITES:
+        raise AttackError(f"There is an attack {kind.name!r} already; give {kind.__name__} another name.")
+    if not NAME.fullmatch(kind.name):
+        raise AttackError(
+            f"{kind.name!r} is no name of an attack: lower-case letters, digits and dashes, as in apgd-ce."
+        )
+    ATTACKS[kind.name] = kind
+    return kind
+
+
+def summaries() -> dict[str, str]:
+    """A line for each attack and suite, by the name that a user writes (`pgd-K`): clean first, then attacks, suites."""
+    attacks = {f"{name}-K" if kind.steps_in_name else name: kind.summary for name, kind in ATTACKS.items()}
+    suites = {name: suite.summary for name, suite in SUITES.items()}
+    return {"none": suites.pop("none"), **attacks, **suites}
+
+
+def attack_class(full_name: str) -> type[Attack] | None:
+    """The class of an attack that results call so (`pgd-10`); None if none is registered under that name."""
+    stem, _, steps = full_name.rpartition("-")
+    if steps.isdigit() and stem in ATTACKS and ATTACKS[stem].steps_in_name:
+        return ATTACKS[stem]
+    return ATTACKS.get(full_name)
