@@ -13,19 +13,13 @@ import torch
 from scipy.stats import pearsonr, spearmanr
 from torch import Tensor
 
+from clipguard.attacks.losses import margin
 from clipguard.finetuning.methods.tima import hyperspherical_energy, off_diagonal
-
-
-def logit_margins(logits: Tensor, labels: Tensor) -> Tensor:
-    """(B,) logit of the label minus the best other one, from logits (B, C): negative for a wrong prediction."""
-    own = logits.gather(1, labels[:, None])
-    others = logits.scatter(1, labels[:, None], -torch.inf)
-    return own.squeeze(1) - others.amax(dim=1)
 
 
 def mean_margins(logits: Mapping[float, Tensor], labels: Tensor) -> dict[float, float]:
     """Mean logit margin at each eps, from logits (B, C) of the same images at each."""
-    return {eps: float(logit_margins(values, labels).mean()) for eps, values in sorted(logits.items())}
+    return {eps: float(margin(values, labels).mean()) for eps, values in sorted(logits.items())}
 
 
 def margin_offset(small: Tensor, large: Tensor, labels: Tensor) -> tuple[float, float]:
@@ -33,7 +27,7 @@ def margin_offset(small: Tensor, large: Tensor, labels: Tensor) -> tuple[float, 
 
     A "stable" offset is one whose deviation is small beside its mean. `small`, `large`: logits (B, C).
     """
-    offset = logit_margins(small, labels) - logit_margins(large, labels)
+    offset = margin(small, labels) - margin(large, labels)
     return float(offset.mean()), float(offset.std())
 
 

@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch.nn import functional as F
 
+from clipguard.attacks.losses import margin
 from clipguard.finetuning.diagnostics import (
-    logit_margins,
     margin_offset,
     margin_similarity_correlation,
     mean_margins,
@@ -19,10 +19,10 @@ LABELS = torch.tensor([0, 1, 0])
 
 
 def test_margins_and_their_offset() -> None:
-    assert logit_margins(LOGITS, LABELS).tolist() == [2.0, -3.0, -0.5]
+    assert margin(LOGITS, LABELS).tolist() == [2.0, -3.0, -0.5]
     weaker = LOGITS.clone()
     weaker[:, 2] += torch.tensor([5.0, 1.0, 2.0])
-    assert logit_margins(weaker, LABELS).tolist() == [-2.0, -4.0, -1.0]
+    assert margin(weaker, LABELS).tolist() == [-2.0, -4.0, -1.0]
     assert mean_margins({8.0: weaker, 1.0: LOGITS}, LABELS) == {1.0: -0.5, 8.0: pytest.approx(-7 / 3)}
     mean, deviation = margin_offset(LOGITS, weaker, LABELS)
     assert (mean, deviation) == (pytest.approx(5.5 / 3), pytest.approx(torch.tensor([4.0, 1.0, 0.5]).std().item()))
