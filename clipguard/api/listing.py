@@ -21,7 +21,7 @@ def list_datasets() -> list[str]:
 
 def list_attacks() -> list[str]:
     """Names of attacks and of suites of them; those with a number of steps take it as in pgd-10."""
-    from clipguard.attacks.recipes import ATTACKS, SUITES
+    from clipguard.attacks.registry import ATTACKS, SUITES
 
     return [*SUITES, *ATTACKS]
 

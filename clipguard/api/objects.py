@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from torch import nn
 
 from clipguard.attacks.base import Attack
-from clipguard.attacks.recipes import Recipe, stage_name
+from clipguard.attacks.recipes import Recipe
 from clipguard.benchmark.recipe_files import open_recipe
 from clipguard.core.errors import AttackError
 from clipguard.data.templates import PHOTO, resolve_templates
@@ -39,5 +39,5 @@ def as_recipe(attack: str | Attack | Recipe) -> Recipe:
     if isinstance(attack, Recipe):
         return attack
     if isinstance(attack, Attack):
-        return Recipe(stage_name(attack), (attack,))
+        return Recipe(attack.full_name, (attack,))
     return open_recipe(attack)

@@ -70,7 +70,8 @@ def finetune(
 ) -> None:
     """Make a CLIP model robust: train it on adversarial images, and write an ordinary open_clip checkpoint."""
     from clipguard.cli.console.progress import RichProgress
-    from clipguard.finetuning.run import check, resume_finetune, run_finetune
+    from clipguard.finetuning.checks import check
+    from clipguard.finetuning.run import resume_finetune, run_finetune
 
     if resume is not None:
         how = pop_settings(given, LAUNCH)
@@ -142,13 +143,13 @@ def print_scores(result: FinetuneResult) -> None:
     from rich.table import Table
 
     from clipguard.cli.console.render import print_findings
-    from clipguard.finetuning.card import budget, percent
+    from clipguard.finetuning.card import eps_label, percent
     from clipguard.sanity.entries import alarms
 
     run = result.run
     found = run["evaluation"]
     table = Table(caption=f"Accuracy in % on {found['images']}, with 95 % intervals.", caption_justify="left")
-    for column in ("model", "clean", f"PGD-10, {budget(run['config'])}"):
+    for column in ("model", "clean", f"PGD-10, {eps_label(run['config'])}"):
         table.add_column(column, justify="left" if column == "model" else "right")
     for who, score in found["scores"].items():
         table.add_row(who, percent(score["clean"]), percent(score["robust"]))

@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from shlex import quote
 from typing import Any
 
 import yaml
 
+from clipguard.finetuning.record import RunRecord
+from clipguard.finetuning.training.accuracy import Accuracy
 from clipguard.sanity.entries import alarms
 
-FRONT = {
+FRONT_MATTER = {
     "library_name": "open_clip",
     "pipeline_tag": "zero-shot-image-classification",
     "tags": ["open_clip", "clip", "adversarial-robustness", "clipguard"],
 }
 CARD = """\
 ---
-{front}---
+{front_matter}---
 
 # {name}
 
@@ -47,11 +50,11 @@ base model's weights is unknown to clipguard and holds for these weights, too: l
 """
 
 
-def write_card(run: dict[str, Any], name: str) -> str:
-    """README.md for the folder and the hub, from the content of `run.json`; `name` is the folder's."""
+def write_card(run: RunRecord, name: str) -> str:
+    """README.md for the folder and the hub, from the record of a complete run; `name` is the folder's."""
     facts = "\n".join(f"| {key} | {value} |" for key, value in _facts(run).items())
     return CARD.format(
-        front=yaml.safe_dump(FRONT, sort_keys=False),
+        front_matter=yaml.safe_dump(FRONT_MATTER, sort_keys=False),
         name=name,
         model_name=quote(f"local-dir:{name}"),
         model=run["config"]["model"],
@@ -63,7 +66,7 @@ def write_card(run: dict[str, Any], name: str) -> str:
     )
 
 
-def _facts(run: dict[str, Any]) -> dict[str, str]:
+def _facts(run: RunRecord) -> dict[str, str]:
     config, base, data, resolved = run["config"], run["base"], run["dataset"], run["resolved"]
     prompts = ", ".join(f"`{template}`" for template in data["templates"]) or "none"
     images = f"{data['n_train']} images to train on, {data['n_validation']} to choose the checkpoint"
@@ -71,36 +74,35 @@ def _facts(run: dict[str, Any]) -> dict[str, str]:
         "Base model": f"{base['name']}, weights `{base['sha256'][:16]}…`",
         "Method": f"`{config['method']}`",
         "Data": f"{config['dataset']}, split {data['split']}: {images}; prompts {prompts}",
-        "Training attack": f"PGD-{config['attack_steps']}, {budget(config)}, steps of {resolved['step_size']:.3g}",
+        "Training attack": f"PGD-{config['attack_steps']}, {eps_label(config)}, steps of {resolved['step_size']:.3g}",
         "Training": f"{resolved['steps']} steps of {resolved['images_per_step']} images, {config['optimizer']}, "
         f"learning rate {config['lr']:g}, seed {config['seed']}",
         "Checkpoint": f"step {resolved['exported_step']}, chosen by: {resolved['chosen_by']}",
     }
 
 
-def _accuracy(run: dict[str, Any]) -> str:
-    found = run["evaluation"]
-    if not found["scores"]:
-        return f"Not measured: {found['images'].removeprefix('none: ')}."
+def _accuracy(run: RunRecord) -> str:
+    evaluation = run["evaluation"]
+    if not evaluation["scores"]:
+        return f"Not measured: {evaluation['images'].removeprefix('none: ')}."
     lines = [
-        f"In percent, on {found['images']}, with 95 % Wilson intervals.\n",
-        f"| | n | clean | PGD-10, {budget(run['config'])} |",
+        f"In percent, on {evaluation['images']}, with 95 % Wilson intervals.\n",
+        f"| | n | clean | PGD-10, {eps_label(run['config'])} |",
         "| --- | ---: | --- | --- |",
     ]
-    for who, score in found["scores"].items():
-        lines.append(f"| {who} | {score['clean']['n']} | {percent(score['clean'])} | {percent(score['robust'])} |")
-    return "\n".join([*lines, *(text for line in alarms(found["findings"]) for text in ("", line))])
+    for name, score in evaluation["scores"].items():
+        clean, robust = score["clean"], score["robust"]
+        lines.append(f"| {name} | {clean['n']} | {percent(clean)} | {percent(robust)} |")
+    return "\n".join([*lines, *(text for line in alarms(evaluation["findings"]) for text in ("", line))])
 
 
-def percent(accuracy: dict[str, float]) -> str:
+def percent(accuracy: Accuracy) -> str:
     """`61.0 (54.7–67.0)`: in percent, with its interval."""
-    return "{:.1f} ({:.1f}–{:.1f})".format(*(100 * accuracy[key] for key in ("accuracy", "ci_low", "ci_high")))
+    shares = accuracy["accuracy"], accuracy["ci_low"], accuracy["ci_high"]
+    return "{:.1f} ({:.1f}–{:.1f})".format(*(100 * share for share in shares))
 
 
-def budget(config: dict[str, Any]) -> str:
-    """`linf eps 8/255`."""
-    return f"{config['norm']} eps {config['eps']:g}{_unit(config)}"
-
-
-def _unit(config: dict[str, Any]) -> str:
-    return "/255" if config["norm"] == "linf" else ""
+def eps_label(config: Mapping[str, Any]) -> str:
+    """`linf eps 8/255`, from the settings of a run."""
+    unit = "/255" if config["norm"] == "linf" else ""
+    return f"{config['norm']} eps {config['eps']:g}{unit}"

@@ -13,53 +13,62 @@ from matplotlib.figure import Figure
 
 from clipguard.figures.fonts import families
 from clipguard.figures.text import DPI
+from clipguard.finetuning.training.metrics import NOT_LOSSES
 
 INK, FAINT = "#1f2328", "#59636e"
 COLOURS = ("#0b5fff", "#b3261e", "#116329", "#7d4e00", "#6f42c1")
 CLEAN, ROBUST = COLOURS[0], COLOURS[1]
-WINDOWS = 30  # a smooth line averages over a thirtieth of the run
-NOT_LOSS = ("step", "attack", "clean_accuracy", "adversarial_accuracy", "image_gradient", "text_gradient")
-Rows = Sequence[Mapping[str, Any]]
+WINDOWS = 30  # in a run: a smooth line averages over a thirtieth of it
+MetricRows = Sequence[Mapping[str, Any]]  # as of `read_metrics`
 
 
-def draw_curves(rows: Rows, title: str, best_step: int | None) -> bytes:
-    """A PNG file: loss and its terms by step, accuracies beside it where there are any; `best_step` is marked."""
+def draw_curves(rows: MetricRows, title: str, best_step: int | None) -> bytes:
+    """Loss and its terms by step, and accuracies beside it where there are any.
+
+    Args:
+        rows: of `metrics.jsonl`.
+        title: above all.
+        best_step: of the chosen checkpoint, which is marked.
+
+    Returns:
+        A PNG file.
+    """
     steps = [row for row in rows if "validation" not in row]
-    checks = [row for row in rows if "validation" in row]
+    validations = [row for row in rows if "validation" in row]
     with_accuracy = any("adversarial_accuracy" in row or "clean_accuracy" in row for row in steps)
     figure = Figure(figsize=(11 if with_accuracy else 6, 4.2), dpi=DPI, facecolor="white", layout="constrained")
     FigureCanvasAgg(figure)
     figure.suptitle(title, color=INK, fontsize=11, fontfamily=families(title), parse_math=False)
     panels = figure.subplots(1, 2 if with_accuracy else 1, squeeze=False)[0]
-    _draw_loss(panels[0], steps, checks)
+    _draw_loss(panels[0], steps, validations)
     if with_accuracy:
-        _draw_accuracy(panels[1], steps, checks)
+        _draw_accuracy(panels[1], steps, validations)
     for axes in panels:
-        _finish(axes, best_step)
+        _style(axes, best_step)
     content = io.BytesIO()
     figure.savefig(content, format="png")
     return content.getvalue()
 
 
-def _draw_loss(axes: Axes, steps: Rows, checks: Rows) -> None:
+def _draw_loss(axes: Axes, steps: MetricRows, validations: MetricRows) -> None:
     axes.set_title("Loss on training batches", fontsize=10, color=INK)
-    names = list(dict.fromkeys(name for row in steps for name in row if name not in NOT_LOSS))
+    names = list(dict.fromkeys(name for row in steps for name in row if name not in NOT_LOSSES))
     names = ["loss", *(n for n in names if n != "loss")] if len(names) > 2 else ["loss"]  # one term is the loss itself
     for name, colour in zip(names, (INK, *COLOURS), strict=False):
         _line(axes, steps, name, colour, name)
-    found = [(row["step"], row["validation"]["loss"]) for row in checks if "loss" in row["validation"]]
-    if found:
-        axes.plot(*zip(*found, strict=True), "o", color=ROBUST, label="validation")
+    losses = [(row["step"], row["validation"]["loss"]) for row in validations if "loss" in row["validation"]]
+    if losses:
+        axes.plot(*zip(*losses, strict=True), "o", color=ROBUST, label="validation")
 
 
-def _draw_accuracy(axes: Axes, steps: Rows, checks: Rows) -> None:
+def _draw_accuracy(axes: Axes, steps: MetricRows, validations: MetricRows) -> None:
     axes.set_title("Accuracy in % (points: validation images, with 95 % intervals)", fontsize=10, color=INK)
     _line(axes, steps, "clean_accuracy", CLEAN, "clean, training batches", 100)
     _line(axes, steps, "adversarial_accuracy", ROBUST, "adversarial, training batches", 100)
     for name, colour, label in (("clean", CLEAN, "clean, validation"), ("robust", ROBUST, "PGD-10, validation")):
-        found = [(row["step"], row["validation"][name]) for row in checks if name in row["validation"]]
-        if found:
-            at, values = zip(*found, strict=True)
+        points = [(row["step"], row["validation"][name]) for row in validations if name in row["validation"]]
+        if points:
+            at, values = zip(*points, strict=True)
             middle = np.array([100 * v["accuracy"] for v in values])
             ends = np.array([[100 * v["ci_low"] for v in values], [100 * v["ci_high"] for v in values]])
             spread = np.abs(ends - middle)
@@ -67,7 +76,7 @@ def _draw_accuracy(axes: Axes, steps: Rows, checks: Rows) -> None:
     axes.set_ylim(0, 100)
 
 
-def _line(axes: Axes, rows: Rows, name: str, colour: str, label: str, factor: float = 1) -> None:
+def _line(axes: Axes, rows: MetricRows, name: str, colour: str, label: str, factor: float = 1) -> None:
     """A faint line through every value and a strong one through means of their neighbourhood."""
     points = [(row["step"], factor * row[name]) for row in rows if name in row]
     if not points:
@@ -80,7 +89,7 @@ def _line(axes: Axes, rows: Rows, name: str, colour: str, label: str, factor: fl
     axes.plot(x, np.convolve(y, np.ones(width), "same") / weights, color=colour, lw=1.6, label=label)
 
 
-def _finish(axes: Axes, best_step: int | None) -> None:
+def _style(axes: Axes, best_step: int | None) -> None:
     if best_step is not None:
         axes.axvline(best_step, color=FAINT, lw=1, ls=":", label=f"chosen: step {best_step}")
     axes.set_xlabel("step", color=FAINT, fontsize=9)

@@ -16,7 +16,11 @@ from clipguard.models.loading import LoadedModel, load_model
 def interpolate(base: Mapping[str, Tensor], tuned: Mapping[str, Tensor], alpha: float) -> State:
     """(1 - alpha) base + alpha tuned, tensor by tensor; whole numbers (batch-norm counters) are the tuned ones.
 
-    WiSE-FT (Wortsman et al., CVPR 2022, arXiv 2109.01903, equation 1). alpha 0 and 1 give either one exactly.
+    WiSE-FT (Wortsman et al., CVPR 2022, arXiv 2109.01903, equation 1).
+
+    Args:
+        base, tuned: state dicts of one architecture.
+        alpha: share of the tuned one, in [0,1]; 0 and 1 give either one exactly.
     """
     if alpha in (0, 1):
         return dict(tuned if alpha else base)
@@ -26,19 +30,25 @@ def interpolate(base: Mapping[str, Tensor], tuned: Mapping[str, Tensor], alpha: 
 
 
 def merge(base: str, tuned: str, alpha: float, out: Path) -> None:
-    """Write the model between two of one architecture, named as of `load_model`, into a new folder.
+    """Write the model between two of one architecture into a new folder.
 
-    alpha: share of the tuned one, in [0,1].
-    Raises FinetuneError for another alpha, models that do not match, or tuned text outside the weights; OutputError if
-    the folder exists.
+    Args:
+        base, tuned: their names, as of `load_model`.
+        alpha: share of the tuned one, in [0,1].
+        out: the folder.
+
+    Raises:
+        FinetuneError: for another alpha, models that do not match, or tuned text outside the weights.
+        OutputError: if the folder exists.
     """
     if not 0 <= alpha <= 1:
-        raise FinetuneError(f"--alpha must be in 0 ... 1 (0: the base, 1: the tuned model), not {alpha:g}.")
+        raise FinetuneError(f"`alpha` must be in 0 ... 1 (0: the base, 1: the tuned model), not {alpha:g}.")
     with OutputFolder(out, whole=True) as folder:
-        first, second = load_model(base), load_model(tuned)
-        _check_pair(first, second)
-        state = interpolate(first.model.state_dict(), second.model.state_dict(), alpha)
-        folder.write_files({**checkpoint_files(second, state), "README.md": _card(first, second, alpha).encode()})
+        base_model, tuned_model = load_model(base), load_model(tuned)
+        _require_a_pair(base_model, tuned_model)
+        state = interpolate(base_model.model.state_dict(), tuned_model.model.state_dict(), alpha)
+        card = _card(base_model, tuned_model, alpha).encode()
+        folder.write_files({**checkpoint_files(tuned_model, state), "README.md": card})
 
 
 def _card(base: LoadedModel, tuned: LoadedModel, alpha: float) -> str:
@@ -47,7 +57,7 @@ def _card(base: LoadedModel, tuned: LoadedModel, alpha: float) -> str:
     return f"# Weights between two models (WiSE-FT)\n\n| share | model | sha256 |\n| --- | --- | --- |\n{rows}"
 
 
-def _check_pair(base: LoadedModel, tuned: LoadedModel) -> None:
+def _require_a_pair(base: LoadedModel, tuned: LoadedModel) -> None:
     """Raise FinetuneError unless the two differ in nothing but the values of their weights."""
     names = f"{base.info.name} and {tuned.info.name}"
     shapes = [{name: value.shape for name, value in m.model.state_dict().items()} for m in (base, tuned)]

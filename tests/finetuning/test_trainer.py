@@ -18,7 +18,7 @@ from clipguard.core.progress import Silent
 from clipguard.finetuning.methods.base import Batch, Method, Need
 from clipguard.finetuning.methods.registry import METHODS
 from clipguard.finetuning.methods.tecoa import TeCoA
-from clipguard.finetuning.training.data import ImageBatch, load_batches
+from clipguard.finetuning.training.batches import ImageBatch, load_batches
 from clipguard.finetuning.training.lora import LowRank, merge_lora
 from clipguard.finetuning.training.metrics import read_metrics
 from clipguard.finetuning.training.optimizers import lr_factor
@@ -40,9 +40,9 @@ def images(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 def trained(model: str, dataset: str, out: Path, **settings: Any) -> State:
     """The student's state after a run."""
-    trainer, _ = make_trainer(make_config(model, dataset, **settings), out)
+    trainer = make_trainer(make_config(model, dataset, **settings), out)
     trainer.train(Silent(), 0)
-    return {name: value.clone() for name, value in trainer.trained_student().state_dict().items()}
+    return {name: value.clone() for name, value in trainer.trained_model().state_dict().items()}
 
 
 def largest_difference(one: State, other: State) -> float:
@@ -64,48 +64,49 @@ def test_two_passes_of_two_are_one_of_four(method: str, vit: str, images: str, t
 
 
 def test_the_attack_leaves_no_gradient_and_trains_nothing(vit: str, images: str, tmp_path: Path) -> None:
-    trainer, losses = make_trainer(make_config(vit, images, method="tima"), tmp_path)
+    trainer = make_trainer(make_config(vit, images, method="tima"), tmp_path)
     batch = next(iter_batches(trainer))
-    before = [(p.requires_grad, p.grad) for p in losses.student.parameters()]
-    losses._perturb(
-        batch.pixels, batch.keys, Batch(losses.forward(), losses.student.original_text(), 100.0, batch.labels)
-    )
-    assert [(p.requires_grad, p.grad) for p in losses.student.parameters()] == before
-    terms, _, _ = losses(batch, 0.0)
-    sum(terms.values()).backward()  # type: ignore[union-attr]
-    trained_parameters = {id(p) for p in [*losses.student.image_parameters(), *losses.student.text_parameters()]}
-    for parameter in losses.student.parameters():
+    model, objective = trainer.model, trainer.objective
+    before = [(p.requires_grad, p.grad) for p in model.parameters()]
+    seen = Batch(model(), model.original_text(), 100.0, batch.labels)
+    objective.perturb(model, batch.pixels, batch.keys, seen)
+    assert [(p.requires_grad, p.grad) for p in model.parameters()] == before
+    terms = objective(model, batch, 0.0, forward=trainer.wrapped)
+    sum(terms.losses.values()).backward()  # type: ignore[union-attr]
+    trained_parameters = {id(p) for p in [*model.image_parameters(), *model.text_parameters()]}
+    for parameter in model.parameters():
         assert (parameter.grad is not None) == (id(parameter) in trained_parameters)
-    assert losses.original is not None
-    assert all(p.grad is None and not p.requires_grad for p in losses.original.parameters())
+    assert objective.original is not None
+    assert all(p.grad is None and not p.requires_grad for p in objective.original.parameters())
 
 
 def iter_batches(trainer: Trainer) -> Iterator[ImageBatch]:
-    return (batch.to(torch.device("cpu")) for batch in load_batches(trainer.pixels, trainer.visits, 0))
+    return (batch.to(torch.device("cpu")) for batch in load_batches(trainer.images, trainer.sampler, 0))
 
 
 def test_the_gradient_is_that_of_the_terms_alone(vit: str, images: str, tmp_path: Path) -> None:
     """After a real step's forward, attack and backward, against autograd on the same adversarial images."""
-    trainer, losses = make_trainer(make_config(vit, images), tmp_path)
+    trainer = make_trainer(make_config(vit, images), tmp_path)
     batch = next(iter_batches(trainer))
-    terms, seen, _ = losses(batch, 0.0)
-    sum(terms.values()).backward()  # type: ignore[union-attr]
-    got = [p.grad.clone() for p in losses.student.image_parameters() if p.grad is not None]
-    x_adv, _ = losses._perturb(batch.pixels, batch.keys, seen)
-    logits = losses.logit_scale * nn.functional.normalize(losses.student.image(x_adv)) @ seen.text.T
+    model, objective = trainer.model, trainer.objective
+    losses, seen, _ = objective(model, batch, 0.0, forward=trainer.wrapped)
+    sum(losses.values()).backward()  # type: ignore[union-attr]
+    gradients = [p.grad.clone() for p in model.image_parameters() if p.grad is not None]
+    x_adv, _ = objective.perturb(model, batch.pixels, batch.keys, seen)
+    logits = objective.logit_scale * nn.functional.normalize(model.image(x_adv)) @ seen.text.T
     loss = nn.functional.cross_entropy(logits, batch.labels)
-    want = torch.autograd.grad(loss, losses.student.image_parameters())
-    assert all(torch.allclose(a, b, atol=1e-7) for a, b in zip(got, want, strict=True))
+    expected = torch.autograd.grad(loss, model.image_parameters())
+    assert all(torch.allclose(a, b, atol=1e-7) for a, b in zip(gradients, expected, strict=True))
 
 
 def test_batch_norm_keeps_its_statistics_and_the_rest_trains(images: str, tmp_path: Path) -> None:
     model = write_vit(tmp_path / "rn", layers=[1, 1, 1, 1], width=8, image_size=32, patch_size=None)
-    trainer, losses = make_trainer(make_config(model, images), tmp_path / "out")
-    losses.student.train()
-    tower = losses.student.image
+    trainer = make_trainer(make_config(model, images), tmp_path / "out")
+    trainer.model.train()
+    tower = trainer.model.image
     norms = [m for m in tower.modules() if isinstance(m, nn.BatchNorm2d)]
     before = [m.running_mean.clone() for m in norms if m.running_mean is not None]
-    losses(next(iter_batches(trainer)), 0.0)
+    trainer.objective(trainer.model, next(iter_batches(trainer)), 0.0, forward=trainer.wrapped)
     assert tower.training
     assert tower.visual.training  # dropout and its like, after the attack's eval mode, too
     assert norms
@@ -128,7 +129,7 @@ def test_nan_stops_at_its_step_names_the_term_and_leaves_the_last_checkpoint(
     vit: str, images: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(METHODS, "exploding", Exploding)
-    trainer, _ = make_trainer(make_config(vit, images, method="exploding", save_every=1), tmp_path)
+    trainer = make_trainer(make_config(vit, images, method="exploding", save_every=1), tmp_path)
     with pytest.raises(FinetuneError, match=r"Step 3: wild is inf .*ce"):
         trainer.train(Silent(), 0)
     state = trainer.checkpoints.latest()
@@ -150,7 +151,7 @@ class Blind(TeCoA):
 
 def test_nan_in_the_attack_is_named(vit: str, images: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(METHODS, "blind", Blind)
-    trainer, _ = make_trainer(make_config(vit, images, method="blind"), tmp_path)
+    trainer = make_trainer(make_config(vit, images, method="blind"), tmp_path)
     with pytest.raises(FinetuneError, match="Step 1: attack is nan"):
         trainer.train(Silent(), 0)
 
@@ -177,23 +178,23 @@ def test_last_layers_only(train: str, tuned: set[str], vit: str, images: str, tm
 
 
 def test_train_all_tunes_the_text_tower(vit: str, images: str, tmp_path: Path) -> None:
-    _, losses = make_trainer(make_config(vit, images, train="all"), tmp_path)
-    assert len(losses.student.text_parameters()) > 5
+    trainer = make_trainer(make_config(vit, images, train="all"), tmp_path)
+    assert len(trainer.model.text_parameters()) > 5
     with pytest.raises(FinetuneError, match="text=head"):
         make_trainer(make_config(vit, images, method="tima", train="all"), tmp_path)
 
 
 def test_low_rank_changes_merge_exactly(vit: str, images: str, tmp_path: Path) -> None:
     """In fused attention, too: the merged tower computes what was trained, bit by bit, with plain weights."""
-    trainer, losses = make_trainer(make_config(vit, images, lora=2, lr=0.01), tmp_path)
+    trainer = make_trainer(make_config(vit, images, lora=2, lr=0.01), tmp_path)
     names = set(load_model(vit).model.visual.state_dict())  # type: ignore[union-attr]
-    trainable = [m for m in losses.student.modules() if isinstance(m, LowRank)]
+    trainable = [m for m in trainer.model.modules() if isinstance(m, LowRank)]
     assert sum(p.numel() for m in trainable for p in m.parameters()) == sum(
-        p.numel() for p in losses.student.image_parameters()
+        p.numel() for p in trainer.model.image_parameters()
     )
     assert len(trainable) == 9  # the patches, and in each of two blocks attention in and out and two linear layers
     trainer.train(Silent(), 0)
-    visual = losses.student.image.visual.eval()
+    visual = trainer.model.image.visual.eval()
     x = torch.rand(3, 3, 16, 16)
     with torch.no_grad():
         before = visual(x)
@@ -233,9 +234,9 @@ def test_only_what_a_method_needs_is_computed(
     vit: str, images: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(METHODS, "counting", Counting)
-    trainer, losses = make_trainer(make_config(vit, images, method="counting"), tmp_path)
+    trainer = make_trainer(make_config(vit, images, method="counting"), tmp_path)
     calls: list[int] = []
-    losses.student.image.register_forward_hook(lambda *_: calls.append(1))
+    trainer.model.image.register_forward_hook(lambda *_: calls.append(1))
     trainer.train(Silent(), 0)
-    assert losses.original is None
+    assert trainer.objective.original is None
     assert len(calls) == trainer.steps

@@ -15,8 +15,12 @@ from clipguard.core.errors import DatasetError, FinetuneError
 from clipguard.core.notices import noticing
 from clipguard.core.progress import Silent
 from clipguard.finetuning.config import FinetuneConfig
-from clipguard.finetuning.training import data as training_data
-from clipguard.finetuning.training.data import Pixels, Visits, crop_and_mirror, divide, load_batches, open_data
+from clipguard.finetuning.training import images as training_images
+from clipguard.finetuning.training.augmentation import crop_and_mirror
+from clipguard.finetuning.training.batches import load_batches
+from clipguard.finetuning.training.data import divide, open_data
+from clipguard.finetuning.training.images import TrainingImages
+from clipguard.finetuning.training.sampler import ResumableBatchSampler
 from clipguard.models import load_model
 
 ANIMALS = make_config("tiny", "emoji-animals")
@@ -94,13 +98,13 @@ def test_numbered_class_folders_are_not_trained_on_as_names(tmp_path: Path) -> N
     assert data.class_names == [f"kind {i}" for i in range(classes)]
 
 
-def visits(**changes: object) -> Visits:
-    base = Visits(np.arange(10, 17), seed=3, batch_size=4, accumulate=1, start=0, steps=6)
+def sampler(**changes: object) -> ResumableBatchSampler:
+    base = ResumableBatchSampler(np.arange(10, 17), seed=3, batch_size=4, accumulate=1, steps=6)
     return replace(base, **changes)  # type: ignore[arg-type]
 
 
 def test_every_image_is_seen_once_an_epoch() -> None:
-    seen = [visit for batch in visits(steps=7) for visit in batch]
+    seen = [visit for batch in sampler(steps=7) for visit in batch]
     assert len(seen) == 28
     for epoch in range(4):
         assert sorted(i for e, i in seen if e == epoch) == list(range(10, 17))
@@ -108,11 +112,11 @@ def test_every_image_is_seen_once_an_epoch() -> None:
 
 
 def test_a_step_takes_the_same_images_wherever_one_starts_and_however_they_are_divided() -> None:
-    whole = list(visits())
-    assert list(visits(start=4)) == whole[4:]
-    halves = list(visits(batch_size=2, accumulate=2))
+    whole = list(sampler())
+    assert list(sampler(start=4)) == whole[4:]
+    halves = list(sampler(batch_size=2, accumulate=2))
     assert [a + b for a, b in zip(halves[::2], halves[1::2], strict=True)] == whole
-    two = [list(visits(batch_size=2, process=p, processes=2)) for p in range(2)]
+    two = [list(sampler(batch_size=2, process=p, processes=2)) for p in range(2)]
     assert [a + b for a, b in zip(*two, strict=True)] == whole
 
 
@@ -121,12 +125,12 @@ def test_workers_and_cache_change_no_pixel(augment: str, tmp_path: Path, monkeyp
     config = make_config(write_vit(tmp_path / "vit"), write_images(tmp_path / "d", size=20), augment=augment)
     data = open_data(config, needs_labels=True)
     preprocess = load_model(config.model).preprocess()
-    cached, read = Pixels(data, preprocess, config), Pixels(data, preprocess, config)
-    assert cached.read(data.train, Silent())
-    monkeypatch.setattr(training_data, "CACHED_BYTES", 10)
-    assert not read.read(data.train, Silent())
-    plan = Visits(data.train, 0, 4, 1, 0, 3)
-    batches = zip(plan, load_batches(cached, plan, 0), load_batches(read, plan, 1), strict=True)
+    cached, decoded = TrainingImages(data, preprocess, config), TrainingImages(data, preprocess, config)
+    assert cached.cache(data.train, Silent())
+    monkeypatch.setattr(training_images, "CACHED_BYTES", 10)
+    assert not decoded.cache(data.train, Silent())
+    plan = ResumableBatchSampler(data.train, 0, 4, 1, 3)
+    batches = zip(plan, load_batches(cached, plan, 0), load_batches(decoded, plan, 1), strict=True)
     for planned, one, other in batches:
         pixels = one.to(torch.device("cpu")).pixels
         assert torch.equal(pixels, other.to(torch.device("cpu")).pixels)

@@ -14,8 +14,8 @@ import clipguard
 from clipguard.core.errors import FinetuneError
 from clipguard.finetuning.run import resume_finetune, run_finetune
 from clipguard.finetuning.settings import resolve
+from clipguard.finetuning.training.batches import ImageBatch
 from clipguard.finetuning.training.checkpoint import Checkpoints
-from clipguard.finetuning.training.data import ImageBatch
 from clipguard.finetuning.training.metrics import read_metrics
 from clipguard.models.export import WEIGHTS_NAME
 

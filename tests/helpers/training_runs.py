@@ -15,11 +15,13 @@ from safetensors.torch import save_file
 
 from clipguard.core.progress import Silent
 from clipguard.core.quiet_libraries import quiet
+from clipguard.finetuning.checks import check
 from clipguard.finetuning.config import FinetuneConfig
-from clipguard.finetuning.run import all_needs, check, make_losses, make_visits
 from clipguard.finetuning.settings import resolve
-from clipguard.finetuning.training.data import Pixels, open_data
-from clipguard.finetuning.training.objective import Losses
+from clipguard.finetuning.training.data import open_data
+from clipguard.finetuning.training.images import TrainingImages
+from clipguard.finetuning.training.objective import make_objective
+from clipguard.finetuning.training.sampler import ResumableBatchSampler
 from clipguard.finetuning.training.trainer import Trainer
 from clipguard.models import load_model
 
@@ -60,14 +62,15 @@ def make_config(model: str, dataset: str, method: str = "tecoa", **settings: Any
     return resolve({**SMALL, "method": method, "model": model, "dataset": dataset, "preset": "none", **settings})
 
 
-def make_trainer(config: FinetuneConfig, out: Path) -> tuple[Trainer, Losses]:
+def make_trainer(config: FinetuneConfig, out: Path) -> Trainer:
     """A trainer as a run makes it, without validation."""
-    method, mode = check(config)
+    method, text_mode = check(config)
     accelerator = Accelerator(cpu=True, gradient_accumulation_steps=config.accumulate)
-    data = open_data(config, needs_labels="labels" in all_needs(method))
+    data = open_data(config, needs_labels="labels" in method.all_needs())
     loaded = load_model(config.model)
     torch.manual_seed(config.seed)
-    losses = make_losses(config, method, mode, loaded, data, accelerator)
-    pixels = Pixels(data, loaded.preprocess(), config)
-    pixels.read(data.train, Silent())
-    return Trainer(config, accelerator, losses, pixels, make_visits(config, data, accelerator), None, out), losses
+    model, objective = make_objective(config, method, text_mode, loaded, data, accelerator.autocast)
+    images = TrainingImages(data, loaded.preprocess(), config)
+    images.cache(data.train, Silent())
+    sampler = ResumableBatchSampler.of_run(config, data.train, 0, 1)
+    return Trainer(config, accelerator, model, objective, images, sampler, None, out)

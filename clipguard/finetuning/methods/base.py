@@ -66,6 +66,10 @@ class Method(ABC):
     def needs(self, progress: float) -> frozenset[Need]:
         """Which parts of the batch `terms` and `attack_objective` read at this point; the rest is not computed."""
 
+    def all_needs(self) -> frozenset[Need]:
+        """What is needed at any point: at the first step or at the end. To be overridden if it is neither."""
+        return self.needs(0.0) | self.needs(1.0)
+
     def attack_objective(self, adversarial: Tensor, batch: Batch) -> Tensor:
         """(B,) what the training attack maximises, from embeddings (B, D) of the perturbed images.
 

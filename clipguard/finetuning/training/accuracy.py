@@ -1,10 +1,13 @@
-"""How good a model is while it is trained, and when it is done: clean and PGD-10 accuracy, by the attack engine."""
+"""How accurate a classifier is, on clean images and under PGD-10, by the attack engine.
+
+Validation while a model is trained, and the evaluation when it is done, count by it.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import dataclass
+from typing import TypedDict, final
 
 from torch import nn
 
@@ -19,8 +22,7 @@ ATTACK = "pgd-10"
 PASSES = 13  # of an image that holds: clean, its random start and ten steps, and a check
 
 
-@dataclass(frozen=True)
-class Accuracy:
+class Accuracy(TypedDict):
     """`correct` of `n` images, with the 95 % Wilson interval of the share."""
 
     n: int
@@ -29,38 +31,53 @@ class Accuracy:
     ci_low: float
     ci_high: float
 
-    @classmethod
-    def of(cls, correct: int, n: int) -> Accuracy:
-        """From counts; n at least 1."""
-        return cls(n, correct, correct / n, *wilson_interval(correct, n))
+
+@final  # so that a union with another record can be told apart by its keys
+class Accuracies(TypedDict):
+    """On clean images, and under PGD-10 at the training eps (wrong when clean counts as not robust)."""
+
+    clean: Accuracy
+    robust: Accuracy
 
 
 @dataclass(frozen=True)
 class Score:
-    """Accuracy on clean images, and under PGD-10 at the training budget (wrong when clean counts as not robust).
+    """What a classifier's predictions come to.
 
-    labels, predictions: class numbers of the clean images.
+    Attributes:
+        accuracies: clean and under PGD-10.
+        labels, predictions: class numbers of the clean images.
     """
 
-    clean: Accuracy
-    robust: Accuracy
-    labels: tuple[int, ...] = ()
-    predictions: tuple[int, ...] = ()
+    accuracies: Accuracies
+    labels: tuple[int, ...]
+    predictions: tuple[int, ...]
 
     @property
     def mean(self) -> float:
-        """Of both, in [0,1]: what the best checkpoint is best in."""
-        return (self.clean.accuracy + self.robust.accuracy) / 2
-
-    def to_dict(self) -> dict[str, Any]:
-        """The accuracies as plain JSON types."""
-        return {"clean": asdict(self.clean), "robust": asdict(self.robust)}
+        """Of clean and robust accuracy, in [0,1]: what the best checkpoint is best in."""
+        return (self.accuracies["clean"]["accuracy"] + self.accuracies["robust"]["accuracy"]) / 2
 
 
-def evaluate(
+def accuracy_of(correct: int, n: int) -> Accuracy:
+    """The accuracy of `correct` of `n` images; n at least 1."""
+    low, high = wilson_interval(correct, n)
+    return {"n": n, "correct": correct, "accuracy": correct / n, "ci_low": low, "ci_high": high}
+
+
+def score(
     classifier: nn.Module, examples: Iterable[Example], n: int, config: FinetuneConfig, progress: Progress, what: str
 ) -> Score:
-    """Score a classifier (pixels in [0,1] -> logits, in eval mode) on `n` examples, in float32."""
+    """Score a classifier on images, in float32.
+
+    Args:
+        classifier: pixels (B, 3, H, W) in [0,1] -> logits (B, C), in eval mode.
+        examples: images with labels.
+        n: how many they are, at least 1.
+        config: gives norm, eps, batch size and seed.
+        progress: told of each image.
+        what: the name of this part of the run.
+    """
     options = EngineOptions(config.batch_size, config.seed)
     engine = Engine(classifier, parse_recipe(ATTACK), ThreatModel(config.norm), [config.eps_pixels], options)
     progress.start(what, n)
@@ -70,5 +87,5 @@ def evaluate(
         predictions.append(outcome.clean_prediction)
         robust += outcome.eps_outcomes[0].robust
         progress.advance()
-    clean = sum(label == said for label, said in zip(labels, predictions, strict=True))
-    return Score(Accuracy.of(clean, n), Accuracy.of(robust, n), tuple(labels), tuple(predictions))
+    clean = sum(label == prediction for label, prediction in zip(labels, predictions, strict=True))
+    return Score({"clean": accuracy_of(clean, n), "robust": accuracy_of(robust, n)}, tuple(labels), tuple(predictions))

@@ -60,7 +60,9 @@ def choose_weights(visual: nn.Module, config: FinetuneConfig) -> None:
     """Set which parameters are trained: all, those of the last layer groups, or low-rank changes to the matrices.
 
     Groups are open_clip's (`lock`): in a ViT the projection, then block by block from the last, then the patches.
-    Raises FinetuneError where the architecture cannot be locked in part or has no matrix to change.
+
+    Raises:
+        FinetuneError: where the architecture cannot be locked in part or has no matrix to change.
     """
     visual.requires_grad_(True)
     groups = config.unlocked_groups()
@@ -69,7 +71,7 @@ def choose_weights(visual: nn.Module, config: FinetuneConfig) -> None:
             visual.lock(unlocked_groups=groups)  # type: ignore[operator]
         except (AssertionError, KeyError) as error:
             raise FinetuneError(
-                f"--train {config.train}: open_clip cannot lock {type(visual).__name__} so; use --train visual."
+                f"`train={config.train}`: open_clip cannot lock {type(visual).__name__} so; use `train=visual`."
             ) from error
     if config.lora:
         add_lora(visual, config.lora)

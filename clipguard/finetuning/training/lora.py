@@ -32,11 +32,12 @@ class LowRank(nn.Module):
 def add_lora(visual: nn.Module, rank: int) -> None:
     """Freeze the tower, and let every trainable matrix of its linear, attention and plain convolution layers change.
 
-    Raises FinetuneError when there is none.
+    Raises:
+        FinetuneError: when there is none.
     """
     chosen = [(m, n, p) for m in visual.modules() for n, p in m.named_parameters(recurse=False) if _is_matrix(m, n, p)]
     if not chosen:
-        raise FinetuneError("--lora finds no matrix among the weights to train; leave it out.")
+        raise FinetuneError("`lora` finds no matrix among the weights to train; leave it out.")
     visual.requires_grad_(False)
     for module, name, weight in chosen:
         parametrize.register_parametrization(module, name, LowRank(weight, rank).to(weight.device))

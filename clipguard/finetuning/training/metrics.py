@@ -15,10 +15,12 @@ from torch import Tensor
 from clipguard.core.errors import FinetuneError
 
 METRICS_NAME = "metrics.jsonl"
-Row = dict[str, float]
+# What a row has beside the loss and its terms.
+NOT_LOSSES = ("step", "attack", "clean_accuracy", "adversarial_accuracy", "image_gradient", "text_gradient")
+StepRow = dict[str, float]  # "step", "loss", the loss terms by name, and some of `NOT_LOSSES`
 
 
-class Meter:
+class MetricsBuffer:
     """Collects scalars as they are, so that a GPU is not made to wait for each, and reads them all at once."""
 
     def __init__(self) -> None:
@@ -29,10 +31,11 @@ class Meter:
         values = {name: torch.stack([p[name].detach() for p in passes]).mean() for name in passes[0]}
         self._steps.append((step, values | dict(norms)))
 
-    def flush(self) -> list[Row]:
+    def flush(self) -> list[StepRow]:
         """A row of plain numbers for each step since the last time.
 
-        Raises FinetuneError at the first step with a number that is NaN or infinite, naming both.
+        Raises:
+            FinetuneError: at the first step with a number that is NaN or infinite; it names both.
         """
         tensors = [value.float() for _, values in self._steps for value in values.values()]
         numbers = iter(torch.stack(tensors).tolist() if tensors else [])
@@ -43,14 +46,23 @@ class Meter:
         return rows
 
 
-def _require_finite(row: Row) -> None:
+def _require_finite(row: StepRow) -> None:
     bad = [name for name, value in row.items() if not math.isfinite(value)]
     if bad:
         good = ", ".join(f"{name} {value:.4g}" for name, value in row.items() if name != "step" and name not in bad)
         raise FinetuneError(
-            f"Step {row['step']:.0f}: {bad[0]} is {row[bad[0]]}{f' ({good})' if good else ''}. Lower --lr, or set"
-            " --grad-clip 1."
+            f"Step {row['step']:.0f}: {bad[0]} is {row[bad[0]]}{f' ({good})' if good else ''}. Lower `lr`, or set"
+            " `grad_clip=1`."
         )
+
+
+def describe_step(row: StepRow) -> str:
+    """A step's loss, its terms and accuracies, on one line."""
+    names = [name for name in row if name not in NOT_LOSSES and name != "loss"]
+    terms = ", ".join(f"{name} {row[name]:.3g}" for name in names)
+    accuracies = [(word, row.get(f"{word}_accuracy")) for word in ("clean", "adversarial")]
+    percent = "".join(f" · {word} {100 * value:.0f} %" for word, value in accuracies if value is not None)
+    return f"loss {row['loss']:.3g}{f' ({terms})' if len(names) > 1 else ''}{percent}"
 
 
 class MetricsLog:
@@ -84,5 +96,5 @@ class MetricsLog:
 
 
 def read_metrics(folder: Path) -> list[dict[str, Any]]:
-    """The rows of a run's `metrics.jsonl`."""
+    """The rows of a run's `metrics.jsonl`: those of steps, and `{"step": ..., "validation": ...}`."""
     return [json.loads(line) for line in (folder / METRICS_NAME).read_text(encoding="utf-8").splitlines()]

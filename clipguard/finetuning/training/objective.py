@@ -2,103 +2,106 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from clipguard.attacks.engine.evaluator import frozen
-from clipguard.finetuning.methods.base import Batch, Method
-from clipguard.finetuning.training.data import ImageBatch
-from clipguard.finetuning.training.image_tower import ImageTower
+from clipguard.attacks.threat import ThreatModel
+from clipguard.finetuning.config import FinetuneConfig
+from clipguard.finetuning.methods.base import Batch, Method, TextMode
+from clipguard.finetuning.training.batches import ImageBatch
+from clipguard.finetuning.training.data import TrainingData
+from clipguard.finetuning.training.image_tower import ImageTower, choose_weights
 from clipguard.finetuning.training.text_side import TextSide
 from clipguard.finetuning.training.training_attack import TrainingAttack
+from clipguard.finetuning.training.tuned_model import TunedModel
+from clipguard.models.loading import LoadedModel
+
+Autocast = Callable[[], AbstractContextManager[object]]
 
 
-class Student(nn.Module):
-    """What is trained: the image tower and, where there are classes, their text.
+class Terms(NamedTuple):
+    """What the objective gives for a batch.
 
-    Called with pixels (B, 3, H, W) it gives embeddings (B, D), called without it gives class texts (C, D).
+    Attributes:
+        losses: terms of the loss by name, scalars; the loss is their sum.
+        batch: what the method computed them from.
+        attack: mean objective of the training attack, a scalar; None without one.
     """
 
-    def __init__(self, image: ImageTower, text: TextSide | None) -> None:
-        super().__init__()
-        self.image, self.text = image, text
-
-    def forward(self, pixels: Tensor | None = None) -> Tensor:
-        if pixels is not None:
-            embeddings: Tensor = self.image(pixels)
-            return embeddings
-        if self.text is None:
-            return self.original_text()
-        with torch.autocast(self.image.mean.device.type, enabled=False):  # a rounded text moves every logit
-            text: Tensor = self.text()
-        return text
-
-    def original_text(self) -> Tensor:
-        """(C, D) class texts as the model came; (0, 0) without classes."""
-        return torch.empty(0, 0) if self.text is None else self.text.original
-
-    def image_parameters(self) -> list[nn.Parameter]:
-        """What is trained of the image tower."""
-        return [p for p in self.image.parameters() if p.requires_grad]
-
-    def text_parameters(self) -> list[nn.Parameter]:
-        """What is trained of the text."""
-        return [] if self.text is None else self.text.tuned_parameters()
+    losses: dict[str, Tensor]
+    batch: Batch
+    attack: Tensor | None
 
 
-@dataclass
-class Losses:
-    """A method's loss terms for the student.
+@dataclass(frozen=True)
+class Objective:
+    """A method's loss for a model in training, and the attack that makes its adversarial images.
 
-    `forward` is the student, as accelerate wrapped it; `original` a frozen copy of the image tower as it came, if the
-    method asks for it; `autocast` gives the context of mixed precision.
+    Attributes:
+        method: says what is needed, what the attack maximises, and the terms of the loss.
+        original: frozen copy of the image tower as it came, for methods that ask for it.
+        attack: the training attack.
+        logit_scale: of the model, exp already taken.
+        autocast: gives the context of mixed precision.
     """
 
     method: Method
-    student: Student
-    forward: nn.Module
     original: ImageTower | None
     attack: TrainingAttack
     logit_scale: float
-    autocast: Callable[[], AbstractContextManager[object]]
+    autocast: Autocast
 
-    def __call__(self, images: ImageBatch, progress: float) -> tuple[dict[str, Tensor], Batch, dict[str, Tensor]]:
-        """Terms by name, the batch they come from, and the mean objective of the training attack as "attack"."""
+    def __call__(self, model: TunedModel, images: ImageBatch, progress: float, forward: nn.Module) -> Terms:
+        """The terms of the loss for a batch.
+
+        Args:
+            model: what is trained, or scored.
+            images: the batch, on the model's device and in [0,1].
+            progress: of the run, from 0 to 1.
+            forward: the model as accelerate wrapped it, through which gradients flow; or the model itself.
+        """
         needs = self.method.needs(progress)
         x = images.pixels
         batch = Batch(
-            text=self.forward(),
-            original_text=self.student.original_text(),
+            text=forward(),
+            original_text=model.original_text(),
             logit_scale=self.logit_scale,
             labels=images.labels,
             # Before the attack, which may look at it; its graph is kept for the loss.
-            clean=self.forward(x) if "clean" in needs else None,
-            original_clean=self._original(x) if "original_clean" in needs else None,
+            clean=forward(x) if "clean" in needs else None,
+            original_clean=self._embed_originally(x) if "original_clean" in needs else None,
         )
-        seen: dict[str, Tensor] = {}
+        attack = None
         if needs & {"adversarial", "original_adversarial"}:
-            x_adv, seen["attack"] = self._perturb(x, images.keys, batch)
+            x_adv, attack = self.perturb(model, x, images.keys, batch)
             batch = replace(
                 batch,
-                adversarial=self.forward(x_adv) if "adversarial" in needs else None,
-                original_adversarial=self._original(x_adv) if "original_adversarial" in needs else None,
+                adversarial=forward(x_adv) if "adversarial" in needs else None,
+                original_adversarial=self._embed_originally(x_adv) if "original_adversarial" in needs else None,
             )
-        return self.method.terms(batch, progress), batch, seen
+        return Terms(self.method.terms(batch, progress), batch, attack)
 
-    def _original(self, x: Tensor) -> Tensor:
-        assert self.original is not None
-        with torch.no_grad(), self.autocast():
-            embeddings: Tensor = self.original(x)
-        return embeddings
+    def perturb(self, model: TunedModel, x: Tensor, keys: list[int], batch: Batch) -> tuple[Tensor, Tensor]:
+        """The training attack, on the image tower in eval mode; no weight gets a gradient.
 
-    def _perturb(self, x: Tensor, keys: list[int], batch: Batch) -> tuple[Tensor, Tensor]:
-        """The training attack, on a tower in eval mode that keeps no activations for its weights."""
+        Args:
+            model: what is attacked.
+            x: clean images (B, 3, H, W) in [0,1].
+            keys: of each row's random numbers.
+            batch: what the method's attack objective may look at.
+
+        Returns:
+            Adversarial images (B, 3, H, W) and the mean objective, a scalar.
+        """
         fixed = replace(batch, text=batch.text.detach(), clean=None if batch.clean is None else batch.clean.detach())
-        tower = self.student.image
+        tower = model.image
 
         def objective(x_adv: Tensor) -> Tensor:
             with self.autocast():
@@ -107,15 +110,47 @@ class Losses:
 
         training = tower.training
         tower.eval()
-        with frozen(tower):
-            found = self.attack(objective, x, keys)
+        with frozen(tower):  # so that no activations are kept for weight gradients
+            x_adv, mean_objective = self.attack(objective, x, keys)
         tower.train(training)
-        return found
+        return x_adv, mean_objective
+
+    def _embed_originally(self, x: Tensor) -> Tensor:
+        assert self.original is not None
+        with torch.no_grad(), self.autocast():
+            embeddings: Tensor = self.original(x)
+        return embeddings
+
+
+def make_objective(
+    config: FinetuneConfig,
+    method: Method,
+    text_mode: TextMode,
+    loaded: LoadedModel,
+    data: TrainingData,
+    autocast: Autocast,
+) -> tuple[TunedModel, Objective]:
+    """The model with its trained weights chosen, and what it is trained for.
+
+    Raises:
+        FinetuneError: where the architecture does not allow `train` or `lora`, or the text is tuned already.
+    """
+    visual = loaded.model.visual
+    assert isinstance(visual, nn.Module)
+    tower = ImageTower(visual, loaded.preprocessing).to(loaded.device)
+    keeps_original = method.all_needs() & {"original_clean", "original_adversarial"}
+    original = copy.deepcopy(tower) if keeps_original else None  # frozen and in eval mode, as all that is loaded
+    choose_weights(visual, config)
+    text = TextSide(loaded, data.class_names, data.templates, text_mode) if data.class_names else None
+    attack = TrainingAttack(
+        ThreatModel(config.norm), config.eps_pixels, config.attack_steps, config.attack_step, config.random_start
+    )
+    return TunedModel(tower, text), Objective(method, original, attack, loaded.info.logit_scale, autocast)
 
 
 @torch.no_grad()
 def batch_accuracy(batch: Batch, embeddings: Tensor | None) -> Tensor | None:
-    """Share of a batch that the student gets right, a scalar; None without labels or embeddings."""
+    """Share of a batch that the model gets right, a scalar; None without labels or embeddings."""
     if batch.labels is None or embeddings is None:
         return None
     return (batch.logits(embeddings).argmax(dim=1) == batch.labels).float().mean()

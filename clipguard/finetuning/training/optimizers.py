@@ -8,19 +8,19 @@ from typing import Any
 import torch
 
 from clipguard.finetuning.config import FinetuneConfig, Schedule
-from clipguard.finetuning.training.objective import Student
+from clipguard.finetuning.training.tuned_model import TunedModel
 
 
-def make_optimizers(config: FinetuneConfig, student: Student, text_lr: float) -> dict[str, torch.optim.Optimizer]:
+def make_optimizers(config: FinetuneConfig, model: TunedModel, text_lr: float) -> dict[str, torch.optim.Optimizer]:
     """One for the image tower, as configured; one for tuned text, Adam without weight decay at its own rate."""
-    image = student.image_parameters()
+    image = model.image_parameters()
     common: dict[str, Any] = {"lr": config.lr, "weight_decay": config.weight_decay, "fused": True}
     optimizers: dict[str, torch.optim.Optimizer] = {
         "image": torch.optim.AdamW(image, **common)
         if config.optimizer == "adamw"
         else torch.optim.SGD(image, momentum=config.momentum, **common)
     }
-    if text := student.text_parameters():
+    if text := model.text_parameters():
         optimizers["text"] = torch.optim.AdamW(text, text_lr, weight_decay=0.0)
     for optimizer in optimizers.values():
         for group in optimizer.param_groups:

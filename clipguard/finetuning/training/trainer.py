@@ -4,15 +4,11 @@ from __future__ import annotations
 
 import logging
 import math
-import signal
-import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager
+from collections.abc import Iterator
+from contextlib import closing
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from types import FrameType
-from typing import Any
 
 import torch
 from accelerate import Accelerator
@@ -22,17 +18,22 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from clipguard.core.progress import Progress
 from clipguard.finetuning.config import FinetuneConfig
 from clipguard.finetuning.methods.base import Batch
+from clipguard.finetuning.training.batches import ImageBatch, load_batches
 from clipguard.finetuning.training.checkpoint import Checkpoints
-from clipguard.finetuning.training.data import ImageBatch, Pixels, Visits, load_batches, random_key
-from clipguard.finetuning.training.metrics import Meter, MetricsLog, Row
-from clipguard.finetuning.training.objective import Losses, Student, batch_accuracy
+from clipguard.finetuning.training.images import TrainingImages
+from clipguard.finetuning.training.interrupts import interruptible, raise_interrupt
+from clipguard.finetuning.training.metrics import MetricsBuffer, MetricsLog, describe_step
+from clipguard.finetuning.training.objective import Objective, batch_accuracy
 from clipguard.finetuning.training.optimizers import lr_factor, make_optimizers, set_learning_rate
-from clipguard.finetuning.training.validation import Validation
+from clipguard.finetuning.training.random_keys import random_key
+from clipguard.finetuning.training.sampler import ResumableBatchSampler
+from clipguard.finetuning.training.tuned_model import TunedModel
+from clipguard.finetuning.training.validation import Validation, describe_validation
 
 log = logging.getLogger("clipguard")
 READ_EVERY = 10  # steps between looks at the numbers
-TRAINING = "training"
-WARMUP_SHARE = 0.05
+TRAINING = "training"  # the name of this part of the run
+WARMUP_SHARE = 0.05  # of the steps, where none is set
 
 
 @dataclass
@@ -46,7 +47,7 @@ class Position:
 
 
 class Trainer:
-    """Trains a student to the last step, from the newest checkpoint if there is one.
+    """Trains a model to the last step, from the newest checkpoint if there is one.
 
     What is random in a step is drawn from (seed, step) or (seed, epoch, image) and the learning rate follows from the
     step, so there is no random state or schedule to save.
@@ -56,54 +57,62 @@ class Trainer:
         self,
         config: FinetuneConfig,
         accelerator: Accelerator,
-        losses: Losses,
-        pixels: Pixels,
-        visits: Visits,
+        model: TunedModel,
+        objective: Objective,
+        images: TrainingImages,
+        sampler: ResumableBatchSampler,
         validation: Validation | None,
         out: Path,
     ) -> None:
-        self.config, self.accelerator, self.losses = config, accelerator, losses
-        self.pixels, self.visits, self.validation, self.out = pixels, visits, validation, out
-        self.steps = visits.steps
-        self.student = losses.student
+        """`out`: folder of checkpoints and metrics."""
+        self.config, self.accelerator, self.model, self.objective = config, accelerator, model, objective
+        self.images, self.sampler, self.validation, self.out = images, sampler, validation, out
+        self.steps = sampler.steps
         self.average = None
         if config.ema:
-            self.average = AveragedModel(self.student, multi_avg_fn=get_ema_multi_avg_fn(config.ema))  # type: ignore[no-untyped-call]
-        optimizers = make_optimizers(config, self.student, losses.method.text_learning_rate())
-        losses.forward, *prepared = accelerator.prepare(self.student, *optimizers.values())
+            self.average = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(config.ema))  # type: ignore[no-untyped-call]
+        optimizers = make_optimizers(config, model, objective.method.text_learning_rate())
+        self.wrapped, *prepared = accelerator.prepare(model, *optimizers.values())
         self.optimizers = dict(zip(optimizers, prepared, strict=True))
         self.position = Position()
         self.checkpoints = Checkpoints(out)
-        self.meter = Meter()
+        self.metrics = MetricsBuffer()
         self.warmup = round(WARMUP_SHARE * self.steps) if config.warmup_steps is None else config.warmup_steps
         self.eval_every = config.eval_every or max(1, self.steps // 5)
         self.save_every = config.save_every or self.eval_every
         self._read_at = time.perf_counter()
 
     def train(self, progress: Progress, workers: int) -> None:
-        """Run the loop. Raises FinetuneError at NaN, and KeyboardInterrupt once a checkpoint is written, at Ctrl-C."""
-        metrics = MetricsLog(self.out, self._restore(), writes=self.accelerator.is_main_process)
-        batches = load_batches(self.pixels, replace(self.visits, start=self.position.step), workers)
+        """Run the loop.
+
+        Args:
+            progress: told of each step.
+            workers: processes that make batches.
+
+        Raises:
+            FinetuneError: at NaN.
+            KeyboardInterrupt: at Ctrl-C, once a checkpoint is written.
+        """
+        metrics_log = MetricsLog(self.out, self._restore(), writes=self.accelerator.is_main_process)
+        batches = load_batches(self.images, replace(self.sampler, start=self.position.step), workers)
         progress.start(TRAINING, self.steps - self.position.step)
-        self.student.train()
+        self.model.train()
         self._read_at = time.perf_counter()
-        with interruptible() as interrupted, closing(metrics):
+        with interruptible() as interrupted, closing(metrics_log):
             while self.position.step < self.steps:
                 self._step(batches)
                 step, last = self.position.step, self.position.step == self.steps
-                evaluating = self.validation is not None and (step % self.eval_every == 0 or last)
-                saving = evaluating or step % self.save_every == 0 or last or bool(interrupted())
+                validating = self.validation is not None and (step % self.eval_every == 0 or last)
+                saving = validating or step % self.save_every == 0 or last or bool(interrupted())
                 # Nothing is saved that was not looked at: what is on the disk is free of NaN.
-                note = self._read(metrics) if saving or step % READ_EVERY == 0 else ""
+                note = self._read(metrics_log) if saving or step % READ_EVERY == 0 else ""
                 progress.advance(note)
-                if evaluating:
-                    self._validate(metrics, progress)
+                if validating:
+                    self._validate(metrics_log, progress)
                 if saving:
-                    self._save(metrics.size())
+                    self._save(metrics_log.size())
                 if number := interrupted():
-                    if callable(signal.getsignal(number)):
-                        signal.raise_signal(number)
-                    raise KeyboardInterrupt
+                    raise_interrupt(number)
 
     def _step(self, batches: Iterator[ImageBatch]) -> None:
         """One step of the optimisers, over `accumulate` passes."""
@@ -115,24 +124,25 @@ class Trainer:
         passes, norms = [], {}
         for _ in range(self.config.accumulate):
             images = next(batches).to(self.accelerator.device)
-            with self.accelerator.accumulate(self.losses.forward):
-                terms, batch, seen = self.losses(images, step / self.steps)
-                loss = torch.stack(list(terms.values())).sum()
+            with self.accelerator.accumulate(self.wrapped):
+                losses, batch, attack = self.objective(self.model, images, step / self.steps, self.wrapped)
+                loss = torch.stack(list(losses.values())).sum()
                 self.accelerator.backward(loss)
                 if self.accelerator.sync_gradients:
                     norms = self._clip()
                 for optimizer in self.optimizers.values():
                     optimizer.step()
                     optimizer.zero_grad()
-            passes.append({**seen, **terms, "loss": loss, **self._accuracy(batch, images)})
+            attacked = {} if attack is None else {"attack": attack}
+            passes.append({**attacked, **losses, "loss": loss, **self._accuracy(batch, images)})
         if self.average is not None:
-            self.average.update_parameters(self.student)
+            self.average.update_parameters(self.model)
         self.position.step += 1
-        self.meter.add(self.position.step, passes, norms)
+        self.metrics.add(self.position.step, passes, norms)
 
     def _clip(self) -> dict[str, Tensor]:
         """Limit each gradient's norm; returns what they were. Without a limit, the norms are there to be checked."""
-        parameters = {"image": self.student.image_parameters(), "text": self.student.text_parameters()}
+        parameters = {"image": self.model.image_parameters(), "text": self.model.text_parameters()}
         limit = self.config.grad_clip or math.inf
         return {
             f"{name}_gradient": self.accelerator.clip_grad_norm_(parameters[name], limit) for name in self.optimizers
@@ -143,59 +153,59 @@ class Trainer:
         clean = batch.clean
         if clean is None and batch.labels is not None and (self.position.step + 1) % READ_EVERY == 0:
             with torch.no_grad():
-                clean = self.losses.forward(images.pixels)
-        found = {
+                clean = self.wrapped(images.pixels)
+        accuracies = {
             "adversarial_accuracy": batch_accuracy(batch, batch.adversarial),
             "clean_accuracy": batch_accuracy(batch, clean),
         }
-        return {name: value for name, value in found.items() if value is not None}
+        return {name: value for name, value in accuracies.items() if value is not None}
 
-    def _read(self, metrics: MetricsLog) -> str:
+    def _read(self, metrics_log: MetricsLog) -> str:
         """Check and write the numbers since the last time; returns a line about the newest."""
-        rows = self.meter.flush()
-        metrics.write(rows)
+        rows = self.metrics.flush()
+        metrics_log.write(rows)
         self.accelerator.log(rows[-1], step=self.position.step)
         now = time.perf_counter()
-        speed = len(rows) * self.visits.per_step / (now - self._read_at)
+        speed = len(rows) * self.sampler.images_per_step / (now - self._read_at)
         self.position.seconds += now - self._read_at
         self._read_at = now
-        return f"{describe(rows[-1])} · {speed:.0f} images/s"
+        return f"{describe_step(rows[-1])} · {speed:.0f} images/s"
 
-    def _validate(self, metrics: MetricsLog, progress: Progress) -> None:
-        """Score the student, or its moving average, and keep its weights if they are the best, or as good and newer."""
+    def _validate(self, metrics_log: MetricsLog, progress: Progress) -> None:
+        """Score the model, or its moving average, and keep its weights if they are the best, or as good and newer."""
         assert self.validation is not None
-        student = self.trained_student()
-        value, found = self.validation(student, progress)
+        model = self.trained_model()
+        value, result = self.validation(model, progress)
         step = self.position.step
-        metrics.write([{"step": step, "validation": found}])
+        metrics_log.write([{"step": step, "validation": result}])
         self.accelerator.log({"validation": value}, step=step)
-        log.info("Step %d of %d: %s on validation images", step, self.steps, describe_validation(found))
+        log.info("Step %d of %d: %s on validation images", step, self.steps, describe_validation(result))
         if value >= self.position.best_value:
             self.position.best_step, self.position.best_value = step, value
             if self.accelerator.is_main_process:
-                self.checkpoints.save_best(step, student.state_dict())
+                self.checkpoints.save_best(step, model.state_dict())
         if step < self.steps:
             progress.start(TRAINING, self.steps)
         self._read_at = time.perf_counter()
 
-    def trained_student(self) -> Student:
+    def trained_model(self) -> TunedModel:
         """What is evaluated and exported: the moving average if there is one."""
-        student = self.student if self.average is None else self.average.module
-        assert isinstance(student, Student)
-        return student
+        model = self.model if self.average is None else self.average.module
+        assert isinstance(model, TunedModel)
+        return model
 
-    def load_best(self) -> Student:
-        """The student with the weights that did best in validation; the last ones if there was none."""
-        student = self.trained_student()
+    def load_best(self) -> TunedModel:
+        """The model with the weights that did best in validation; the last ones if there was none."""
+        model = self.trained_model()
         if self.position.best_step is not None:
-            student.load_state_dict(self.checkpoints.best(self.position.best_step))
-        return student
+            model.load_state_dict(self.checkpoints.best(self.position.best_step))
+        return model
 
     def _save(self, metrics_size: int) -> None:
         if self.accelerator.is_main_process:
             state = {
                 "position": asdict(self.position),
-                "student": self.student.state_dict(),
+                "student": self.model.state_dict(),
                 "average": None if self.average is None else self.average.state_dict(),
                 "optimizers": {name: optimizer.state_dict() for name, optimizer in self.optimizers.items()},
                 "metrics": metrics_size,
@@ -209,62 +219,10 @@ class Trainer:
         if state is None:
             return 0
         self.position = Position(**state["position"])
-        self.student.load_state_dict(state["student"])
+        self.model.load_state_dict(state["student"])
         if self.average is not None:
             self.average.load_state_dict(state["average"])
         for name, optimizer in self.optimizers.items():
             optimizer.load_state_dict(state["optimizers"][name])
         log.info("Going on from step %d of %d", self.position.step, self.steps)
         return int(state["metrics"])
-
-
-def describe(row: Row) -> str:
-    """A step's loss, its terms and accuracies, on one line."""
-    shown = [name for name in row if name not in HIDDEN]
-    terms = ", ".join(f"{name} {row[name]:.3g}" for name in shown)
-    accuracies = [(word, row.get(f"{word}_accuracy")) for word in ("clean", "adversarial")]
-    percent = "".join(f" · {word} {100 * value:.0f} %" for word, value in accuracies if value is not None)
-    return f"loss {row['loss']:.3g}{f' ({terms})' if len(shown) > 1 else ''}{percent}"
-
-
-HIDDEN = ("step", "loss", "attack", "clean_accuracy", "adversarial_accuracy", "image_gradient", "text_gradient")
-
-
-def describe_validation(found: dict[str, Any]) -> str:
-    """What validation found, on one line."""
-    if "loss" in found:
-        return f"loss {found['loss']:.4g}"
-    return ", ".join(
-        f"{word} {100 * found[name]['accuracy']:.1f} %" for word, name in (("clean", "clean"), ("PGD-10", "robust"))
-    )
-
-
-@contextmanager
-def interruptible() -> Iterator[Callable[[], int]]:
-    """Let Ctrl-C wait for the end of a step, to be asked about there (its number, or 0); a second one does not wait.
-
-    SIGTERM is treated alike where it has a handler, as on the command line.
-    """
-    pressed: list[int] = []
-    if threading.current_thread() is not threading.main_thread():  # signals are the main thread's
-        yield lambda: 0
-        return
-    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-    if not callable(before[signal.SIGTERM]):
-        del before[signal.SIGTERM]
-
-    def restore() -> None:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-
-    def stop_soon(number: int, frame: FrameType | None) -> None:  # noqa: ARG001
-        pressed.append(number)
-        restore()
-        log.info("Stopping after this step; Ctrl-C again stops at once")
-
-    for number in before:
-        signal.signal(number, stop_soon)
-    try:
-        yield lambda: pressed[0] if pressed else 0
-    finally:
-        restore()

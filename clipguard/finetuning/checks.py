@@ -1,0 +1,35 @@
+"""What is checked of a run's settings before anything is loaded or written."""
+
+from __future__ import annotations
+
+from accelerate.utils import is_tensorboard_available, is_wandb_available
+
+from clipguard.core.errors import FinetuneError
+from clipguard.finetuning.config import FinetuneConfig
+from clipguard.finetuning.methods.base import Method, TextMode
+from clipguard.finetuning.methods.registry import parse_method
+from clipguard.models.source import parse_source
+
+TRACKERS = {"tensorboard": is_tensorboard_available, "wandb": is_wandb_available}
+NOT_IN_THE_WEIGHTS: tuple[TextMode, ...] = ("free", "laat")  # text modes whose result is a file beside them
+
+
+def check(config: FinetuneConfig) -> tuple[Method, TextMode]:
+    """The method, and how it tunes the text.
+
+    Raises:
+        ClipguardError: for settings that no run could use.
+    """
+    config.check()
+    parse_source(config.model)
+    method = parse_method(config.method)
+    mode = method.text_mode()
+    if config.train == "all":
+        if mode not in ("frozen", "encoder"):
+            raise FinetuneError(f"`train=all` trains the text tower, but {config.method} has text={mode}; choose one.")
+        mode = "encoder"
+    if config.wise_ft < 1 and mode in NOT_IN_THE_WEIGHTS:
+        raise FinetuneError(f"`wise_ft` mixes weights, but text={mode} is not in the weights; leave it out.")
+    if config.tracker != "none" and not TRACKERS[config.tracker]():
+        raise FinetuneError(f"`tracker={config.tracker}` needs a package: pip install 'clipguard[tracking]'.")
+    return method, mode

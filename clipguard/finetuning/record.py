@@ -1,0 +1,183 @@
+"""`run.json`, the record of a fine-tuning run: everything needed to repeat it, and what came of it."""
+
+from __future__ import annotations
+
+import json
+from datetime import datetime, timezone
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, TypedDict, cast
+
+from clipguard.core.eps import PIXEL
+from clipguard.core.errors import FinetuneError
+from clipguard.core.notices import Notice
+from clipguard.core.provenance import machine, versions
+from clipguard.finetuning.config import FinetuneConfig
+from clipguard.finetuning.final_evaluation import EvaluationRecord
+from clipguard.finetuning.training.data import TrainingData
+from clipguard.finetuning.training.trainer import Trainer
+from clipguard.models.loading import LoadedModel
+
+SCHEMA, RUN_NAME = 1, "run.json"
+
+
+class _Resolved(TypedDict):
+    steps: int
+    images_per_step: int
+    warmup_steps: int
+    step_size: float
+    eval_every: int
+    save_every: int
+    text_mode: str
+    precision: str
+    processes: int
+    chosen_by: str
+
+
+class Resolved(_Resolved, total=False):
+    """What the settings came to; `step_size` in the units of eps. `exported_step` is there once the run is complete."""
+
+    exported_step: int
+
+
+class DatasetRecord(TypedDict):
+    """What was trained on."""
+
+    source: str
+    split: str
+    fingerprint: str
+    class_names: list[str]
+    templates: list[str]
+    n_train: int
+    n_validation: int
+    train_indices: list[int]
+    validation_indices: list[int]
+
+
+class _StartedRun(TypedDict):
+    schema: int
+    complete: bool
+    started: str
+    command: str
+    config: dict[str, Any]  # fields of `FinetuneConfig`
+    resolved: Resolved
+    versions: dict[str, str]
+    machine: dict[str, Any]
+    base: dict[str, Any]  # fields of `ModelInfo`
+    dataset: DatasetRecord
+    notices: list[Notice]
+
+
+class RunRecord(_StartedRun, total=False):
+    """The content of `run.json`. From `training_seconds` on, keys are there once the run is complete."""
+
+    training_seconds: float
+    sha256: str
+    text: str
+    evaluation: EvaluationRecord
+
+
+def start_record(
+    config: FinetuneConfig,
+    command: str,
+    loaded: LoadedModel,
+    data: TrainingData,
+    trainer: Trainer,
+    device: str,
+    notices: list[Notice],
+) -> RunRecord:
+    """The record as a run starts. `notices` may still grow."""
+    return {
+        "schema": SCHEMA,
+        "complete": False,
+        "started": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        "command": command,
+        "config": config.to_dict(),
+        "resolved": _resolve(config, trainer),
+        "versions": versions() | {name: version(name) for name in ("accelerate", "safetensors")},
+        "machine": machine(device),
+        "base": loaded.info.to_dict(),
+        "dataset": {
+            "source": data.images.source,
+            "split": data.images.split,
+            "fingerprint": data.fingerprint(),
+            "class_names": data.class_names,
+            "templates": data.templates,
+            "n_train": len(data.train),
+            "n_validation": len(data.validation),
+            "train_indices": data.train.tolist(),
+            "validation_indices": data.validation.tolist(),
+        },
+        "notices": notices,
+    }
+
+
+def _resolve(config: FinetuneConfig, trainer: Trainer) -> Resolved:
+    validation = trainer.validation
+    return {
+        "steps": trainer.steps,
+        "images_per_step": trainer.sampler.images_per_step,
+        "warmup_steps": trainer.warmup,
+        "step_size": config.attack_step * (PIXEL if config.norm == "linf" else 1),
+        "eval_every": trainer.eval_every,
+        "save_every": trainer.save_every,
+        "text_mode": "none" if trainer.model.text is None else trainer.objective.method.text_mode(),
+        "precision": "bfloat16" if trainer.accelerator.mixed_precision == "bf16" else "float32",
+        "processes": trainer.accelerator.num_processes,
+        "chosen_by": validation.criterion if validation else "the last step: there are no validation images",
+    }
+
+
+def to_json(run: RunRecord) -> bytes:
+    """Strict JSON: no NaN."""
+    return (json.dumps(run, indent=2, allow_nan=False) + "\n").encode()
+
+
+def read_run(out: Path) -> RunRecord:
+    """The record in a run's folder.
+
+    Raises:
+        FinetuneError: if the folder has none, or one of a newer clipguard.
+    """
+    try:
+        run = json.loads((out / RUN_NAME).read_text(encoding="utf-8"))
+        readable = {"config", "complete", "command"} <= set(run)
+    except (OSError, ValueError, TypeError):
+        readable = False  # told below, like a run.json of another command
+    if not readable:
+        raise FinetuneError(
+            f"{out} holds no fine-tuning run: `resume` takes the `out` folder of one that was interrupted."
+        )
+    if run.get("schema", SCHEMA) > SCHEMA:
+        raise FinetuneError(f"The run in {out} is of a newer clipguard (schema {run['schema']}). Update clipguard.")
+    return cast(RunRecord, run)
+
+
+def read_unfinished(out: Path) -> RunRecord:
+    """The record of an interrupted run.
+
+    Raises:
+        FinetuneError: if there is none, or it is complete.
+    """
+    run = read_run(out)
+    if run["complete"]:
+        raise FinetuneError(f"The run in {out} is finished: there is nothing to resume. Start a new one with `out`.")
+    return run
+
+
+def check_unchanged(before: RunRecord, now: RunRecord, out: Path) -> None:
+    """Whether a run can go on as it began.
+
+    Raises:
+        FinetuneError: if its model or data have changed.
+    """
+    model = before["base"]["sha256"] == now["base"]["sha256"]
+    data = (before["dataset"]["fingerprint"], before["dataset"]["train_indices"]) == (
+        now["dataset"]["fingerprint"],
+        now["dataset"]["train_indices"],
+    )
+    if not (model and data):
+        raise FinetuneError(
+            f"The {'data set' if model else 'model'} has changed since the run in {out} began; start a new run with"
+            " `out`."
+        )

@@ -1,0 +1,71 @@
+"""Batches of training images, and the processes that make them."""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader
+
+from clipguard.finetuning.config import FinetuneConfig
+from clipguard.finetuning.training.images import TrainingImages
+from clipguard.finetuning.training.sampler import ResumableBatchSampler
+
+MOST_WORKERS = 8  # that are started without being asked for
+
+
+class ImageBatch(NamedTuple):
+    """Images to train on.
+
+    Attributes:
+        pixels: (B, 3, H, W) in [0,1], or 8-bit.
+        labels: (B,) int64, or None for data without labels.
+        keys: of each row's random numbers.
+    """
+
+    pixels: Tensor
+    labels: Tensor | None
+    keys: list[int]
+
+    def to(self, device: torch.device) -> ImageBatch:
+        """The batch on a device, with pixels in [0,1]; 8-bit pixels travel as they are, and are divided there."""
+        pixels = self.pixels.to(device, non_blocking=True)
+        if pixels.dtype == torch.uint8:
+            pixels = pixels.float().div_(torch.full((), 255.0, device=device))  # by a plain number, CUDA rounds twice
+        return ImageBatch(pixels, None if self.labels is None else self.labels.to(device, non_blocking=True), self.keys)
+
+
+def load_batches(images: TrainingImages, sampler: ResumableBatchSampler, workers: int) -> Iterator[ImageBatch]:
+    """Batches in the order of the sampler; with workers, decoded ahead."""
+    return iter(
+        DataLoader(
+            images,
+            batch_sampler=sampler,
+            num_workers=workers,
+            collate_fn=collate,
+            pin_memory=torch.cuda.is_available(),
+            worker_init_fn=_leave_interrupts,
+        )
+    )
+
+
+def _leave_interrupts(worker: int) -> None:  # noqa: ARG001
+    """Ctrl-C reaches every process; what it means is the main one's business."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+
+def collate(rows: list[tuple[Tensor, int, int]]) -> ImageBatch:
+    """A batch of items of `TrainingImages`."""
+    pixels, labels, keys = zip(*rows, strict=True)
+    return ImageBatch(torch.stack(pixels), None if labels[0] < 0 else torch.tensor(labels), list(keys))
+
+
+def choose_workers(config: FinetuneConfig, cached: bool, device: torch.device) -> int:
+    """Processes that make batches: none where they are decoded already, unless a GPU would wait for the rest of it."""
+    if config.workers is not None:
+        return config.workers
+    return 0 if cached and device.type == "cpu" else min(MOST_WORKERS, os.cpu_count() or 1)

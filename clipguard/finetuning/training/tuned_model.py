@@ -1,0 +1,43 @@
+"""What a run trains: the image tower and the class texts of one model."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from clipguard.finetuning.training.image_tower import ImageTower
+from clipguard.finetuning.training.text_side import TextSide
+
+
+class TunedModel(nn.Module):
+    """The image tower in training and, where there are classes, their text.
+
+    Called with pixels (B, 3, H, W) it gives embeddings (B, D), called without it gives class texts (C, D): one module
+    for both, so that accelerate wraps, and a checkpoint holds, all that is trained.
+    """
+
+    def __init__(self, image: ImageTower, text: TextSide | None) -> None:
+        super().__init__()
+        self.image, self.text = image, text
+
+    def forward(self, pixels: Tensor | None = None) -> Tensor:
+        if pixels is not None:
+            embeddings: Tensor = self.image(pixels)
+            return embeddings
+        if self.text is None:
+            return self.original_text()
+        with torch.autocast(self.image.mean.device.type, enabled=False):  # a rounded text moves every logit
+            text: Tensor = self.text()
+        return text
+
+    def original_text(self) -> Tensor:
+        """(C, D) class texts as the model came; (0, 0) without classes."""
+        return torch.empty(0, 0) if self.text is None else self.text.original
+
+    def image_parameters(self) -> list[nn.Parameter]:
+        """What is trained of the image tower."""
+        return [p for p in self.image.parameters() if p.requires_grad]
+
+    def text_parameters(self) -> list[nn.Parameter]:
+        """What is trained of the text."""
+        return [] if self.text is None else self.text.tuned_parameters()
