@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from clipguard.finetuning.methods import registry as methods
+from clipguard.finetuning.methods import registry
 from clipguard.finetuning.methods.base import Batch, Method
-from clipguard.finetuning.methods.registry import METHODS, parse_method
+from clipguard.finetuning.methods.registry import METHODS, parse_method, register_method
 
 DOCS = Path(__file__).parents[2] / "docs" / "methods.md"
 
@@ -25,7 +25,8 @@ def test_the_example_is_a_complete_method(monkeypatch: pytest.MonkeyPatch) -> No
     exec(compile(source, str(DOCS), "exec"), module.__dict__)
     kind = module.CosineConsistency
     assert issubclass(kind, Method)
-    monkeypatch.setitem(methods.METHODS, kind.name, kind)
+    monkeypatch.setattr(registry, "METHODS", dict(METHODS))
+    register_method(kind)
 
     method = parse_method("cosine-consistency(beta=2)")
     towers = torch.tensor([[0.0, 3.0]], requires_grad=True), torch.tensor([[1.0, 1.0]], requires_grad=True)
@@ -44,4 +45,5 @@ def test_methods_options_and_presets_are_documented(name: str) -> None:
     rows = "".join(line for line in text.splitlines() if line.startswith(f"| `{name}`"))
     assert rows
     assert all(preset in rows for preset in METHODS[name].presets)
+    assert all(paper in rows for paper in re.findall(r"arXiv [\d.]+", METHODS[name].citation))
     assert all(f"`{field.name}`" in text for field in fields(METHODS[name]))

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from dataclasses import fields
+from dataclasses import dataclass, fields
+from typing import ClassVar
 
 import pytest
 
 from clipguard.core.errors import FinetuneError
 from clipguard.finetuning.config import FinetuneConfig
+from clipguard.finetuning.methods import registry
 from clipguard.finetuning.methods.base import Method
 from clipguard.finetuning.methods.fare import FARE
 from clipguard.finetuning.methods.pmg_aft import PMGAFT
-from clipguard.finetuning.methods.registry import METHODS, parse_method
+from clipguard.finetuning.methods.registry import METHODS, parse_method, register_method
 from clipguard.finetuning.methods.tecoa import TeCoA
 from clipguard.finetuning.methods.tima import TIMA
 from clipguard.finetuning.settings import resolve
@@ -70,6 +72,27 @@ def test_every_method_describes_itself(name: str) -> None:
     assert method.name == name
     assert method.summary
     assert "\n" not in method.summary
+    assert bool(method.citation) == (name != "clean")
+
+
+def test_a_method_of_ones_own_is_registered_under_a_name_that_is_free(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(registry, "METHODS", dict(METHODS))
+
+    @register_method
+    @dataclass(frozen=True)
+    class Heavy(TeCoA):
+        name: ClassVar[str] = "heavy"
+        weight: float = 2.0
+
+    assert register_method(Heavy) is Heavy  # the same class again is no other
+    assert parse_method("heavy(weight=3)") == Heavy(3)
+    assert "heavy" not in METHODS
+
+    class Impostor(TeCoA):
+        pass
+
+    with pytest.raises(FinetuneError, match="There is a fine-tuning method 'tecoa' already"):
+        register_method(Impostor)
 
 
 PRESETS = [(name, preset) for name, kind in METHODS.items() for preset in kind.presets]

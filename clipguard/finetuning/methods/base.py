@@ -13,19 +13,21 @@ from torch.nn import functional as F
 
 Need = Literal["labels", "adversarial", "clean", "original_clean", "original_adversarial"]
 TextMode = Literal["frozen", "head", "encoder", "free", "laat"]
+Presets = Mapping[str, Mapping[str, Any]]
 
 
 @dataclass(frozen=True)
 class Batch:
     """What a method may look at. Embeddings are not normalised; those that it does not need are None.
 
-    labels: (B,) int64, or None for data without labels.
-    text, original_text: (C, D) unit rows, tuned and as the model came; `text` carries gradients in `terms` if the
-        method tunes it, and is detached for the training attack.
-    logit_scale: the factor on cosines, exp already taken (100 for CLIP); fixed.
-    adversarial, clean: (B, D) of the tuned image tower, with gradients; under the training attack, `adversarial` is
-        None and `clean` is detached.
-    original_clean, original_adversarial: (B, D) of the frozen copy of the image tower as it came.
+    Attributes:
+        text, original_text: (C, D) unit rows, tuned and as the model came; `text` carries gradients in `terms` if the
+            method tunes it, and is detached for the training attack.
+        logit_scale: the factor on cosines, exp already taken (100 for CLIP); fixed.
+        labels: (B,) int64, or None for data without labels.
+        adversarial, clean: (B, D) of the tuned image tower, with gradients; under the training attack, `adversarial`
+            is None and `clean` is detached.
+        original_clean, original_adversarial: (B, D) of the frozen copy of the image tower as it came.
     """
 
     text: Tensor
@@ -47,12 +49,18 @@ class Method(ABC):
     """One way to fine-tune. A subclass is a frozen dataclass whose fields are its options, with their defaults.
 
     `progress` runs from 0 at the first step to 1 at the end, for methods that train in phases.
+
+    Class attributes:
+        name: as it is typed, such as "pmg-aft": small letters, digits and hyphens.
+        summary: one line for lists.
+        citation: authors, title and place of the paper; "" for what has none.
+        presets: trainer settings of the paper and of its published code, fields of `FinetuneConfig` by preset name.
     """
 
     name: ClassVar[str]
-    summary: ClassVar[str]  # one line, with the paper
-    # Trainer settings of the paper and of its published code, by `--preset` name: fields of `FinetuneConfig`.
-    presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {}
+    summary: ClassVar[str]
+    citation: ClassVar[str] = ""
+    presets: ClassVar[Presets] = {}
 
     def text_mode(self) -> TextMode:
         """How the class texts are tuned."""

@@ -9,10 +9,10 @@ from typing import Any, ClassVar
 from torch import Tensor
 
 from clipguard.core.errors import FinetuneError
-from clipguard.finetuning.methods.base import Batch, Method, Need
+from clipguard.finetuning.methods.base import Batch, Method, Need, Presets
 
 # Settings of the RobustVLM repository: ViT-L/14 on ImageNet, two epochs.
-ROBUSTVLM: Mapping[str, Any] = {
+ROBUSTVLM_SETTINGS: Mapping[str, Any] = {
     "train": "visual",
     "optimizer": "adamw",
     "lr": 1e-5,
@@ -31,11 +31,14 @@ ROBUSTVLM: Mapping[str, Any] = {
 
 @dataclass(frozen=True)
 class FARE(Method):
-    """Unsupervised adversarial fine-tuning (Schlarmann et al., ICML 2024, arXiv 2402.12336).
+    """Unsupervised adversarial fine-tuning (FARE, Schlarmann et al. 2024).
 
     L = (1 - w) mean_i ||z'_i - z0_i||^2 + w mean_i ||z_i - z0_i||^2, with z' and z of adversarial and clean images, z0
     of the clean image under the frozen original tower, none of them normalised, summed over dimensions. The attack
-    maximises ||z' - z0||^2. The paper has w = `clean_weight` = 0; the option is one of its code's.
+    maximises ||z' - z0||^2.
+
+    Args:
+        clean_weight: w, in [0,1]. The paper has 0; the option is one of its code's.
 
     Preset "paper": the repository's settings for ViT-L/14 on ImageNet, with eps 4/255; FARE-2 is the same with eps 2.
     """
@@ -44,10 +47,14 @@ class FARE(Method):
 
     name: ClassVar[str] = "fare"
     summary: ClassVar[str] = "keep the original clean embedding under attack; no labels (Schlarmann et al. 2024)"
-    presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {"paper": ROBUSTVLM}
+    citation: ClassVar[str] = (
+        "Schlarmann et al., Robust CLIP: Unsupervised Adversarial Fine-Tuning of Vision Embeddings for Robust Large "
+        "Vision-Language Models, ICML 2024, arXiv 2402.12336"
+    )
+    presets: ClassVar[Presets] = {"paper": ROBUSTVLM_SETTINGS}
 
     def __post_init__(self) -> None:
-        """Raises FinetuneError for a weight that is no share."""
+        """Raises FinetuneError for a weight outside [0,1]."""
         if not 0 <= self.clean_weight <= 1:
             raise FinetuneError(f"fare: clean_weight is a share, from 0 to 1, not {self.clean_weight}.")
 

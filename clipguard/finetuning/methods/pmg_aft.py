@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import ClassVar, Literal
 
 from torch import Tensor
 
-from clipguard.finetuning.methods.base import Batch, Method, Need, cross_entropy, kl_divergence
-from clipguard.finetuning.methods.tecoa import LINEAGE
+from clipguard.finetuning.methods.base import Batch, Method, Need, Presets, cross_entropy, kl_divergence
+from clipguard.finetuning.methods.tecoa import TECOA_SETTINGS
 
 
 @dataclass(frozen=True)
 class PMGAFT(Method):
-    """Pre-trained model guided adversarial fine-tuning (Wang et al., CVPR 2024, arXiv 2401.04350).
+    """Pre-trained model guided adversarial fine-tuning (Wang et al. 2024).
 
     L = mean_i CE(l'_i, y_i) + lam_original KL(p0'_i || p'_i) + lam_clean KL(p_i || p'_i): l' and p' are logits and
     softmax of adversarial images, p the softmax of clean ones, p0' that of adversarial ones under the frozen original
@@ -37,7 +36,11 @@ class PMGAFT(Method):
 
     name: ClassVar[str] = "pmg-aft"
     summary: ClassVar[str] = "TeCoA with KL to the original's and to clean predictions (Wang et al. 2024)"
-    presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {"paper": {**LINEAGE, "lr": 5e-5}}
+    citation: ClassVar[str] = (
+        "Wang et al., Pre-trained Model Guided Fine-Tuning for Zero-Shot Adversarial Robustness, CVPR 2024, "
+        "arXiv 2401.04350"
+    )
+    presets: ClassVar[Presets] = {"paper": {**TECOA_SETTINGS, "lr": 5e-5}}
 
     def needs(self, progress: float) -> frozenset[Need]:  # noqa: ARG002
         """Labels and adversarial images; for each KL term that has a weight, its teacher."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import fields
-from typing import Any, Literal, get_args, get_origin, get_type_hints
+from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
 from clipguard.core.errors import FinetuneError, did_you_mean
 from clipguard.core.spec import Value, parse_call
@@ -17,17 +17,35 @@ from clipguard.finetuning.methods.tecoa import TeCoA
 from clipguard.finetuning.methods.tima import TIMA
 from clipguard.finetuning.methods.trades import TRADES
 
-METHODS: dict[str, type[Method]] = {kind.name: kind for kind in (TIMA, TeCoA, FARE, PMGAFT, SimCLIP, TRADES, Clean)}
+METHODS: dict[str, type[Method]] = {}
+MethodClass = TypeVar("MethodClass", bound=type[Method])
+
+
+def register_method(kind: MethodClass) -> MethodClass:
+    """Add a method class under its `name`; usable as a decorator.
+
+    Raises:
+        FinetuneError: if another class has the name.
+    """
+    if METHODS.get(kind.name, kind) is not kind:
+        raise FinetuneError(f"There is a fine-tuning method {kind.name!r} already; give the new one another name.")
+    METHODS[kind.name] = kind
+    return kind
+
+
+for _kind in (TIMA, TeCoA, FARE, PMGAFT, SimCLIP, TRADES, Clean):
+    register_method(_kind)
 
 
 def parse_method(text: str) -> Method:
     """A method from `NAME` or `NAME(option=value,...)`.
 
-    Raises FinetuneError for an unknown name or option, and for a value that is of another type than the option's, not
-    among its choices, negative or not finite.
+    Raises:
+        FinetuneError: for an unknown name or option, and for a value that is of another type than the option's, not
+            among its choices, negative or not finite.
     """
     try:
-        name, given = parse_call(text)
+        name, options = parse_call(text)
     except ValueError as error:
         raise FinetuneError(f"Method {text!r}: {error}, as in tima(lam_mhe=2,margin_mode=similarity).") from None
     if name not in METHODS:
@@ -35,13 +53,12 @@ def parse_method(text: str) -> Method:
     kind = METHODS[name]
     known = [field.name for field in fields(kind)]
     types = get_type_hints(kind)
-    for key, value in given.items():
-        if key not in known:
-            raise FinetuneError(
-                f"Method {name!r} has no option {key!r}.{did_you_mean(key, known)} It has {', '.join(known) or 'none'}."
-            )
-        _check(f"{name}: {key}", value, types[key])
-    return kind(**given)
+    for option, value in options.items():
+        if option not in known:
+            hint = did_you_mean(option, known)
+            raise FinetuneError(f"Method {name!r} has no option {option!r}.{hint} It has {', '.join(known) or 'none'}.")
+        _check(f"{name}: {option}", value, types[option])
+    return kind(**options)
 
 
 def _check(what: str, value: Value, expected: Any) -> None:

@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import ClassVar, Literal
 
 from torch import Tensor
 from torch.nn import functional as F
 
-from clipguard.finetuning.methods.base import Batch, Method, Need
-from clipguard.finetuning.methods.fare import ROBUSTVLM, squared_distance
+from clipguard.finetuning.methods.base import Batch, Method, Need, Presets
+from clipguard.finetuning.methods.fare import ROBUSTVLM_SETTINGS, squared_distance
 
 
 @dataclass(frozen=True)
 class SimCLIP(Method):
-    """Siamese adversarial fine-tuning (Hossain & Imteaj, arXiv 2407.14971).
+    """Siamese adversarial fine-tuning (Sim-CLIP, Hossain & Imteaj 2024).
 
     L = 1/2 mean_i (1 - cos(z'_i, sg c_i)) + 1/2 mean_i (1 - cos(c_i, sg z'_i)), sg = stop-gradient, z' of adversarial
     images; the constant 1, ours, makes 0 the minimum. The attack maximises ||z' - c||^2, not normalised.
@@ -33,8 +32,12 @@ class SimCLIP(Method):
 
     name: ClassVar[str] = "sim-clip"
     summary: ClassVar[str] = "cosine to the clean embedding under attack; no labels (Hossain & Imteaj 2024)"
-    presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
-        "paper": {**ROBUSTVLM, "lr": 1e-3, "weight_decay": 1e-5, "steps": 10_000, "batch_size": 64}
+    citation: ClassVar[str] = (
+        "Hossain & Imteaj, Sim-CLIP: Unsupervised Siamese Adversarial Fine-Tuning for Robust and Semantically-Rich "
+        "Vision-Language Models, 2024, arXiv 2407.14971"
+    )
+    presets: ClassVar[Presets] = {
+        "paper": {**ROBUSTVLM_SETTINGS, "lr": 1e-3, "weight_decay": 1e-5, "steps": 10_000, "batch_size": 64}
     }
 
     def needs(self, progress: float) -> frozenset[Need]:  # noqa: ARG002

@@ -8,11 +8,11 @@ from typing import Any, ClassVar
 
 from torch import Tensor
 
-from clipguard.finetuning.methods.base import Batch, Method, Need, cross_entropy
-from clipguard.finetuning.methods.fare import ROBUSTVLM
+from clipguard.finetuning.methods.base import Batch, Method, Need, Presets, cross_entropy
+from clipguard.finetuning.methods.fare import ROBUSTVLM_SETTINGS
 
-# Settings that TeCoA and the methods that grew out of its code share: ViT-B/32, two weak attack steps.
-LINEAGE: Mapping[str, Any] = {
+# Of TeCoA's code, and of the methods that grew out of it: ViT-B/32, two weak attack steps.
+TECOA_SETTINGS: Mapping[str, Any] = {
     "train": "visual",
     "optimizer": "sgd",
     "momentum": 0.9,
@@ -31,19 +31,22 @@ LINEAGE: Mapping[str, Any] = {
 
 @dataclass(frozen=True)
 class TeCoA(Method):
-    """Text-guided contrastive adversarial training (Mao et al., ICLR 2023, arXiv 2212.07016).
+    """Text-guided contrastive adversarial training (TeCoA, Mao et al. 2023).
 
     L = mean_i CE(s cos(z'_i, t), y_i), with z' of adversarial images, t the fixed texts and s CLIP's logit scale; the
     attack maximises the same cross-entropy.
 
     Presets: "paper" as in the authors' code for ViT-B/32 on ImageNet (learning rate 1e-5 as AGFT's code reports it;
-    the authors' own command line names none); "robustvlm" as FARE's authors trained their TeCoA models (arXiv
-    2402.12336; ViT-L/14, ImageNet).
+    the authors' own command line names none); "robustvlm" as FARE's authors trained their TeCoA models
+    (ViT-L/14, ImageNet).
     """
 
     name: ClassVar[str] = "tecoa"
     summary: ClassVar[str] = "cross-entropy on adversarial images, text frozen (Mao et al. 2023)"
-    presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {"paper": {**LINEAGE, "lr": 1e-5}, "robustvlm": ROBUSTVLM}
+    citation: ClassVar[str] = (
+        "Mao et al., Understanding Zero-Shot Adversarial Robustness for Large-Scale Models, ICLR 2023, arXiv 2212.07016"
+    )
+    presets: ClassVar[Presets] = {"paper": {**TECOA_SETTINGS, "lr": 1e-5}, "robustvlm": ROBUSTVLM_SETTINGS}
 
     def needs(self, progress: float) -> frozenset[Need]:  # noqa: ARG002
         """Labels and adversarial images."""

@@ -2,40 +2,34 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar, Literal
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from clipguard.core.errors import FinetuneError
-from clipguard.finetuning.methods.base import Batch, Method, Need, TextMode, cross_entropy, kl_divergence
+from clipguard.finetuning.methods.base import Batch, Method, Need, Presets, TextMode, cross_entropy, kl_divergence
 from clipguard.finetuning.methods.pmg_aft import PMGAFT
 
 MarginMode = Literal["distance", "similarity", "constant", "none"]
 MHEForm = Literal["bounded", "inverse"]
-CLOSEST = 1e-6  # squared distances count as no less: 1/d^2 of two equal texts has no end
+CLOSEST = 1e-6  # squared distance; smaller ones count as this, since 1/d^2 of two equal texts is infinite
 
 
 @dataclass(frozen=True)
 class TIMA(Method):
-    """Text-image mutual awareness (Ma et al., arXiv 2405.17678; AAAI 2026, doi 10.1609/aaai.v40i29.39603).
+    """Text-image mutual awareness (Ma et al. 2024).
 
     An implementation of the published idea, not a reproduction: there is no official code, and of the equations only
-    MHE's form was available to us. The others are reconstructed from the abstracts. With z' of adversarial images, z0
-    of clean images under the frozen original tower, t the tuned and t0 the original texts, all of unit length, and sg =
-    stop-gradient:
+    MHE's form was available to us. The others are reconstructed from the abstracts.
 
     L = L_TAM + lam_takd L_TAKD + lam_iat (lam_mhe L_MHE + lam_iakd L_IAKD)
 
-    - MHE, `hyperspherical_energy`: spreads the texts (MHE + IAKD is what the AAAI version calls SC-MHE).
-    - IAKD, `distillation`: KL(softmax(kd_scale z0 t0) || softmax(kd_scale z0 t)): keeps what texts mean to images.
-    - TAM, called ASAM by the AAAI version: CE(s (cos(z', sg t_k) + m_yk), y), s = CLIP's logit scale, m = `margins`.
-    - TAKD, `distillation`: KL(softmax(kd_scale z0 t0) || softmax(kd_scale z' t0)): keeps what images mean to texts.
-
-    The text gets the gradient of MHE and IAKD only, the image tower that of TAM and TAKD only. With margin 0, both KD
+    The text gets the gradient of `mhe` and `iakd` only, the image tower that of `tam` and `takd` only. In their
+    equations z' are embeddings of adversarial images, z0 of clean images under the frozen original tower, t the tuned
+    and t0 the original texts, all of unit length; s is CLIP's logit scale, sg = stop-gradient. With margin 0, both KD
     weights 0 and frozen text it is TeCoA.
 
     Args:
@@ -43,21 +37,23 @@ class TIMA(Method):
             start), "encoder" (the text tower), "free" (one vector per training class; scores no other), or nothing:
             "frozen", "laat" (LAAT's closed-form expansion instead of MHE and IAKD).
         text_lr: peak learning rate of the text side; by default 1e-3, and 1e-6 for "encoder".
-        margin_mode: "distance": larger margins between more distant texts; "similarity": between more similar ones;
-            "constant"; "none". The paper's choice is not known to us; its name, "text-distance based", suggests the
-            first.
-        margin: mean margin, in cosines.
-        alpha, mhe_form: see `hyperspherical_energy`.
-        kd_scale, kd_temperature: the factor on cosines in both distillations (by default the model's logit scale, which
-            is 100 for CLIP), and the temperature T of `distillation`.
+        margin_mode: of TAM. "distance": larger margins between more distant texts; "similarity": between more similar
+            ones; "constant"; "none". The paper's choice is not known to us; its name, "text-distance based", suggests
+            the first.
+        margin: of TAM: mean margin, in cosines.
+        alpha, mhe_form: of MHE; see `hyperspherical_energy`.
+        lam_mhe, lam_iakd, lam_iat, lam_takd: weights, at least 0; a term without weight is not computed.
+        kd_scale, kd_temperature: s_kd and T of IAKD and TAKD; by default the model's logit scale, which is 100 for
+            CLIP, and 1.
         takd_student: the images that TAKD holds: "adversarial" (z') or "clean".
-        takd_kind: "logits" as above, or "feature": mean_i (1 - cos(z'_i, z0_i)).
+        takd_kind: "logits", or "feature" for the cosine of embeddings.
         schedule: "joint": one step on the whole loss; "iat_first": text only for the first `iat_share` of the steps,
             then it is frozen and the image tower trained.
+        iat_share: above 0 and below 1.
         attack_loss: "ce": the attack sees no margin; "margin": it maximises L_TAM.
 
     Presets: TIMA's own settings are not known to us. "pmg-aft" are those of the closest method it is compared with,
-    "pmg-aft-eps4" the same with FARE's stronger attack, since large perturbations are what TIMA is for.
+    "pmg-aft-eps4" the same with FARE's stronger attack, since large eps are what TIMA is for.
     """
 
     text: TextMode = "head"
@@ -80,7 +76,11 @@ class TIMA(Method):
 
     name: ClassVar[str] = "tima"
     summary: ClassVar[str] = "spread texts, adaptive margins, distillation both ways (Ma et al. 2024; reconstructed)"
-    presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
+    citation: ClassVar[str] = (
+        "Ma et al., TIMA: Text-Image Mutual Awareness for Balancing Zero-Shot Adversarial Robustness and "
+        "Generalization Ability, AAAI 2026, doi 10.1609/aaai.v40i29.39603, arXiv 2405.17678"
+    )
+    presets: ClassVar[Presets] = {
         "pmg-aft": PMGAFT.presets["paper"],
         "pmg-aft-eps4": {**PMGAFT.presets["paper"], "eps": 4.0, "attack_steps": 10},
     }
@@ -93,9 +93,7 @@ class TIMA(Method):
                 raise FinetuneError(f"tima: {option} must be above 0.")
         if not 0 < self.iat_share < 1:
             raise FinetuneError(f"tima: iat_share is a share of the steps, above 0 and below 1, not {self.iat_share}.")
-        if self.schedule == "iat_first" and not (
-            self._text_is_tuned() and self.lam_iat * (self.lam_mhe + self.lam_iakd)
-        ):
+        if self.schedule == "iat_first" and not self._text_weights():
             raise FinetuneError(
                 "tima(schedule=iat_first) needs a text to tune first: text=head, encoder or free, and weights above 0."
             )
@@ -108,25 +106,27 @@ class TIMA(Method):
         """`text_lr`, or the default of the mode."""
         return super().text_learning_rate() if self.text_lr is None else self.text_lr
 
-    def _text_is_tuned(self) -> bool:
-        return self.text in ("head", "encoder", "free")
+    def weights(self, progress: float) -> dict[str, float]:
+        """Weights of the terms that are computed at this point: those of the text, of the image tower or of both."""
+        text, images = self._text_weights(), {"tam": 1.0} | ({"takd": self.lam_takd} if self.lam_takd else {})
+        if self.schedule == "joint":
+            return text | images
+        return text if progress < self.iat_share else images
 
-    def _in_first_phase(self, progress: float) -> bool:
-        return self.schedule == "iat_first" and progress < self.iat_share
-
-    def _trains_text(self, progress: float) -> bool:
-        return self._text_is_tuned() and (self.schedule == "joint" or self._in_first_phase(progress))
+    def _text_weights(self) -> dict[str, float]:
+        """Those of MHE and IAKD, as far as they are above 0; none for a text that is not tuned."""
+        weights = {"mhe": self.lam_iat * self.lam_mhe, "iakd": self.lam_iat * self.lam_iakd}
+        return {name: w for name, w in weights.items() if w and self.text in ("head", "encoder", "free")}
 
     def needs(self, progress: float) -> frozenset[Need]:
         """For TAM labels and adversarial images, for either distillation original clean embeddings."""
-        needs: set[Need] = set()
-        if self._trains_text(progress) and self.lam_iat * self.lam_iakd:
-            needs.add("original_clean")
-        if not self._in_first_phase(progress):
-            needs |= {"labels", "adversarial"}
-            if self.lam_takd:
-                needs |= {"original_clean", self.takd_student}
-        return frozenset(needs)
+        needs_of: dict[str, set[Need]] = {
+            "mhe": set(),
+            "iakd": {"original_clean"},
+            "tam": {"labels", "adversarial"},
+            "takd": {"original_clean", self.takd_student},
+        }
+        return frozenset().union(*(needs_of[name] for name in self.weights(progress)))
 
     def attack_objective(self, adversarial: Tensor, batch: Batch) -> Tensor:
         """(B,) cross-entropy without or with margins, by `attack_loss`."""
@@ -134,20 +134,43 @@ class TIMA(Method):
 
     def terms(self, batch: Batch, progress: float) -> dict[str, Tensor]:
         """`mhe` and `iakd` while the text is trained, `tam` and `takd` while the image tower is; none of weight 0."""
-        terms: dict[str, Tensor] = {}
-        if self._trains_text(progress):
-            if self.lam_iat * self.lam_mhe:
-                energy = hyperspherical_energy(batch.text, self.alpha, self.mhe_form)
-                terms["mhe"] = self.lam_iat * self.lam_mhe * energy
-            if self.lam_iat * self.lam_iakd:
-                z0 = _unit(batch.original_clean)
-                terms["iakd"] = self.lam_iat * self.lam_iakd * self._distil(batch, z0, z0, batch.text)
-        if not self._in_first_phase(progress):
-            assert batch.adversarial is not None
-            terms["tam"] = self._margin_loss(batch.adversarial, batch, self.margin).mean()
-            if self.lam_takd:
-                terms["takd"] = self.lam_takd * self._takd(batch)
-        return terms
+        compute = {"mhe": self.mhe, "iakd": self.iakd, "tam": self.tam, "takd": self.takd}
+        return {name: weight * compute[name](batch) for name, weight in self.weights(progress).items()}
+
+    def mhe(self, batch: Batch) -> Tensor:
+        """Minimum hyperspherical energy, which spreads the texts.
+
+        L_MHE = mean over j != k of 1 / (1 + ||t_j - t_k||^alpha), or of 1 / ||t_j - t_k||^alpha, by `mhe_form`. With
+        IAKD it is what the AAAI version calls SC-MHE.
+        """
+        return hyperspherical_energy(batch.text, self.alpha, self.mhe_form)
+
+    def iakd(self, batch: Batch) -> Tensor:
+        """Image-aware distillation, which keeps what texts mean to images.
+
+        L_IAKD = mean_i T^2 KL(softmax(s_kd cos(z0_i, t0) / T) || softmax(s_kd cos(z0_i, t) / T)).
+        """
+        z0 = _unit(batch.original_clean)
+        return self._distil(batch, z0, batch.text)
+
+    def tam(self, batch: Batch) -> Tensor:
+        """Text-aware margins, called ASAM by the AAAI version.
+
+        L_TAM = mean_i CE(s (cos(z'_i, sg t_k) + m_{y_i k}), y_i), m = `margins`.
+        """
+        assert batch.adversarial is not None
+        return self._margin_loss(batch.adversarial, batch, self.margin).mean()
+
+    def takd(self, batch: Batch) -> Tensor:
+        """Text-aware distillation, which keeps what images mean to texts.
+
+        L_TAKD = mean_i T^2 KL(softmax(s_kd cos(z0_i, t0) / T) || softmax(s_kd cos(z'_i, t0) / T)), or for
+        `takd_kind=feature` mean_i (1 - cos(z'_i, z0_i)); `takd_student` says which images z' are.
+        """
+        student = _unit(batch.adversarial if self.takd_student == "adversarial" else batch.clean)
+        if self.takd_kind == "feature":
+            return (1 - (student * _unit(batch.original_clean)).sum(dim=1)).mean()
+        return self._distil(batch, student, batch.original_text)
 
     def _margin_loss(self, embeddings: Tensor, batch: Batch, margin: float) -> Tensor:
         """(B,) TAM, which is plain cross-entropy without margins; no gradient to the text."""
@@ -158,15 +181,10 @@ class TIMA(Method):
             logits = logits + batch.logit_scale * margins(fixed.text, self.margin_mode, margin)[batch.labels]
         return cross_entropy(logits, batch.labels)
 
-    def _takd(self, batch: Batch) -> Tensor:
-        student = _unit(batch.adversarial if self.takd_student == "adversarial" else batch.clean)
-        z0, t0 = _unit(batch.original_clean), batch.original_text
-        if self.takd_kind == "feature":
-            return (1 - (student * z0).sum(dim=1)).mean()
-        return self._distil(batch, z0, student, t0)
-
-    def _distil(self, batch: Batch, teacher: Tensor, images: Tensor, text: Tensor) -> Tensor:
+    def _distil(self, batch: Batch, images: Tensor, text: Tensor) -> Tensor:
+        """What clean images are under the original model, into images and text, unit rows."""
         scale = batch.logit_scale if self.kd_scale is None else self.kd_scale
+        teacher = _unit(batch.original_clean)
         return distillation(teacher, batch.original_text, images, text, scale, self.kd_temperature)
 
 

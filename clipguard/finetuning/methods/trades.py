@@ -12,19 +12,24 @@ from clipguard.finetuning.methods.base import Batch, Method, Need, cross_entropy
 
 @dataclass(frozen=True)
 class TRADES(Method):
-    """TRADES (Zhang et al., ICML 2019, arXiv 1901.08573) with CLIP's fixed class texts as the classifier.
+    """TRADES (Zhang et al. 2019) with CLIP's fixed class texts as the classifier.
 
     L = mean_i CE(l(x_i), y_i) + beta mean_i KL(softmax l(x_i) || softmax l(x'_i)), l = s cos(z, t), with gradients
     through both sides of the KL. The attack maximises that KL, which has no gradient at the clean image: it needs a
     random start.
 
-    beta = 6 is the paper's for CIFAR-10. It trained no CLIP model: there is no published setting to preset.
+    Args:
+        beta: weight of the KL; 6 is the paper's for CIFAR-10. It trained no CLIP model, so there is no published
+            setting to preset.
     """
 
     beta: float = 6.0
 
     name: ClassVar[str] = "trades"
     summary: ClassVar[str] = "clean cross-entropy, and KL from clean to adversarial predictions (Zhang et al. 2019)"
+    citation: ClassVar[str] = (
+        "Zhang et al., Theoretically Principled Trade-off between Robustness and Accuracy, ICML 2019, arXiv 1901.08573"
+    )
 
     def needs(self, progress: float) -> frozenset[Need]:  # noqa: ARG002
         """Labels, clean and adversarial images."""
