@@ -1,7 +1,6 @@
 """Several processes that train together: how they find each other, and what one decides for all.
 
-Launchers (torchrun, accelerate launch, mpirun) say in environment variables how many there are. Such variables also
-stay behind in shells and containers, so what is waited for is said, and waiting ends.
+What a launcher says of them (`launch.py`) may be wrong, so what is waited for is said, and waiting ends.
 """
 
 from __future__ import annotations
@@ -12,7 +11,7 @@ import socket
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import astuple, dataclass
+from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any, TypeVar
 
@@ -22,39 +21,12 @@ from torch.distributed import PrefixStore, Store, TCPStore  # type: ignore[attr-
 from torch.distributed.constants import default_pg_timeout
 
 from clipguard.core.errors import ClipguardError, FinetuneError, ToldElsewhereError, first_line
-from clipguard.core.notices import notice
+from clipguard.finetuning.launch import Launch, cure, only, read_launch, tell_what_is_not_read, variables_set
 
 T = TypeVar("T")
 log = logging.getLogger("clipguard")
 RENDEZVOUS_TIMEOUT = 60.0  # seconds
 PATIENCE = 3.0  # seconds that launched processes may be apart without a word
-MPI = ("PMI", "OMPI_COMM_WORLD", "MV2_COMM_WORLD")
-RANK = ("RANK", *(f"{name}_RANK" for name in MPI))
-SIZE = ("WORLD_SIZE", *(f"{name}_SIZE" for name in MPI))
-LOCAL_RANK = ("LOCAL_RANK", "MPI_LOCALRANKID", "OMPI_COMM_WORLD_LOCAL_RANK", "MV2_COMM_WORLD_LOCAL_RANK")
-LOCAL_SIZE = ("LOCAL_WORLD_SIZE", "MPI_LOCALNRANKS", "OMPI_COMM_WORLD_LOCAL_SIZE", "MV2_COMM_WORLD_LOCAL_SIZE")
-PLACE = ("MASTER_ADDR", "MASTER_PORT")
-ALL = (*RANK, *SIZE, *LOCAL_RANK, *LOCAL_SIZE, *PLACE)
-# What accelerate would take settings from, over ours.
-FOREIGN = ("ACCELERATE_", "FSDP_", "MEGATRON_LM_", "PARALLELISM_CONFIG_", "FORK_LAUNCHED")
-NO_EFFECT = ("", "no", "none", "false", "0", "default")
-
-
-@dataclass(frozen=True)
-class Launch:
-    """What the environment says: which process of how many this is, and where they meet."""
-
-    rank: int = 0
-    size: int = 1
-    local_rank: int = 0
-    local_size: int = 1
-    address: str = ""
-    port: int = 0
-
-    def variables(self) -> dict[str, str]:
-        """The same as torchrun writes it."""
-        names = (RANK[0], SIZE[0], LOCAL_RANK[0], LOCAL_SIZE[0], *PLACE)
-        return {name: str(value) for name, value in zip(names, astuple(self), strict=True)}
 
 
 @dataclass(frozen=True)
@@ -99,14 +71,20 @@ class Team:
 
 @contextmanager
 def joined(device: str, timeout: float) -> Iterator[Team]:
-    """Meet the processes that were launched with this one; on its own otherwise. `device` as of torch.
+    """Meet the processes that were launched with this one; on its own otherwise.
 
     Until the end accelerate sees of the environment only that, and helpers log errors alone.
-    Raises FinetuneError for variables that fit no launch, and when not all have come after `timeout` seconds.
+
+    Args:
+        device: as of torch.
+        timeout: seconds in which all must have come.
+
+    Raises:
+        FinetuneError: for variables that fit no launch, and when not all have come in time.
     """
     launch = read_launch()
     if launch.size > 1 and device == "mps":
-        raise FinetuneError(f"{launch.size} processes cannot share mps: train with one, or --device cpu.")
+        raise FinetuneError(f"{launch.size} processes cannot share mps: train with one, or `device=cpu`.")
     tell_what_is_not_read(launch)
     if launch.size == 1:
         with only({}):
@@ -128,26 +106,11 @@ def joined(device: str, timeout: float) -> Iterator[Team]:
             dist.destroy_process_group()
 
 
-def read_launch() -> Launch:
-    """What the environment says. Raises FinetuneError for what fits no launch."""
-    size = _number(SIZE)
-    if size is None or size <= 1:
-        return Launch()
-    rank, local_size = _number(RANK), _number(LOCAL_SIZE) or 1
-    address = os.environ.get("MASTER_ADDR") or ("127.0.0.1" if local_size == size else "")
-    port = _number(("MASTER_PORT",)) or 29500
-    missing = "RANK" if rank is None else "" if address else "MASTER_ADDR"
-    if rank is None or missing:
-        raise FinetuneError(f"{_found(SIZE)} says that {size} processes train, but {missing} is not set: {_cure()}")
-    if rank >= size:
-        raise FinetuneError(f"{_found(RANK)} does not fit {_found(SIZE)}, which counts from 0: {_cure()}")
-    return Launch(rank, size, _number(LOCAL_RANK) or 0, local_size, address, port)
-
-
 def meet(launch: Launch, timeout: float) -> Store:
-    """The store through which all processes talk, once all have come; how long that takes is nobody's secret.
+    """The store through which all processes talk, once all have come; a wait of some seconds is told.
 
-    Raises FinetuneError if they have not all come after `timeout` seconds, or the port is another program's.
+    Raises:
+        FinetuneError: if they have not all come after `timeout` seconds, or the port is another program's.
     """
     started, said = time.monotonic(), False
     store: Store | None = None
@@ -156,11 +119,11 @@ def meet(launch: Launch, timeout: float) -> Store:
         waited = time.monotonic() - started
         if waited > timeout:
             raise FinetuneError(
-                f"After {timeout:g} s (--rendezvous-timeout) {_absent(launch, store, here)}{why}: {_cure()}"
+                f"After {timeout:g} s (`rendezvous_timeout`) {_absent(launch, store, here)}{why}: {cure()}"
             )
         if waited > min(PATIENCE, timeout / 2) and not said:
             said = True
-            log.warning("Waiting up to %g s, because %s: %s", timeout, _absent(launch, store, here), _cure())
+            log.warning("Waiting up to %g s, because %s: %s", timeout, _absent(launch, store, here), cure())
         if store is None:
             store, why = _connect(launch)
             if store is not None:
@@ -190,7 +153,7 @@ def _connect(launch: Launch) -> tuple[Store | None, str]:
     except RuntimeError as error:
         if serve:
             raise FinetuneError(
-                f"MASTER_PORT={launch.port} cannot be opened ({first_line(error, 80)}): name a free one, or {_cure()}"
+                f"MASTER_PORT={launch.port} cannot be opened ({first_line(error, 80)}): name a free one, or {cure()}"
             ) from error
         return None, f" ({first_line(error, 80)})"
     attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
@@ -211,58 +174,8 @@ def _no_stack_traces() -> Iterator[None]:
 
 
 def _absent(launch: Launch, store: Store | None, here: int) -> str:
-    names = ", ".join(f"{name}={os.environ[name]}" for name in ALL if name in os.environ)
+    variables = ", ".join(variables_set())
     if store is None:
-        return f"process 0 of {launch.size} is not there ({names})"
+        return f"process 0 of {launch.size} is not there ({variables})"
     n = launch.size - here
-    return f"{n} other process{'es are' if n > 1 else ' is'} not there ({names})"
-
-
-def _cure() -> str:
-    found = " ".join(name for name in ALL if name in os.environ)
-    return f"start all with torchrun, or train with this process alone after `unset {found}`."
-
-
-def tell_what_is_not_read(launch: Launch) -> None:
-    """Say which variables would have changed the run, and do not."""
-    foreign = [
-        f"{name}={value}"
-        for name, value in sorted(os.environ.items())
-        if name.startswith("ACCELERATE_") and value.lower() not in NO_EFFECT
-        if (name, value) != ("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", "1")
-    ]
-    if foreign:
-        what = ", ".join(foreign)
-        notice("skipped", f"{what}: not read. Options decide: --device, --precision, --accumulate, --grad-clip.")
-    if launch.size == 1 and _number(SIZE) is None and (alone := [name for name in LOCAL_RANK if name in os.environ]):
-        what = f"{alone[0]}={os.environ[alone[0]]}"
-        notice("skipped", f"{what}: not read, since no WORLD_SIZE says how many processes train. This one does, alone.")
-
-
-@contextmanager
-def only(variables: dict[str, str]) -> Iterator[None]:
-    """Of what accelerate reads from the environment, let it see these."""
-    mine = [name for name in os.environ if name in ALL or name.startswith(FOREIGN)]
-    before = {name: os.environ.pop(name) for name in mine}
-    os.environ.update(variables)
-    try:
-        yield
-    finally:
-        for name in variables:
-            os.environ.pop(name, None)
-        os.environ.update(before)
-
-
-def _number(names: tuple[str, ...]) -> int | None:
-    """The first of these variables that is set, as accelerate reads them."""
-    for name in names:
-        text = os.environ.get(name, "")
-        if text and not text.lstrip("-").isdecimal():
-            raise FinetuneError(f"{name}={text} is no number: {_cure()}")
-        if text and int(text) >= 0:
-            return int(text)
-    return None
-
-
-def _found(names: tuple[str, ...]) -> str:
-    return next(f"{name}={os.environ[name]}" for name in names if os.environ.get(name))
+    return f"{n} other process{'es are' if n > 1 else ' is'} not there ({variables})"

@@ -15,7 +15,7 @@ import pytest
 from racing import race
 
 from clipguard.cli import run
-from clipguard.finetuning.processes import ALL
+from clipguard.finetuning.launch import LAUNCH_VARIABLES
 from clipguard.models.checkpoint.reader import hash_file
 
 FINETUNE = ["finetune", "--method", "tecoa", "--steps", "2", "--batch-size", "2", "--attack-steps", "1"]
@@ -25,7 +25,7 @@ FINETUNE += ["--n-samples", "40", "--eval-samples", "4", "--device", "cpu", "--w
 @pytest.fixture(autouse=True)
 def no_launch(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
     """Whatever started the tests is not a launch of theirs."""
-    for name in ALL:
+    for name in LAUNCH_VARIABLES:
         monkeypatch.delenv(name, raising=False)
     monkeypatch.chdir(tmp_path)
     return tmp_path

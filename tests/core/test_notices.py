@@ -64,11 +64,11 @@ PLACES = {
         ("skipped", "members that are no image or label"),
     ],
     "data/templates.py": [("translated", "templates in quotes, lists, functions or JSON")],
-    "finetuning/training/data.py": [("skipped", "labels that cannot be read, of a method that needs none")],
-    "finetuning/processes.py": [
+    "finetuning/launch.py": [
         ("skipped", "variables of accelerate that would change settings"),
         ("skipped", "variables of a launch of one process"),
     ],
+    "finetuning/training/data.py": [("skipped", "labels that cannot be read, of a method that needs none")],
     "models/checkpoint/image_processor.py": [
         ("guessed", "CLIP's own processor, where there is no file"),
         ("skipped", "keys that transformers does not use either"),
