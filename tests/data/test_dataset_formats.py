@@ -201,7 +201,7 @@ def run_offline(code: str, home: Path, **network: str) -> tuple[str, float]:
 
 LOAD_HUB = """
 from clipguard.data import load_dataset
-from clipguard.errors import DatasetError, SplitError
+from clipguard.core.errors import DatasetError, SplitError
 try:
     dataset = load_dataset("hf:some-org/TwoColours@test")
     print(dataset.source, dataset.split, dataset.labels.tolist(), dataset.image(0).getpixel((0, 0)))

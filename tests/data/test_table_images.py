@@ -156,7 +156,7 @@ def test_a_cache_that_cannot_be_written_is_named_and_not_the_data(
 ON_A_FULL_DISK = """
 import resource, signal, sys
 from clipguard.data import load_dataset
-from clipguard.errors import DatasetError
+from clipguard.core.errors import DatasetError
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 resource.setrlimit(resource.RLIMIT_FSIZE, (200, 200))  # no file may grow beyond that, as where there is no space
 try:
