@@ -18,7 +18,8 @@ from common import Cell, attack, provenance, save
 from torch.nn import functional as F
 
 from clipguard.attacks.engine.engine import Example
-from clipguard.models.classifier import Preprocessing, ZeroShotClassifier
+from clipguard.models.classifier import ZeroShotClassifier
+from clipguard.models.preprocessing import Preprocessing
 
 MODELS = {"ViT-B-32": 64, "RN50": 16}  # batch sizes
 # A robust image's steps: nothing succeeds within a radius of 1e-6.

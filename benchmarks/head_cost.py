@@ -19,8 +19,9 @@ from common import provenance, save
 from torch import Tensor
 from torch.nn import functional as F
 
-from clipguard.models.classifier import Preprocessing, ZeroShotClassifier
+from clipguard.models.classifier import ZeroShotClassifier
 from clipguard.models.cosine import exact_cosines, on_grid
+from clipguard.models.preprocessing import Preprocessing
 
 BATCH, WIDTH = 64, 512
 CLASSES = (10, 100, 1000)

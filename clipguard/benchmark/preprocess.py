@@ -14,7 +14,8 @@ from clipguard.data import ZeroShotDataset
 from clipguard.data.registry import find_entry
 from clipguard.models import ZeroShotClassifier
 from clipguard.models.classifier import Resolution
-from clipguard.models.loading import LoadedModel, to_native_pixels
+from clipguard.models.loading import LoadedModel
+from clipguard.models.preprocessing import to_native_pixels
 
 
 def prepare(

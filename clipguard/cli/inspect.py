@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from enum import Enum
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from clipguard.cli.console.flags import in_flags
 from clipguard.cli.console.terminal import echo, echo_data
 
 if TYPE_CHECKING:
@@ -34,9 +36,11 @@ def inspect(
     output_format: Annotated[Format, typer.Option("--format", "-f", help="What stdout gets.")] = Format.table,
 ) -> None:
     """Say what a checkpoint is (format, architecture, towers, training) and how to bench it."""
+    from clipguard.cli import app
     from clipguard.models.inspection import inspect_model
 
     found = inspect_model(source)
+    found = replace(found, needs=in_flags(found.needs, app))
     if output_format is Format.json:
         echo_data(json.dumps(found.to_dict(), indent=2, allow_nan=False))
         return

@@ -24,5 +24,5 @@ def check_device(device: str | torch.device) -> torch.device:
         target = torch.device(device)
         torch.empty(1, device=target)
     except Exception as error:  # unknown name, no driver, no such index: RuntimeError, AssertionError ...
-        raise ModelError(f"--device {str(device)!r} cannot be used on this machine: try cpu.") from error
+        raise ModelError(f"`device` {str(device)!r} cannot be used on this machine: try cpu.") from error
     return target

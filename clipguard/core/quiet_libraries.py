@@ -9,7 +9,7 @@ from contextlib import contextmanager
 
 
 @contextmanager
-def quiet() -> Iterator[None]:
+def quiet_libraries() -> Iterator[None]:
     """Silence Python warnings and all log records below ERROR for the duration.
 
     open_clip calls `logging.info(...)` on the root logger, which also installs a stderr handler there when there is

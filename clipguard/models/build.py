@@ -1,4 +1,4 @@
-"""Build the open_clip model of a located checkpoint, its tokenizer, and put the weights in."""
+"""Build the open_clip model of a checkpoint that is on this machine, its tokenizer, and put the weights in."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ import math
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import nn
 
 from clipguard.core.errors import ModelError, first_line
 from clipguard.models.checkpoint.config import CONFIG_NAME
-from clipguard.models.checkpoint.layouts import explain_adapter
+from clipguard.models.checkpoint.contents import explain_adapter
 from clipguard.models.checkpoint.match import check_activation, fit_state
 from clipguard.models.checkpoint.reader import WeightFile, check_finite, hash_file, read_weights
 from clipguard.models.text.encoding import Tokenizer
@@ -36,12 +36,25 @@ class Checkpoint:
     file: WeightFile | None = None  # the weights, if they were read already
     notes: tuple[str, ...] = ()  # what was detected and the file does not say
 
+    @property
+    def activation(self) -> str:
+        """ "QuickGELU" or "GELU", or the name of the timm model that the image tower is."""
+        plain = "QuickGELU" if self.model_cfg.get("quick_gelu", False) else "GELU"
+        return str(self.model_cfg["vision_cfg"].get("timm_model_name") or plain)
+
+
+class PlacedWeights(NamedTuple):
+    """The weights that were put into a model."""
+
+    sha256: str  # of their file
+    left_out: tuple[str, ...]  # what else is in it
+
 
 def _check_packages(checkpoint: Checkpoint) -> None:
     """Raise ModelError when a text tower or tokenizer needs the optional transformers package and it is missing."""
     text = checkpoint.model_cfg["text_cfg"]
-    wanted = text.get("hf_model_name") or text.get("hf_tokenizer_name")
-    if wanted and importlib.util.find_spec("transformers") is None:
+    from_transformers = text.get("hf_model_name") or text.get("hf_tokenizer_name")
+    if from_transformers and importlib.util.find_spec("transformers") is None:
         raise ModelError(f"{checkpoint.architecture} needs the transformers package: pip install transformers.")
 
 
@@ -98,42 +111,43 @@ def load_tokenizer(checkpoint: Checkpoint) -> Tokenizer:
     return cast(Tokenizer, tokenizer)
 
 
-def load_weights(model: nn.Module, checkpoint: Checkpoint) -> tuple[str, tuple[str, ...]]:
-    """Put the weights into the model, all of them or none; returns the file's SHA-256 and what in it was left out.
+def load_weights(model: nn.Module, checkpoint: Checkpoint) -> PlacedWeights:
+    """Put the weights into the model, all of them or none.
 
     Raises:
         ModelError: when the file cannot be read safely, does not fit, or was trained with another activation.
     """
-    notes: tuple[str, ...]
-    if checkpoint.from_tag:
-        sha256, notes = _load_tag(model, checkpoint), ()
-    else:
-        file = checkpoint.file or read_weights(checkpoint.weights)
-        if file.contents.adapter:
-            raise ModelError(explain_adapter(file.path))
-        if file.contents.image_only:
-            raise ModelError(
-                f"{file.path} holds an image tower alone ({file.contents.format}): give that file itself as --model,"
-                " and the model it was tuned from as --base."
-            )
-        state = fit_state(model, file, checkpoint.architecture)
-        check_activation(file, checkpoint.architecture, checkpoint.model_cfg, from_folder=checkpoint.from_folder)
-        model.load_state_dict(state)
-        sha256, notes = file.sha256, file.contents.notes
+    placed = _load_tag(model, checkpoint) if checkpoint.from_tag else _load_file(model, checkpoint)
     scale = float(cast(torch.Tensor, model.logit_scale).detach().exp())
     if not math.isfinite(scale) or scale <= 0:
         raise ModelError(
             f"{checkpoint.label} has a logit scale of exp({math.log(scale) if scale > 0 else scale}): it must be"
             " stored as a logarithm (CLIP's is 4.6)."
         )
-    return sha256, notes
+    return placed
+
+
+def _load_file(model: nn.Module, checkpoint: Checkpoint) -> PlacedWeights:
+    file = checkpoint.file or read_weights(checkpoint.weights)
+    if file.contents.adapter:
+        raise ModelError(explain_adapter(file.path))
+    if file.contents.image_only:
+        raise ModelError(
+            f"{file.path} holds an image tower alone ({file.contents.format}): give that file itself as `model`,"
+            " and the model it was tuned from as `base`."
+        )
+    state = fit_state(model, file, checkpoint.architecture)
+    check_activation(file, checkpoint.architecture, checkpoint.model_cfg, from_folder=checkpoint.from_folder)
+    model.load_state_dict(state)
+    return PlacedWeights(file.sha256, file.contents.notes)
 
 
 def load_tower(model: nn.Module, file: WeightFile, base: Checkpoint) -> float:
     """Put the image tower of a file into its base model, all of it or nothing.
 
-    Returns the cosine similarity of its weights and those it replaces, norms and biases apart: near 1 for a tower tuned
-    from this base, near 0 for an unrelated one.
+    Returns:
+        The cosine similarity of its weights and those it replaces, norms and biases apart: near 1 for a tower tuned
+        from this base, near 0 for an unrelated one.
 
     Raises:
         ModelError: when it does not fit, or was trained with another activation.
@@ -148,7 +162,7 @@ def load_tower(model: nn.Module, file: WeightFile, base: Checkpoint) -> float:
     return product / (lengths[0] * lengths[1])
 
 
-def _load_tag(model: nn.Module, checkpoint: Checkpoint) -> str:
+def _load_tag(model: nn.Module, checkpoint: Checkpoint) -> PlacedWeights:
     """open_clip's own loader knows the formats behind its tags (.npz, MobileCLIP ...), and here loads strictly."""
     from open_clip.factory import load_checkpoint
 
@@ -160,4 +174,4 @@ def _load_tag(model: nn.Module, checkpoint: Checkpoint) -> str:
             f" ({first_line(error)}): delete that file and run again to fetch it anew."
         ) from error
     check_finite(model.state_dict(), checkpoint.weights)
-    return hash_file(checkpoint.weights)
+    return PlacedWeights(hash_file(checkpoint.weights), ())

@@ -55,7 +55,7 @@ def convert_files(loaded: LoadedModel, to: Layout) -> dict[str, bytes]:
     elif loaded.preprocessing.cuts:
         raise ModelError(
             f"{loaded.info.name} cuts the centre out of images that it resizes otherwise ({loaded.info.resize_mode}),"
-            " which open_clip's config cannot say: convert it with --to hf."
+            " which open_clip's config cannot say: convert it with `to=hf`."
         )
     else:
         files = checkpoint_files(loaded, loaded.model.state_dict())
@@ -68,7 +68,7 @@ def _transformers_files(loaded: LoadedModel) -> dict[str, bytes]:
     if loaded.text_map is not None:
         raise ModelError(
             f"The tuned text of {loaded.info.name} is not in its weights, and transformers has no place for it: convert"
-            " it without --to hf."
+            " it without `to=hf`."
         )
     config = transformers_config(loaded.model_cfg, loaded.info.name)
     tensors = plain_state(to_transformers(loaded.model.state_dict()))

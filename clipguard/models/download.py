@@ -9,8 +9,8 @@ from urllib.parse import urlsplit
 
 from clipguard.core.errors import ModelError, first_line
 from clipguard.models.checkpoint.config import CONFIG_NAME, WEIGHT_NAMES
+from clipguard.models.checkpoint.contents import ADAPTER_CONFIG, explain_adapter
 from clipguard.models.checkpoint.image_processor import PREPROCESSOR_NAME, PROCESSOR_NAME
-from clipguard.models.checkpoint.layouts import ADAPTER_CONFIG, explain_adapter
 from clipguard.models.checkpoint.shards import INDEX_SUFFIX, is_index, read_index_names
 from clipguard.models.checkpoint.transformers import CONFIG_NAME as TRANSFORMERS_CONFIG
 from clipguard.models.text.tuned import ORIGINAL_FILE, TEXT_FILE

@@ -5,7 +5,8 @@ from __future__ import annotations
 import shlex
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from contextlib import nullcontext
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +17,12 @@ from clipguard.core.hub_access import hub_access
 from clipguard.core.notices import noticing
 from clipguard.models.build import Checkpoint
 from clipguard.models.checkpoint.architecture import find_architectures
-from clipguard.models.checkpoint.layouts import explain_adapter
+from clipguard.models.checkpoint.contents import explain_adapter
 from clipguard.models.checkpoint.reader import WeightFile, find_release, read_weights
-from clipguard.models.locate import config_folder, detect, locate
-from clipguard.models.source import DIR_PREFIX, ModelSource, parse_source, uses_quick_gelu
+from clipguard.models.detect import detect
+from clipguard.models.locate import config_folder, locate
+from clipguard.models.open_clip_catalog import uses_quick_gelu
+from clipguard.models.source import DIR_PREFIX, ModelSource, parse_source
 
 
 @dataclass(frozen=True)
@@ -37,10 +40,10 @@ class Inspection:
     tensors: int
     parameters: int
     dtypes: dict[str, int]  # number of tensors
-    architectures: list[str]  # open_clip's, of these names and shapes; or the config that describes it
-    activation: str  # "not known" where neither config nor file tells
-    release: str | None  # the published file with this SHA-256
-    base: str | None  # for an image tower: the model whose text tower goes with it, if known
+    architectures: list[str] = field(default_factory=list)  # that fit names and shapes; or the config that says it
+    activation: str = "not known"  # where neither config nor file tells
+    release: str | None = None  # the published file with this SHA-256
+    base: str | None = None  # for an image tower: the model whose text tower goes with it, if known
     notes: list[str] = field(default_factory=list)
     training: dict[str, Any] = field(default_factory=dict)  # what the file says about its training
     command: str = ""  # to bench it
@@ -52,7 +55,7 @@ class Inspection:
 
 
 def inspect_model(spec: str) -> Inspection:
-    """Describe the weights behind a `--model` value. Nothing is built, and no base model is fetched.
+    """Describe the weights behind a model's spec. Nothing is built, and no base model is fetched.
 
     Raises:
         ModelError: when there is nothing that can be read there.
@@ -67,26 +70,10 @@ def _inspect(spec: str) -> Inspection:
         raise ModelError(f"{spec} names weights that open_clip publishes: `{bench_command(spec)}`.")
     if source.kind == "file":
         return _inspect_file(source)
-    if source.kind == "hub":
-        with hub_access():
-            checkpoint = locate(source)
-    else:
+    with hub_access() if source.kind == "hub" else nullcontext():
         checkpoint = locate(source)
-    return _inspection(
-        source,
-        read_weights(checkpoint.weights),
-        architectures=[checkpoint.architecture],
-        activation=_activation(checkpoint),
-        base=None,
-        notes=list(checkpoint.notes),
-        command=bench_command(source.spec),
-    )
-
-
-def _activation(checkpoint: Checkpoint) -> str:
-    config = checkpoint.model_cfg
-    own = "QuickGELU" if config.get("quick_gelu", False) else "GELU"
-    return str(config["vision_cfg"].get("timm_model_name") or own)
+    inspection = _read(source, read_weights(checkpoint.weights))
+    return _with_config(inspection, checkpoint, bench_command(source.spec))
 
 
 def bench_command(spec: str, base: str | None = None) -> str:
@@ -96,47 +83,34 @@ def bench_command(spec: str, base: str | None = None) -> str:
 
 def _inspect_file(source: ModelSource) -> Inspection:
     file = read_weights(Path(source.weights), source.entry)
+    inspection = _read(source, file)
     if file.contents.adapter:
-        return _inspection(source, file, [], "of its base", None, needs=explain_adapter(file.path))
-    found = [source.name] if source.name else find_architectures(file)
+        return replace(inspection, activation="of its base", needs=explain_adapter(file.path))
+    inspection = replace(inspection, architectures=[source.name] if source.name else find_architectures(file))
     folder = None if source.name or file.contents.image_only else config_folder(file.path)
     if folder is not None:
         checkpoint = locate(parse_source(f"{DIR_PREFIX}{folder}"))
-        command = f"clipguard bench --model {DIR_PREFIX}{folder}"
-        return _inspection(
-            source,
-            file,
-            found or [checkpoint.architecture],
-            _activation(checkpoint),
-            None,
-            list(checkpoint.notes),
-            command,
-        )
+        return _with_config(inspection, checkpoint, f"clipguard bench --model {DIR_PREFIX}{folder}")
+    if file.contents.image_only:
+        inspection = replace(inspection, activation="of its base")
     try:
-        resolved, _, notes = detect(source)
+        detected = detect(source)
     except ModelError as error:
-        activation = "of its base" if file.contents.image_only else "not known"
-        return _inspection(source, file, found, activation, None, needs=str(error))
-    base = resolved.base
-    if base is None:
-        activation = "QuickGELU" if uses_quick_gelu(resolved.name) else "GELU"
-        command = bench_command(f"{resolved.name}:{source.spec.removeprefix(f'{source.name}:')}")
-    else:
-        activation = "of its base"
+        return replace(inspection, needs=str(error))
+    inspection = replace(inspection, notes=[*detected.notes, *inspection.notes])
+    base, architecture = detected.source.base, detected.source.name
+    if base is not None:
         command = bench_command(source.spec, None if source.base else base.spec)
-    return _inspection(source, file, found, activation, base.spec if base else None, list(notes), command)
+        return replace(inspection, base=base.spec, command=command)
+    return replace(
+        inspection,
+        activation="QuickGELU" if uses_quick_gelu(architecture) else "GELU",
+        command=bench_command(f"{architecture}:{source.spec.removeprefix(f'{source.name}:')}"),
+    )
 
 
-def _inspection(
-    source: ModelSource,
-    file: WeightFile,
-    architectures: list[str],
-    activation: str,
-    base: str | None,
-    notes: list[str] | None = None,
-    command: str = "",
-    needs: str = "",
-) -> Inspection:
+def _read(source: ModelSource, file: WeightFile) -> Inspection:
+    """What the weights themselves say."""
     contents, release = file.contents, find_release(file.sha256)
     return Inspection(
         source=source.spec,
@@ -150,14 +124,20 @@ def _inspection(
         tensors=len(file.tensors),
         parameters=sum(tensor.numel() for tensor in file.tensors.values()),
         dtypes=_count_dtypes(file.tensors),
-        architectures=architectures,
-        activation=activation,
         release=release.name if release else None,
-        base=base,
-        notes=[*(notes or []), *contents.notes],
+        notes=list(contents.notes),
         training=contents.training,
+    )
+
+
+def _with_config(inspection: Inspection, checkpoint: Checkpoint, command: str) -> Inspection:
+    """The same with what the config beside the weights says."""
+    return replace(
+        inspection,
+        architectures=inspection.architectures or [checkpoint.architecture],
+        activation=checkpoint.activation,
+        notes=[*checkpoint.notes, *inspection.notes],
         command=command,
-        needs=needs,
     )
 
 

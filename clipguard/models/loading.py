@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
@@ -14,23 +14,29 @@ from typing import Any
 import torch
 from PIL import Image
 from torch import Tensor, nn
-from torchvision.transforms import Compose, InterpolationMode, Resize
-from torchvision.transforms.functional import to_tensor
 
 from clipguard.core.checking import check_type
 from clipguard.core.device import check_device
 from clipguard.core.errors import ModelError
 from clipguard.core.hub_access import hub_access
-from clipguard.core.quiet_libraries import quiet
-from clipguard.models.build import Checkpoint, build, load_tokenizer, load_tower, load_weights
-from clipguard.models.checkpoint.reader import WeightFile, hash_file
-from clipguard.models.classifier import Preprocessing, Resolution, ZeroShotClassifier, cut_centre
-from clipguard.models.locate import detect, locate, locate_base, needs_hub
+from clipguard.core.quiet_libraries import quiet_libraries
+from clipguard.models.build import Checkpoint, PlacedWeights, build, load_tokenizer, load_tower, load_weights
+from clipguard.models.checkpoint.reader import WeightFile
+from clipguard.models.classifier import Resolution, ZeroShotClassifier
+from clipguard.models.detect import Detected, detect
+from clipguard.models.locate import locate, locate_base, needs_hub
+from clipguard.models.preprocessing import (
+    Preprocessing,
+    describe_resize,
+    pixels_of_model_size,
+    spell_out,
+    to_native_pixels,
+)
 from clipguard.models.source import ModelSource, parse_source
 from clipguard.models.text.encoding import Tokenizer, encode_classes
-from clipguard.models.text.tuned import ORIGINAL_FILE, TEXT_FILE, TextChoice, TextMap, read_text_map, restore_original
+from clipguard.models.text.tuned import AppliedText, TextChoice, TextMap, apply_text
 
-RELATED = 0.5  # cosine of weights; fine-tuning moves them little
+RELATED_COSINE = 0.5  # of an image tower's weights and its base's: below, a warning; fine-tuning moves them little
 log = logging.getLogger("clipguard")
 
 
@@ -113,13 +119,7 @@ class LoadedModel:
         """
         if resolution == "native":
             return to_native_pixels
-        p = self.preprocessing
-        if p.cuts:
-            return CutPixels(p)
-        from open_clip.transform import PreprocessCfg, image_transform_v2
-
-        config = PreprocessCfg(p.image_size, "RGB", p.mean, p.std, p.interpolation, p.resize_mode, p.fill_color)
-        return Compose(image_transform_v2(config, is_train=False).transforms[:-1])  # type: ignore[no-any-return]
+        return pixels_of_model_size(self.preprocessing)
 
     def classifier(
         self,
@@ -173,148 +173,103 @@ def load_model(spec: str | Path, *, device: str | torch.device = "cpu", text: Te
             or the short name of a published model; `FILE@BASE` for an image tower and the model it was tuned from;
             `#normalization=...` and `#entry=...` at the end. See docs/checkpoints.md.
         device: a torch device.
-        text: "original" scores a model whose text clipguard tuned with the text it had before; see `text_map.py`.
+        text: "original" scores a model whose text clipguard tuned with the text it had before; see `text/tuned.py`.
+
+    Returns:
+        The model on `device`, float32, frozen and described.
 
     Raises:
         ModelError: one line that says what is wrong with the name, the files or the weights, and the cure.
     """
     check_type("A model's name", spec, str | Path, ModelError)
-    check_type("text", text, TextChoice, ModelError)
+    check_type("`text`", text, TextChoice, ModelError)
     target = check_device(device)
-    source, file, detected = detect(parse_source(str(spec)))
-    with hub_access() if needs_hub(source) else nullcontext():
-        whole = locate(source, file) if source.base is None or file is None else locate_base(source.base, file.path)
-        if source.normalization is not None:
-            whole = replace(whole, preprocess_cfg={**whole.preprocess_cfg, **source.normalization._asdict()})
-        with quiet():
-            model = build(whole)
-            tokenizer = load_tokenizer(whole)
-            sha256, left_out = load_weights(model, whole)
-            cosine = load_tower(model, file, whole) if source.base is not None and file is not None else None
-    preprocessing = _preprocessing(model, whole.preprocess_cfg)
-    info = _describe(source, whole, sha256, model, preprocessing)
-    info = replace(info, detected=detected + whole.notes + left_out)
-    if file is not None:
-        info = _describe_file(info, source, file, cosine)
-    info, text_map = _load_text(info, whole, model, text)
-    return LoadedModel(info, model, tokenizer, preprocessing, whole.model_cfg, text_map).to(target)
-
-
-def _describe_file(info: ModelInfo, source: ModelSource, file: WeightFile, cosine: float | None) -> ModelInfo:
-    """The info with what is known of a lone weight file; for an image tower it says at first what the base is."""
-    info = replace(info, format=file.contents.format)
-    if source.base is None or cosine is None:
-        return info
-    if cosine < RELATED:
-        log.warning(
-            "%s: its image tower has little in common with that of %s (cosine of the weights %.2f): was it tuned from"
-            " another model? If so, name that with --base",
-            source.spec,
-            source.base.spec,
-            cosine,
-        )
-    return replace(
-        info,
-        weights=f"{file.path} (image tower), {info.weights} (the rest)",
-        sha256=file.sha256,
-        base=source.base.spec,
-        base_sha256=info.sha256,
-        base_cosine=round(cosine, 4),
-        detected=info.detected + file.contents.notes,
+    detected = detect(parse_source(str(spec)))
+    with hub_access() if needs_hub(detected.source) else nullcontext():
+        checkpoint = _locate_whole(detected)
+        with quiet_libraries():
+            model = build(checkpoint)
+            tokenizer = load_tokenizer(checkpoint)
+            weights = load_weights(model, checkpoint)
+            cosine = None if detected.tower is None else load_tower(model, detected.tower, checkpoint)
+    if cosine is not None and cosine < RELATED_COSINE:
+        _warn_unrelated(detected.source, cosine)
+    preprocessing = spell_out(model, checkpoint.preprocess_cfg)
+    applied = apply_text(
+        model, checkpoint.weights.parent, checkpoint.model_cfg["embed_dim"], text, detected.source.spec
     )
+    info = _describe(detected, checkpoint, weights, model, preprocessing, applied)
+    if detected.tower is not None and cosine is not None:
+        info = _describe_tower(info, detected.source, detected.tower, cosine)
+    return LoadedModel(info, model, tokenizer, preprocessing, checkpoint.model_cfg, applied.text_map).to(target)
 
 
-def _load_text(
-    info: ModelInfo, checkpoint: Checkpoint, model: nn.Module, text: TextChoice
-) -> tuple[ModelInfo, TextMap | None]:
-    """Apply what a fine-tuning run left about the text beside the weights, and say so in the info."""
-    tuned, original = (checkpoint.weights.parent / name for name in (TEXT_FILE, ORIGINAL_FILE))
-    if text == "original":
-        if original.is_file():
-            restore_original(model, original)
-            return replace(info, text=f"original, from {original.name}", text_sha256=hash_file(original)), None
-        if tuned.is_file():
-            return replace(info, text=f"original, without {tuned.name}"), None
-        raise ModelError(f"{info.name} has no original text beside its own: clipguard did not tune its text.")
-    if not tuned.is_file():
-        return (replace(info, text="tuned, in the weights") if original.is_file() else info), None
-    text_map = read_text_map(tuned, checkpoint.model_cfg["embed_dim"])
-    return replace(
-        info, text=f"tuned, by the {text_map.kind} map in {tuned.name}", text_sha256=hash_file(tuned)
-    ), text_map
+def _locate_whole(detected: Detected) -> Checkpoint:
+    """Config and weights of the model to build: the source's own or, for an image tower, those of its base."""
+    source, file = detected.source, detected.file
+    if source.base is not None and file is not None:
+        checkpoint = locate_base(source.base, file.path)
+    else:
+        checkpoint = locate(source, file)
+    if source.normalization is None:
+        return checkpoint
+    return replace(checkpoint, preprocess_cfg={**checkpoint.preprocess_cfg, **source.normalization._asdict()})
 
 
-@dataclass(frozen=True)
-class CutPixels:
-    """An image as pixels (3, H, W) in [0,1], resized (or not) and its centre cut out, as transformers does it."""
-
-    preprocessing: Preprocessing
-
-    def __call__(self, image: Image.Image) -> Tensor:
-        p, image = self.preprocessing, image.convert("RGB")
-        if p.resize_size is not None:
-            edge = p.resize_size[0] if p.resize_mode == "shortest" else list(p.resize_size)
-            image = Resize(edge, interpolation=InterpolationMode(p.interpolation))(image)
-        return cut_centre(to_native_pixels(image), p.image_size)
-
-
-def to_native_pixels(image: Image.Image) -> Tensor:
-    """An image at its own size as RGB pixels (3, H, W), float32 in [0,1]."""
-    pixels: Tensor = to_tensor(image.convert("RGB"))
-    return pixels
-
-
-def _preprocessing(model: nn.Module, given: Mapping[str, Any]) -> Preprocessing:
-    """The preprocessing open_clip attached to the model, spelled out, and what it leaves out of the given one."""
-    resize_size = given.get("resize_size")
-    config: dict[str, Any] = model.visual.preprocess_cfg  # type: ignore[union-attr,assignment]
-    size = config["size"]
-    return Preprocessing(
-        image_size=(int(size), int(size)) if isinstance(size, int) else (int(size[0]), int(size[1])),
-        mean=_triple(config["mean"]),
-        std=_triple(config["std"]),
-        # open_clip evaluates "random" (a training setting) as bicubic.
-        interpolation="bilinear" if config["interpolation"] == "bilinear" else "bicubic",
-        resize_mode=config["resize_mode"],
-        fill_color=int(config["fill_color"]),
-        resize_size=None if resize_size is None else (resize_size[0], resize_size[1]),
+def _warn_unrelated(source: ModelSource, cosine: float) -> None:
+    assert source.base is not None
+    log.warning(
+        "%s: its image tower has little in common with that of %s (cosine of the weights %.2f): was it tuned from"
+        " another model? If so, name that with `base`",
+        source.spec,
+        source.base.spec,
+        cosine,
     )
-
-
-def _triple(value: float | Sequence[float]) -> tuple[float, float, float]:
-    if isinstance(value, (int, float)):
-        return (float(value),) * 3
-    return float(value[0]), float(value[1]), float(value[2])
-
-
-def _describe_resize(p: Preprocessing) -> str:
-    if p.resize_size is None:
-        return p.resize_mode
-    height, width = p.resize_size
-    return f"{p.resize_mode} to {height if p.resize_mode == 'shortest' else f'{height}x{width}'}, then the centre"
 
 
 def _describe(
-    source: ModelSource, checkpoint: Checkpoint, sha256: str, model: nn.Module, preprocessing: Preprocessing
+    detected: Detected,
+    checkpoint: Checkpoint,
+    weights: PlacedWeights,
+    model: nn.Module,
+    preprocessing: Preprocessing,
+    text: AppliedText,
 ) -> ModelInfo:
-    own = "QuickGELU" if checkpoint.model_cfg.get("quick_gelu", False) else "GELU"
-    bias = getattr(model, "logit_bias", None)
-    visual = model.visual
+    """What is known of the whole model that was built; for an image tower, of its base."""
+    visual, bias = model.visual, getattr(model, "logit_bias", None)
     assert isinstance(visual, nn.Module)
+    folder_format = "open_clip checkpoint" if checkpoint.tokenizer_name else "Hugging Face CLIPModel"
     return ModelInfo(
-        name=source.spec,
+        name=detected.source.spec,
         architecture=checkpoint.architecture,
         weights=checkpoint.label,
-        sha256=sha256,
-        activation=str(checkpoint.model_cfg["vision_cfg"].get("timm_model_name") or own),
+        sha256=weights.sha256,
+        activation=checkpoint.activation,
         mean=preprocessing.mean,
         std=preprocessing.std,
         image_size=preprocessing.image_size,
         interpolation=preprocessing.interpolation,
-        resize_mode=_describe_resize(preprocessing),
+        resize_mode=describe_resize(preprocessing),
         parameters=sum(p.numel() for p in model.parameters()),
         image_parameters=sum(p.numel() for p in visual.parameters()),
         logit_scale=float(model.logit_scale.detach().exp()),  # type: ignore[operator]
         logit_bias=None if bias is None else float(bias.detach()),
-        format="open_clip checkpoint" if checkpoint.tokenizer_name else "Hugging Face CLIPModel",
+        text=text.description,
+        text_sha256=text.sha256,
+        format=folder_format if detected.file is None else detected.file.contents.format,
+        detected=detected.notes + checkpoint.notes + weights.left_out,
+    )
+
+
+def _describe_tower(info: ModelInfo, source: ModelSource, tower: WeightFile, cosine: float) -> ModelInfo:
+    """The same with the image tower that took the place of the base's."""
+    assert source.base is not None
+    return replace(
+        info,
+        weights=f"{tower.path} (image tower), {info.weights} (the rest)",
+        sha256=tower.sha256,
+        base=source.base.spec,
+        base_sha256=info.sha256,
+        base_cosine=round(cosine, 4),
+        detected=info.detected + tower.contents.notes,
     )

@@ -1,4 +1,4 @@
-"""From a name to config and weights on this machine: detect what a file leaves open, fetch what is not here."""
+"""Config and weights of a whole model on this machine: where they lie, or fetched to there."""
 
 from __future__ import annotations
 
@@ -10,80 +10,16 @@ from typing import Any
 from clipguard.core.errors import ModelError
 from clipguard.core.notices import notice
 from clipguard.models.build import Checkpoint
-from clipguard.models.checkpoint.architecture import describe_shapes, find_architectures, openai_twin, settle_activation
 from clipguard.models.checkpoint.config import CONFIG_NAME, PREPROCESS_KEYS, find_weights, read_config
+from clipguard.models.checkpoint.contents import ADAPTER_CONFIG, explain_adapter
 from clipguard.models.checkpoint.image_processor import read_image_processor
-from clipguard.models.checkpoint.layouts import ADAPTER_CONFIG, explain_adapter
-from clipguard.models.checkpoint.reader import WeightFile, read_weights
+from clipguard.models.checkpoint.reader import WeightFile
 from clipguard.models.checkpoint.transformers import CONFIG_NAME as TRANSFORMERS_CONFIG
 from clipguard.models.checkpoint.transformers import read_transformers_config
 from clipguard.models.download import fetch_repository, fetch_tag
+from clipguard.models.open_clip_catalog import tag_config
 from clipguard.models.published import find_repository
-from clipguard.models.source import ModelSource, parse_source
-
-
-def detect(source: ModelSource) -> tuple[ModelSource, WeightFile | None, tuple[str, ...]]:
-    """The same source with what its file tells (architecture, base model) filled in, the file, and what was detected.
-
-    Sources that are no lone weight file come back as they are.
-
-    Raises:
-        ModelError: when the file leaves open what must not be guessed; says how to name it.
-    """
-    if source.kind != "file":
-        return source, None, ()
-    file = read_weights(Path(source.weights), source.entry)
-    if file.contents.adapter:
-        raise ModelError(explain_adapter(file.path))
-    if file.contents.image_only:
-        return _detect_tower(source, file)
-    if source.base is not None:
-        raise ModelError(f"{file.path} holds image and text tower, so there is no base to name: leave out"
-                         f" {source.base.spec}.")  # fmt: skip
-    if source.name:
-        return source, file, ()
-    try:
-        architecture, why = settle_activation(file, find_architectures(file))
-    except ModelError as error:
-        folder = config_folder(file.path)
-        if folder is None:
-            raise
-        raise ModelError(
-            f"{error} Or give local-dir:{folder}: the config there says what these weights are."
-        ) from error
-    return replace(source, name=architecture), file, (f"architecture detected: {architecture}, {why}",)
-
-
-def _detect_tower(source: ModelSource, file: WeightFile) -> tuple[ModelSource, WeightFile, tuple[str, ...]]:
-    """An image tower has the text tower of its base: the one named, or OpenAI's where the layout implies that."""
-    contents = file.contents
-    if source.base is not None:
-        base, notes = _detect_base(source, source.base)
-        return replace(source, base=base), file, notes
-    found = [source.name] if source.name else find_architectures(file)
-    openai = openai_twin(found) if contents.openai_base else None
-    if openai is None:
-        example = openai_twin(found) or (found[0] if found else "ARCH")
-        tag = "openai" if openai_twin(found) else "TAG"
-        raise ModelError(
-            f"{file.path} holds an image tower alone ({contents.format}{describe_shapes(found)}): name the model it was"
-            f" tuned from, whose text tower goes with it, as in --base {example}:{tag}."
-        )
-    base = parse_source(f"{openai}:openai")
-    why = f"base detected: {base.spec}, because only OpenAI's models are tuned by code that saves this layout"
-    return replace(source, base=base), file, (why,)
-
-
-def _detect_base(source: ModelSource, base: ModelSource) -> tuple[ModelSource, tuple[str, ...]]:
-    try:
-        base, _, notes = detect(base)
-    except ModelError as error:
-        raise ModelError(f"The base of {source.weights}: {error}") from error
-    if base.base is not None:
-        raise ModelError(f"The base {base.spec} is an image tower alone: name a whole model.")
-    if source.name and source.name != base.name:
-        raise ModelError(f"{source.spec}: {source.name} and the base {base.spec} differ; leave out {source.name}:.")
-    return base, tuple(f"base: {note}" for note in notes)
+from clipguard.models.source import ModelSource
 
 
 def needs_hub(source: ModelSource) -> bool:
@@ -104,33 +40,45 @@ def needs_hub(source: ModelSource) -> bool:
 
 
 def locate(source: ModelSource, file: WeightFile | None = None) -> Checkpoint:
-    """Find (for hub and tag: fetch) the config and the weight file of a whole model, a detected one.
+    """Find (for hub and tag: fetch) the config and the weight file of a whole model.
+
+    Args:
+        source: where from; of a lone weight file, with the architecture that `detect` filled in.
+        file: what was read of that weight file, if it was.
 
     Raises:
         ModelError: when they are not to be had or do not describe a model.
     """
     if source.kind == "hub":
-        config, weights = fetch_repository(source.name)
-        label = f"hf-hub:{source.name}@{weights.parent.name}/{weights.name}"
-        checkpoint = _folder_checkpoint(config.parent, weights, f"hf-hub:{source.name}", label)
-        return _state_activation(checkpoint, source.name)
-    if source.kind in ("dir", "tiny"):
-        folder = Path(source.name) if source.kind == "dir" else _tiny_folder()
-        _read_folder(folder)  # its absence explains more than the absence of weights
-        weights = find_weights(folder)
-        label = weights.name if source.kind == "tiny" else str(weights)
-        return _folder_checkpoint(folder, weights, f"local-dir:{folder}", label)
-    import open_clip
-    from open_clip.pretrained import get_pretrained_cfg
-
-    model_cfg = open_clip.get_model_config(source.name)
+        return _locate_repository(source.name)
+    if source.kind == "tag":
+        return _locate_tag(source.name, source.weights)
     if source.kind == "file":
-        path = Path(source.weights)
-        return Checkpoint(source.name, source.name, model_cfg, {}, path, source.weights, file=file)
-    tag = get_pretrained_cfg(source.name, source.weights)
-    weights = fetch_tag(f"{source.name}:{source.weights}", tag)
-    label = f"{source.weights} ({tag.get('hf_hub') or tag.get('url')})"
-    return Checkpoint(source.name, source.name, model_cfg, tag, weights, label, from_tag=True)
+        import open_clip
+
+        model_cfg = open_clip.get_model_config(source.name)
+        return Checkpoint(source.name, source.name, model_cfg, {}, Path(source.weights), source.weights, file=file)
+    folder = Path(source.name) if source.kind == "dir" else _tiny_folder()
+    _read_folder(folder)  # its absence explains more than the absence of weights
+    weights = find_weights(folder)
+    label = weights.name if source.kind == "tiny" else str(weights)
+    return _folder_checkpoint(folder, weights, f"local-dir:{folder}", label)
+
+
+def _locate_repository(repository: str) -> Checkpoint:
+    config, weights = fetch_repository(repository)
+    label = f"hf-hub:{repository}@{weights.parent.name}/{weights.name}"
+    return _state_activation(_folder_checkpoint(config.parent, weights, f"hf-hub:{repository}", label), repository)
+
+
+def _locate_tag(architecture: str, tag: str) -> Checkpoint:
+    import open_clip
+
+    config = tag_config(architecture, tag)
+    weights = fetch_tag(f"{architecture}:{tag}", config)
+    label = f"{tag} ({config.get('hf_hub') or config.get('url')})"
+    model_cfg = open_clip.get_model_config(architecture)
+    return Checkpoint(architecture, architecture, model_cfg, config, weights, label, from_tag=True)
 
 
 def locate_base(base: ModelSource, path: Path) -> Checkpoint:
@@ -138,7 +86,7 @@ def locate_base(base: ModelSource, path: Path) -> Checkpoint:
     try:
         return locate(base)
     except ModelError as error:
-        cure = "(Another base: --base ARCH:FILE or --base local-dir:FOLDER.)"
+        cure = "(Another base: `base=ARCH:FILE` or `base=local-dir:FOLDER`.)"
         raise ModelError(f"The base of {path}: {error} {cure}") from error
 
 

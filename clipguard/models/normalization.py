@@ -36,7 +36,7 @@ def parse_normalization(text: str) -> Normalization:
     good = len(mean) == len(std) == 3 and all(map(math.isfinite, (*mean, *std))) and min(std, default=0) > 0
     if not good:
         raise ModelError(
-            f"--normalization {text!r} cannot be read: use {', '.join(NORMALIZATIONS)}, or mean and standard deviation"
+            f"`normalization` {text!r} cannot be read: use {', '.join(NORMALIZATIONS)}, or mean and standard deviation"
             " as in 0.5,0.5,0.5/0.5,0.5,0.5."
         )
     return Normalization((mean[0], mean[1], mean[2]), (std[0], std[1], std[2]))

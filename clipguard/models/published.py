@@ -42,7 +42,7 @@ class Published:
         return f"hf-hub:{self.hub}" if self.hub else f"{self.file}, {self.where}; base {self.base}"
 
     def spec(self) -> str:
-        """The `--model` value that loads it.
+        """The spec that loads it.
 
         Raises:
             ModelError: when it is not on the hub, so that somebody has to fetch it.
@@ -51,7 +51,7 @@ class Published:
             return f"hf-hub:{self.hub}"
         option = f"#normalization={self.normalization}" if self.normalization else ""
         raise ModelError(
-            f"{self.name} is not on the Hugging Face hub: download {self.file} ({self.where}) and give it as --model"
+            f"{self.name} is not on the Hugging Face hub: download {self.file} ({self.where}) and give it as `model`"
             f" path/to/{self.file}@{self.base}{option}."
         )
 

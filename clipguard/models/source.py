@@ -1,4 +1,4 @@
-"""What the user typed after `--model`, taken apart and checked against what open_clip knows.
+"""A model's spec (what the user typed) taken apart and checked against what open_clip knows.
 
 Nothing here touches the network or reads a weight file, so every spelling mistake is reported at once.
 """
@@ -8,16 +8,23 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from clipguard.core.errors import ModelError, did_you_mean
 from clipguard.models.normalization import Normalization, parse_normalization
+from clipguard.models.open_clip_catalog import (
+    activation_agrees,
+    architectures,
+    quick_gelu_twin,
+    tag_config,
+    tags,
+    uses_quick_gelu,
+)
 from clipguard.models.published import find_published, published_models
 
 TINY = "tiny"
 HUB_PREFIX = "hf-hub:"
 DIR_PREFIX = "local-dir:"
-QUICK_SUFFIX = "-quickgelu"
 WEIGHT_SUFFIXES = (".pt", ".pth", ".bin", ".safetensors", ".tar", ".ckpt", ".index.json")
 OPTIONS = ("normalization", "entry")
 FORMS = (
@@ -40,7 +47,7 @@ class ModelSource:
 
 
 def parse_source(spec: str) -> ModelSource:
-    """Take a `--model` value, `MODEL[@BASE][#normalization=...][#entry=...]`, apart and check every name in it.
+    """Take a model's spec, `MODEL[@BASE][#normalization=...][#entry=...]`, apart and check every name in it.
 
     No network is used, and no weights are read.
 
@@ -58,12 +65,12 @@ def parse_source(spec: str) -> ModelSource:
         raise ModelError(f"{spec}: only a weight file takes a base model after @; {model} is a whole model.")
     if options.get("entry") and source.kind != "file":
         raise ModelError(f"{spec}: #entry= is for weight files.")
-    wanted = options.get("normalization") or (published.normalization if published else "")
+    normalization = options.get("normalization") or (published.normalization if published else "")
     return replace(
         source,
         spec=spec,
         base=parse_source(base) if base else None,
-        normalization=parse_normalization(wanted) if wanted else None,
+        normalization=parse_normalization(normalization) if normalization else None,
         entry=options.get("entry", ""),
     )
 
@@ -121,23 +128,23 @@ def _parse_model(spec: str) -> ModelSource:
 
 
 def add_to_files(specs: list[str], base: str | None, normalization: str | None) -> list[str]:
-    """The specs of `--model` with `--base` added to weight files and `--normalization` to all, but where they have one.
+    """Specs with `base` added to weight files and `normalization` to all, but where they have one.
 
     Raises:
         ModelError: when the base goes with none of them.
     """
     added, files = [], 0
     for spec in specs:
-        model, own_base, options = split_spec(spec)
+        model, named_base, options = split_spec(spec)
         is_file = find_published(model) is None and _parse_model(model).kind == "file"
-        takes_base = bool(base) and not own_base and is_file
+        takes_base = bool(base) and not named_base and is_file
         files += takes_base
         rest = spec.removeprefix(model)
         with_base = f"{model}@{base}{rest}" if takes_base else spec
         add = normalization and "normalization" not in options
         added.append(f"{with_base}#normalization={normalization}" if add else with_base)
     if base and not files:
-        raise ModelError(f"--base {base} goes with weight files, and --model names none without a base.")
+        raise ModelError(f"`base` {base} goes with weight files, and `model` names none without a base.")
     return added
 
 
@@ -151,50 +158,6 @@ def list_models() -> list[str]:
 
     pairs: list[tuple[str, str]] = open_clip.list_pretrained()
     return [TINY, *(f"{arch}:{tag}" for arch, tag in pairs if activation_agrees(arch, tag))]
-
-
-def architectures() -> list[str]:
-    """The architecture names open_clip can build, those registered with `open_clip.add_model_config` included."""
-    import open_clip
-
-    return list(open_clip.list_models())
-
-
-def quick_gelu_twin(architecture: str) -> str | None:
-    """The same architecture with the other activation (`ViT-B-32` <-> `ViT-B-32-quickgelu`), if open_clip has it."""
-    base = architecture.removesuffix(QUICK_SUFFIX)
-    twin = base if base != architecture else architecture + QUICK_SUFFIX
-    return twin if twin in architectures() else None
-
-
-def uses_quick_gelu(architecture: str) -> bool:
-    """Whether open_clip builds this architecture with QuickGELU."""
-    import open_clip
-
-    config = open_clip.get_model_config(architecture)
-    return bool(config and config.get("quick_gelu", False))
-
-
-def tag_config(architecture: str, tag: str) -> dict[str, Any]:
-    """open_clip's entry for a weight tag (url, hub repository, mean, std, quick_gelu ...), empty if there is none."""
-    from open_clip.pretrained import get_pretrained_cfg
-
-    return dict(get_pretrained_cfg(architecture, tag))
-
-
-def _tags(architecture: str) -> list[str]:
-    import open_clip
-
-    return [t for t in open_clip.list_pretrained_tags_by_model(architecture) if activation_agrees(architecture, t)]
-
-
-def activation_agrees(architecture: str, tag: str) -> bool:
-    """Whether the tag's weights were trained with the architecture's activation.
-
-    An architecture without a twin (`roberta-ViT-B-32`) is taken at its word: there is nothing else to build.
-    """
-    same = bool(tag_config(architecture, tag).get("quick_gelu", False)) == uses_quick_gelu(architecture)
-    return same or quick_gelu_twin(architecture) is None
 
 
 def _check_tag_activation(architecture: str, tag: str) -> None:
@@ -264,22 +227,22 @@ def _explain_incomplete(spec: str, name: str) -> str:
     if re.fullmatch(r"[\w.-]+/[\w.-]+", spec):
         return f"Unknown model {spec!r}: write {HUB_PREFIX}{spec} for the hub, {DIR_PREFIX}{spec} for a folder."
     known = [TINY, *(entry.name for entry in published_models()), *architectures()]
-    return f"Unknown model {spec!r}.{did_you_mean(spec, known)} For --model, {FORMS}."
+    return f"Unknown model {spec!r}.{did_you_mean(spec, known)} For `model`, {FORMS}."
 
 
 def _list_tags(architecture: str) -> str:
     """`" Tags of ViT-B-32: ... Tags of ViT-B-32-quickgelu: ..."`, for those that have any."""
-    known = [(name, _tags(name)) for name in (architecture, quick_gelu_twin(architecture)) if name]
-    listed = "".join(f" Tags of {name}: {', '.join(tags)}." for name, tags in known if tags)
+    known = {name: tags(name) for name in (architecture, quick_gelu_twin(architecture)) if name}
+    listed = "".join(f" Tags of {name}: {', '.join(named)}." for name, named in known.items() if named)
     return listed or f" It has no tags: give {architecture}:path/to/weights.pt."
 
 
 def _explain_unknown_tag(architecture: str, tag: str) -> str:
     """The message for an unknown tag: the twin that has it, near spellings, and all tags of the architecture."""
-    twin, tags = quick_gelu_twin(architecture), _tags(architecture)
+    twin, known = quick_gelu_twin(architecture), tags(architecture)
     if twin and tag_config(twin, tag) and activation_agrees(twin, tag):
         trained = "QuickGELU" if uses_quick_gelu(twin) else "GELU"
         return f"The weights {tag!r} were trained with {trained} (open_clip's list says so): use {twin}:{tag}."
-    others = _tags(twin) if twin else []
-    near = did_you_mean(tag, [*tags, *others])
+    others = tags(twin) if twin else []
+    near = did_you_mean(tag, [*known, *others])
     return f"{architecture} has no weights tagged {tag!r}, and no such file exists.{near}{_list_tags(architecture)}"

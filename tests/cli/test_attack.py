@@ -17,7 +17,7 @@ from safetensors.torch import load_file
 import clipguard
 from clipguard.cli import run
 from clipguard.core.samples import SAMPLE_COLUMNS
-from clipguard.models.loading import to_native_pixels
+from clipguard.models.preprocessing import to_native_pixels
 
 FAST = ["attack", "-d", "emoji-food", "--attack", "pgd-5", "--eps", "16", "-n", "8"]
 CLASSES = "red thing,blue thing,cat"

@@ -29,7 +29,7 @@ def test_a_notice_is_a_warning_and_is_kept_once_in_the_run_under_way(caplog: pyt
 PLACES = {
     "benchmark/recipe_files.py": [("guessed", "eps of a recipe below one grey level")],
     "adversarial/image_files.py": [("translated", "WordNet ids given as classes")],
-    "benchmark/plan.py": [("guessed", "eps below one grey level")],
+    "core/eps.py": [("guessed", "eps below one grey level")],
     "data/classes/lists.py": [
         ("guessed", "class names that look like prompts"),
         ("translated", "class names with an index, ids, quotes, or as a table or dictionary"),
@@ -75,7 +75,7 @@ PLACES = {
         ("guessed", "which of two processor files that differ"),
         ("guessed", "sizes that a processor file lacks"),
     ],
-    "models/checkpoint/layouts.py": [
+    "models/checkpoint/contents.py": [
         ("skipped", "other models in the same file"),
         ("translated", "an unknown prefix of all names"),
         ("skipped", "tensors that lie beside the model"),

@@ -14,7 +14,7 @@ from training_runs import write_images, write_vit
 
 import clipguard
 from clipguard.cli import run
-from clipguard.core.quiet_libraries import quiet
+from clipguard.core.quiet_libraries import quiet_libraries
 
 FILES = {"README.md", "curves.png", "metrics.jsonl", "open_clip_config.json", "open_clip_model.safetensors", "run.json"}
 SMALL = ["--steps", "3", "--batch-size", "4", "--attack-steps", "2", "--eps", "8", "--lr", "1e-3", "--preset", "none"]
@@ -61,7 +61,7 @@ def test_open_clip_loads_what_is_written_with_equal_logits(
 ) -> None:
     out = tmp_path / "out"
     assert run(["-q", "finetune", "--method", method, "-m", vit, "-d", images, *SMALL, *extra, "--out", str(out)]) == 0
-    with quiet():
+    with quiet_libraries():
         model, _, preprocess = open_clip.create_model_and_transforms(f"local-dir:{out}")
         tokenizer = open_clip.get_tokenizer(f"local-dir:{out}")
     path = next(Path(images).rglob("*.png"))

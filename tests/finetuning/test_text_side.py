@@ -231,7 +231,7 @@ def test_a_free_table_scores_its_classes_and_no_other(folder: Callable[[str], Pa
     exported = load_model(f"local-dir:{out}")
     assert torch.equal(exported.text_features(names, ["whatever {}"]).T, side())
     assert torch.equal(exported.text_features(["tree", "dog"], TEMPLATES).T, side()[[3, 1]])
-    with pytest.raises(ModelError, match="table of its 5 training classes, without 'boat': score it with --text"):
+    with pytest.raises(ModelError, match="table of its 5 training classes, without 'boat': score it with `text=orig"):
         exported.text_features(["dog", "boat"], TEMPLATES)
     original = load_model(f"local-dir:{out}", text="original")
     assert torch.equal(original.text_features(UNSEEN, TEMPLATES), loaded.text_features(UNSEEN, TEMPLATES))

@@ -11,7 +11,7 @@ import open_clip
 import torch
 from safetensors.torch import save_file
 
-from clipguard.core.quiet_libraries import quiet
+from clipguard.core.quiet_libraries import quiet_libraries
 from clipguard.models.loading import LoadedModel
 
 VISION = {"image_size": 16, "layers": 1, "width": 16, "head_width": 8, "patch_size": 8}
@@ -33,7 +33,7 @@ def write_model(folder: Path, kind: str) -> Path:
     config = {"model_cfg": CONFIGS[kind], "preprocess_cfg": {"mean": [0.5] * 3, "std": [0.5] * 3}}
     (folder / "open_clip_config.json").write_text(json.dumps(config))
     torch.manual_seed(0)
-    with quiet():
+    with quiet_libraries():
         model = open_clip.create_model(f"local-dir:{folder}", load_weights=False)
     for name, parameter in model.named_parameters():
         if name.endswith("text_projection.bias"):
@@ -55,7 +55,7 @@ def write_export(folder: Path, config: Path, loaded: LoadedModel, files: dict[st
 
 def open_clip_embeddings(folder: Path, names: list[str], template: str) -> torch.Tensor:
     """(C, D) unit rows as open_clip alone computes them."""
-    with quiet():
+    with quiet_libraries():
         model = open_clip.create_model(f"local-dir:{folder}").eval()
         tokenizer = open_clip.get_tokenizer(f"local-dir:{folder}")
     with torch.no_grad():

@@ -11,7 +11,7 @@ import open_clip
 import torch
 from safetensors.torch import save_file
 
-from clipguard.core.quiet_libraries import quiet
+from clipguard.core.quiet_libraries import quiet_libraries
 
 TEXT = {"context_length": 16, "vocab_size": 49408, "width": 16, "heads": 2, "layers": 1}
 VIT = {"image_size": 32, "layers": 2, "width": 32, "head_width": 16, "patch_size": 8}
@@ -64,7 +64,7 @@ def write_config(folder: Path, family: str, **preprocess: Any) -> Path:
 def reference_model(folder: Path, *, load: bool = True) -> torch.nn.Module:
     """The folder's model as open_clip itself builds and loads it."""
     torch.manual_seed(0)
-    with quiet():
+    with quiet_libraries():
         return open_clip.create_model(f"local-dir:{folder}", load_weights=load).eval()
 
 

@@ -14,7 +14,7 @@ from PIL import Image
 from safetensors.torch import save_file
 
 from clipguard.core.progress import Silent
-from clipguard.core.quiet_libraries import quiet
+from clipguard.core.quiet_libraries import quiet_libraries
 from clipguard.finetuning.checks import check
 from clipguard.finetuning.config import FinetuneConfig
 from clipguard.finetuning.settings import resolve
@@ -39,7 +39,7 @@ def write_vit(folder: Path, seed: int = 0, **vision: Any) -> str:
     }
     (folder / "open_clip_config.json").write_text(json.dumps(config))
     torch.manual_seed(seed)
-    with quiet():
+    with quiet_libraries():
         model = open_clip.create_model(f"local-dir:{folder}", load_weights=False)
     state = {name: value.contiguous().clone() for name, value in model.state_dict().items()}
     save_file(state, folder / "open_clip_model.safetensors")

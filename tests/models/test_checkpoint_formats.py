@@ -19,7 +19,7 @@ from tiny_models import state_of
 from clipguard.core.errors import ModelError
 from clipguard.models import load_model
 from clipguard.models.checkpoint.architecture import find_architectures, outline
-from clipguard.models.checkpoint.layouts import find_contents
+from clipguard.models.checkpoint.contents import find_contents
 from clipguard.models.checkpoint.reader import WeightFile, hash_file
 from clipguard.models.checkpoint.transformers import to_transformers
 from clipguard.models.loading import LoadedModel
@@ -106,7 +106,7 @@ def test_the_base_is_openais_where_the_layout_implies_it(
     if not implied:
         message = refusal(str(path))
         assert "holds an image tower alone (image tower, shaped as clipguard-test-vit or" in message
-        assert f"as in --base {openai_release}:openai" in message
+        assert f"as in `base={openai_release}:openai`" in message
         return
     loaded = load_model(str(path))
     assert loaded.info.base == f"{openai_release}:openai"

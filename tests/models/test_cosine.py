@@ -11,7 +11,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from clipguard.models.classifier import Preprocessing, ZeroShotClassifier
+from clipguard.models.classifier import ZeroShotClassifier
+from clipguard.models.preprocessing import Preprocessing
 
 SIZE = Preprocessing((4, 4), (0.0, 0.0, 0.0), (1.0, 1.0, 1.0))
 

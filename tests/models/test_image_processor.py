@@ -18,9 +18,9 @@ from clipguard.core.errors import ModelError
 from clipguard.core.notices import noticing
 from clipguard.models import LoadedModel, load_model
 from clipguard.models.checkpoint.image_processor import DEFAULTS, write_image_processor
-from clipguard.models.classifier import resize_pixels
 from clipguard.models.convert import convert_files
 from clipguard.models.export import checkpoint_files
+from clipguard.models.preprocessing import resize_pixels
 
 transformers = pytest.importorskip("transformers")
 FOUR, FIVE = "preprocessor_config.json", "processor_config.json"
@@ -205,7 +205,7 @@ def test_what_is_assumed_or_not_used_is_said(clip_folder: Path, tmp_path: Path) 
 
 def test_convert_to_open_clip_refuses_what_its_config_cannot_say(clip_folder: Path, tmp_path: Path) -> None:
     folder = copy(clip_folder, tmp_path / "model", SETTINGS["larger, then crop"][0])
-    with pytest.raises(ModelError, match=r"shortest to 39, then the centre.*convert it with --to hf"):
+    with pytest.raises(ModelError, match=r"shortest to 39, then the centre.*convert it with `to=hf`"):
         convert_files(load_model(f"local-dir:{folder}"), "open_clip")
     squash = load_model(f"local-dir:{copy(clip_folder, tmp_path / 'squash', SETTINGS['squash'][0])}")
     config = json.loads(convert_files(squash, "open_clip")["open_clip_config.json"])
@@ -274,7 +274,7 @@ def test_configs_of_old_and_of_half_a_model(clip_folder: Path, tmp_path: Path) -
     assert transformers.CLIPConfig.from_pretrained(folder).vision_config.patch_size == 8
     assert load_model(f"local-dir:{folder}").model_cfg["vision_cfg"]["patch_size"] == 8
     for changes, part in (
-        ({"model_type": "clip_vision_model"}, "an image tower alone: give its weight file as --model"),
+        ({"model_type": "clip_vision_model"}, "an image tower alone: give its weight file as `model`"),
         ({"vision_config": {**config["vision_config"], "image_size": [32, 32]}}, "image_size [32, 32]"),
     ):
         (folder / "config.json").write_text(json.dumps({**config, **changes}))

@@ -16,8 +16,8 @@ from clipguard.models import load_model, parse_source
 from clipguard.models.checkpoint.reader import hash_file
 from clipguard.models.inspection import inspect_model
 from clipguard.models.locate import _state_activation, locate
+from clipguard.models.open_clip_catalog import architectures
 from clipguard.models.published import find_published, published_models
-from clipguard.models.source import architectures
 
 Folder = Callable[[str], Path]
 
@@ -31,7 +31,7 @@ def test_an_image_tower_with_its_training(model_folder: Folder, tmp_path: Path, 
     assert found.architectures == [architecture, f"{architecture}-quickgelu"]
     assert found.sha256 == hash_file(path)
     assert found.training == {"epoch": 3, "args": {"train_eps": 1.0, "arch": "vit_b32"}}
-    assert "--base" in found.needs
+    assert "`base=" in found.needs
     assert found.command == ""
     based = inspect_model(f"{path}@local-dir:{model_folder('vit-quick')}")
     assert based.needs == ""
@@ -70,7 +70,7 @@ def test_the_table_of_published_models() -> None:
             assert parse_source(entry.name).name == entry.hub
         else:
             assert parse_source(entry.base).name == entry.architecture
-            with pytest.raises(ModelError, match=f"download {entry.file} .*--model path/to/{entry.file}@{entry.base}"):
+            with pytest.raises(ModelError, match=f"download {entry.file} .*`model` path/to/{entry.file}@{entry.base}"):
                 parse_source(entry.name)
     documented = (Path(__file__).parents[2] / "docs" / "checkpoints.md").read_text()
     assert all(f"| `{entry.name}` | {entry.method} | {entry.architecture} |" in documented for entry in entries)

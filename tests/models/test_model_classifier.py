@@ -15,7 +15,8 @@ from tiny_models import reference_model, write_model
 
 from clipguard.core.errors import ModelError
 from clipguard.models import load_model
-from clipguard.models.classifier import Preprocessing, ZeroShotClassifier
+from clipguard.models.classifier import ZeroShotClassifier
+from clipguard.models.preprocessing import Preprocessing
 
 NAMES = ["cat", "dog", "fire engine"]
 TEMPLATES = ["a photo of a {}.", "{}", "art of the {}."]
@@ -93,7 +94,7 @@ def test_native_resize_follows_the_models_own(mode: str, interpolation: str, fam
     loaded = load_model(f"local-dir:{write_model(tmp_path, family, **changes)}")
     assert (loaded.info.resize_mode, loaded.info.interpolation) == (mode, interpolation)
     model, native = loaded.classifier(NAMES, TEMPLATES), loaded.classifier(NAMES, TEMPLATES, "native")
-    from clipguard.models.classifier import resize_pixels
+    from clipguard.models.preprocessing import resize_pixels
 
     noise = Image.effect_noise((97, 61), 60).convert("RGB")
     for size in ((97, 61), (61, 97), (20, 20), (33, 32), (loaded.info.image_size[::-1])):

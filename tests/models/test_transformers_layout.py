@@ -119,7 +119,7 @@ def test_written_folders_work_in_transformers(family: str, model_folder: Callabl
     ("family", "reason"), [("resnet", "another image tower"), ("timm", "timm_model_name"), ("coca", "attentional_pool")]
 )
 def test_models_that_transformers_cannot_hold(family: str, reason: str, model_folder: Callable[[str], Path]) -> None:
-    with pytest.raises(ModelError, match=f"no counterpart in transformers' CLIPModel .{reason}.*without --to hf"):
+    with pytest.raises(ModelError, match=f"no counterpart in transformers' CLIPModel .{reason}.*without `to=hf`"):
         convert_files(load_model(f"local-dir:{model_folder(family)}"), "hf")
 
 

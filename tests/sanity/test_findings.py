@@ -14,7 +14,7 @@ from clipguard.benchmark.findings import pick_images, with_prompts
 from clipguard.benchmark.results.result import BenchResult
 from clipguard.benchmark.results.table import to_markdown
 from clipguard.core.samples import sample_frame
-from clipguard.models.loading import to_native_pixels
+from clipguard.models.preprocessing import to_native_pixels
 from clipguard.sanity.checks import Finding
 from clipguard.sanity.entries import finding_lines
 from clipguard.sanity.predictions import PREDICTION_CHECKS

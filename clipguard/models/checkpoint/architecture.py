@@ -9,10 +9,10 @@ import torch
 from torch import Tensor, nn
 
 from clipguard.core.errors import ModelError
-from clipguard.core.quiet_libraries import quiet
+from clipguard.core.quiet_libraries import quiet_libraries
 from clipguard.models.checkpoint.match import compare, openai_mark
 from clipguard.models.checkpoint.reader import WeightFile, find_release
-from clipguard.models.source import activation_agrees, architectures, tag_config, uses_quick_gelu
+from clipguard.models.open_clip_catalog import activation_agrees, architectures, tag_config, uses_quick_gelu
 
 
 def find_architectures(file: WeightFile) -> list[str]:
@@ -22,12 +22,12 @@ def find_architectures(file: WeightFile) -> list[str]:
     """
     import open_clip
 
-    found = []
+    matching = []
     for name in architectures():
         config = open_clip.get_model_config(name)
         if _could_be(config, file.tensors) and not compare(outline(name), file)[1]:
-            found.append(name)
-    return found
+            matching.append(name)
+    return matching
 
 
 def _could_be(config: dict[str, Any], tensors: dict[str, Tensor]) -> bool:
@@ -55,47 +55,49 @@ def outline(architecture: str) -> nn.Module:
     """The model without memory for its weights: names and shapes."""
     import open_clip
 
-    with quiet(), torch.device("meta"):
+    with quiet_libraries(), torch.device("meta"):
         model: nn.Module = open_clip.create_model(
             architecture, load_weights=False, pretrained_text=False, device="meta"
         )
     return model
 
 
-def openai_twin(found: list[str]) -> str | None:
+def openai_twin(candidates: list[str]) -> str | None:
     """The one of these architectures, or of two with either activation, for which OpenAI released weights."""
-    return next((name for name in found if tag_config(name, "openai") and activation_agrees(name, "openai")), None)
+    return next((name for name in candidates if tag_config(name, "openai") and activation_agrees(name, "openai")), None)
 
 
-def describe_shapes(found: list[str]) -> str:
+def describe_shapes(candidates: list[str]) -> str:
     """`, shaped as ViT-B-32 or ViT-B-32-quickgelu`, if that is known."""
-    return f", shaped as {' or '.join(found)}" if found else ", shaped as no architecture that open_clip knows"
+    return f", shaped as {' or '.join(candidates) or 'no architecture that open_clip knows'}"
 
 
-def settle_activation(file: WeightFile, found: list[str]) -> tuple[str, str]:
-    """The architecture of a whole model and what tells, where shapes and marks of its origin leave one only.
+def settle_activation(file: WeightFile, candidates: list[str]) -> tuple[str, str]:
+    """The architecture of a whole model, of those that its shapes fit, and what tells.
+
+    Architectures that differ in their activation alone have the same shapes: what tells is where the file comes from.
 
     Raises:
-        ModelError: when they leave none, or several.
+        ModelError: when none is left, or several.
     """
-    if not found:
+    if not candidates:
         raise ModelError(
             f"{file.path} ({file.contents.format}) fits no architecture that open_clip knows: name the one it was"
             f" trained with, as in ARCH:{file.path}, or give a local-dir: with its config."
         )
     release, mark = find_release(file.sha256), openai_mark(file)
-    kept, why = found, "by names and shapes"
+    kept, why = candidates, "by names and shapes"
     if release is not None:
-        kept = [name for name in found if uses_quick_gelu(name) == release.quick_gelu]
+        kept = [name for name in candidates if uses_quick_gelu(name) == release.quick_gelu]
         why += f", its activation because its SHA-256 is that of the published {release.name}"
     elif mark is not None:
-        kept = [name for name in found if uses_quick_gelu(name)]
+        kept = [name for name in candidates if uses_quick_gelu(name)]
         why += f", its activation because {mark}"
     if len(kept) == 1:
         return kept[0], why
-    choices = " or ".join(f"{name}:{file.path}" for name in found)
+    choices = " or ".join(f"{name}:{file.path}" for name in candidates)
     raise ModelError(
-        f"{file.path} has the shapes of {' and '.join(found)}, and nothing in it tells which activation it was trained"
-        f" with, which leaves no trace in weights: write {choices} (OpenAI's models and what is tuned from them:"
-        " -quickgelu)."
+        f"{file.path} has the shapes of {' and '.join(candidates)}, and nothing in it tells which activation it was"
+        f" trained with, which leaves no trace in weights: write {choices} (OpenAI's models and what is tuned from"
+        " them: -quickgelu)."
     )

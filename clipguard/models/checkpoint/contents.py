@@ -1,4 +1,4 @@
-"""Where the weights are inside a loaded file, and whose names they carry: from any published layout to open_clip's."""
+"""What a loaded file holds: where in it the weights are, and their tensors from any published layout to open_clip's."""
 
 from __future__ import annotations
 
@@ -20,15 +20,15 @@ from clipguard.models.checkpoint.unpickler import Inert
 
 ADAPTER_CONFIG = "adapter_config.json"  # of peft
 METADATA_KEYS = ("input_resolution", "context_length", "vocab_size")  # only OpenAI's files carry these
-# Layouts of code that fine-tunes the image tower of OpenAI's `clip` package, which holds OpenAI's models only.
-LINEAGES = {
+# By entry, the format of code that tunes the image tower of OpenAI's `clip` package, which has OpenAI's models only.
+OPENAI_TOWER_FORMATS = {
     "vision_encoder_state_dict": "image tower as TeCoA saves it",  # PMG-AFT, TGA-ZSR, SAFT, TTC and APT, too
     "partial_state_dict": "image tower as AdvFLYP saves it",
     "modules.clip.visual": "image tower as AGFT saves it",
 }
 # If a file holds several, the first of these is meant; an average of the weights only where nothing else is.
 _ENTRIES = (
-    *LINEAGES,
+    *OPENAI_TOWER_FORMATS,
     "state_dict",
     "model_state_dict",
     "model",
@@ -58,7 +58,7 @@ class Contents:
     @property
     def openai_base(self) -> bool:
         """Whether only OpenAI's models are tuned by the code that saves this layout."""
-        return self.entry in LINEAGES
+        return self.entry in OPENAI_TOWER_FORMATS
 
 
 def find_contents(raw: Any, path: Path, entry: str = "") -> Contents:
@@ -75,28 +75,28 @@ def find_contents(raw: Any, path: Path, entry: str = "") -> Contents:
     """
     if not isinstance(raw, Mapping) or not raw:
         raise ModelError(f"{path} holds no state dict but {type(raw).__name__}: save model.state_dict() and load that.")
-    found = dict(_state_dicts(raw))
-    chosen = _choose(found, path, entry, raw)
-    tensors, outside = _unwrap(found[chosen], path)
+    states = dict(_state_dicts(raw))
+    chosen = _choose(states, path, entry, raw)
+    tensors, outside = _unwrap(states[chosen], path)
     adapter = _is_adapter(tensors, path)
     metadata = tuple(key for key in METADATA_KEYS if tensors.pop(key, None) is not None)
-    others = [f"left out: {name} ({len(state)} tensors)" for name, state in found.items() if name != chosen]
+    others = [f"left out: {name} ({len(state)} tensors)" for name, state in states.items() if name != chosen]
     notes = [*others, *outside]
-    models = [name for name, state in found.items() if name != chosen and find_prefixes(state)]
+    models = [name for name, state in states.items() if name != chosen and find_prefixes(state)]
     if models and not entry:
         notice(
             "skipped", f"{path} holds several models: used {chosen}, left out {', '.join(models)} (#entry= names one)"
         )
     if tensors.pop(_UNUSED, None) is not None:
         notes.append(f"left out: {_UNUSED}, which serves visual prompts only")
-    layout = LINEAGES.get(chosen)
+    layout = OPENAI_TOWER_FORMATS.get(chosen)
     if adapter:
         layout = "LoRA adapter (peft)"
     elif is_transformers(tensors):
         tensors, layout = from_transformers(tensors, path), "Hugging Face CLIPModel weights"
     tensors, image_only = (tensors, False) if adapter else _name_towers(tensors)
     layout = layout or ("image tower" if image_only else "CLIP state dict")
-    training = {} if not chosen else _training(raw, found)
+    training = {} if not chosen else _training(raw, states)
     return Contents(layout, chosen, tensors, image_only, metadata, training, tuple(notes), adapter)
 
 
@@ -119,20 +119,20 @@ def _is_state_dict(value: Mapping[Any, Any]) -> bool:
     return bool(value) and all(isinstance(k, str) and isinstance(v, Tensor) for k, v in value.items())
 
 
-def _choose(found: Mapping[str, Any], path: Path, entry: str, raw: Mapping[Any, Any]) -> str:
+def _choose(states: Mapping[str, Any], path: Path, entry: str, raw: Mapping[Any, Any]) -> str:
     if entry:
-        if entry not in found:
-            raise ModelError(f"{path} has no entry {entry!r}: it holds {', '.join(found) or 'no state dict'}.")
+        if entry not in states:
+            raise ModelError(f"{path} has no entry {entry!r}: it holds {', '.join(states) or 'no state dict'}.")
         return entry
-    known = [name for name in _ENTRIES if name in found]
+    known = [name for name in _ENTRIES if name in states]
     if known:
         return known[0]
-    if len(found) == 1:
-        return next(iter(found))
-    if found:
-        names = ", ".join(found)
+    if len(states) == 1:
+        return next(iter(states))
+    if states:
+        names = ", ".join(states)
         raise ModelError(
-            f"{path} holds several state dicts ({names}): name one, as in {path}#entry={next(iter(found))}."
+            f"{path} holds several state dicts ({names}): name one, as in {path}#entry={next(iter(states))}."
         )
     others = [str(key) for key, value in raw.items() if not isinstance(value, Tensor)]
     raise ModelError(
@@ -187,9 +187,9 @@ def _name_towers(tensors: dict[str, Tensor]) -> tuple[dict[str, Tensor], bool]:
     return {f"visual.{name}": tensor for name, tensor in tensors.items()}, True
 
 
-def _training(raw: Mapping[Any, Any], found: Iterable[str]) -> dict[str, Any]:
+def _training(raw: Mapping[Any, Any], entries: Iterable[str]) -> dict[str, Any]:
     """What a checkpoint says about its training, without weights and optimizer: epoch, accuracy, arguments."""
-    weights = [f"{name}." for name in found]
+    weights = [f"{name}." for name in entries]
     kept = {key: value for key, value in raw.items() if not (isinstance(value, Mapping) and "param_groups" in value)}
     plain = _plain(kept)
     return {key: v for key, v in plain.items() if v != {} and not any(w.startswith(f"{key}.") for w in weights)}

@@ -16,8 +16,8 @@ from typing import Any
 from clipguard.core.errors import ModelError
 from clipguard.core.notices import notice
 from clipguard.models.checkpoint.foreign import read_json
-from clipguard.models.classifier import Preprocessing
 from clipguard.models.normalization import NORMALIZATIONS
+from clipguard.models.preprocessing import Preprocessing
 
 PREPROCESSOR_NAME = "preprocessor_config.json"
 PROCESSOR_NAME = "processor_config.json"
@@ -115,14 +115,14 @@ def _complete(path: Path, config: Mapping[str, Any], image_size: int) -> tuple[d
             f"{path} is of {name}, and clipguard knows {', '.join(DEFAULTS)} only: if what it does is one of these's,"
             ' write that as "image_processor_type", as in CLIPImageProcessor.'
         )
-    given = {key: False if value is None and key.startswith("do_") else value for key, value in config.items()}
-    given = {key: value for key, value in given.items() if value is not None}
+    stated = {key: False if value is None and key.startswith("do_") else value for key, value in config.items()}
+    stated = {key: value for key, value in stated.items() if value is not None}
     defaults = DEFAULTS[family]
-    values = {key: given.get(key, value) for key, value in {"crop_size": None, **defaults}.items()}
+    values = {key: stated.get(key, value) for key, value in {"crop_size": None, **defaults}.items()}
     if _whole(values["size"]) and "shortest_edge" in defaults["size"]:
         values["size"] = {"shortest_edge": values["size"]}
     assumed: tuple[str, ...] = ()
-    if not {"size", "crop_size"} & given.keys() and (values["crop_size"] or values["size"]) != _both(image_size):
+    if not {"size", "crop_size"} & stated.keys() and (values["crop_size"] or values["size"]) != _both(image_size):
         # transformers cannot run that; the model's size is meant.
         square = "shortest_edge" not in values["size"]
         values["size"] = _both(image_size) if square else {"shortest_edge": image_size}
@@ -182,13 +182,13 @@ def _pair(path: Path, key: str, value: Any) -> tuple[int, int]:
     """(H, W) of a size as transformers writes it: a number, two, or an object."""
     if _whole(value):
         return value, value
-    given = value
+    edges, others = value, set[str]()
     if isinstance(value, dict):
-        given = [value.get("height"), value.get("width")]
+        edges = [value.get("height"), value.get("width")]
         others = {name for name, number in value.items() if number is not None} - {"height", "width"}
-    if not isinstance(given, list) or len(given) != 2 or not all(map(_whole, given)) or (given is not value and others):
+    if not isinstance(edges, list) or len(edges) != 2 or not all(map(_whole, edges)) or others:
         raise _refusal(path, key, value, '{"height": N, "width": N}')
-    return given[0], given[1]
+    return edges[0], edges[1]
 
 
 def _whole(value: Any) -> bool:
@@ -197,10 +197,10 @@ def _whole(value: Any) -> bool:
 
 def _interpolation(path: Path, resample: Any) -> str:
     name = str(resample).rpartition(".")[2].lower()
-    found = _RESAMPLE.get(resample) if isinstance(resample, int) else name if name in _RESAMPLE.values() else None
-    if found is None:
+    known = _RESAMPLE.get(resample) if isinstance(resample, int) else name if name in _RESAMPLE.values() else None
+    if known is None:
         raise _refusal(path, "resample", resample, "2 (bilinear) or 3 (bicubic)")
-    return found
+    return known
 
 
 def _normalization(path: Path, values: Mapping[str, Any]) -> dict[str, Any]:
@@ -238,7 +238,7 @@ def write_image_processor(p: Preprocessing) -> dict[str, Any]:
     if p.resize_mode == "longest":
         raise ModelError(
             "Resizing the longest edge and padding has no counterpart in transformers' CLIPImageProcessor: convert it"
-            " without --to hf."
+            " without `to=hf`."
         )
     height, width = p.resize_size or p.image_size
     edge = {"shortest_edge": height}

@@ -1,4 +1,4 @@
-"""Fit a weight file to a built model: every key, every shape, and the activation it was trained with, or an error."""
+"""Compare a weight file with a built model: every key, every shape, and the activation it was trained with."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ import torch
 from torch import nn
 
 from clipguard.core.errors import ModelError
-from clipguard.models.checkpoint.layouts import shorten
+from clipguard.models.checkpoint.contents import shorten
 from clipguard.models.checkpoint.reader import WeightFile, find_release
-from clipguard.models.source import quick_gelu_twin
+from clipguard.models.open_clip_catalog import quick_gelu_twin
 
 _IGNORED_BUFFER = "num_batches_tracked"  # batch-norm's counter: has no effect in eval mode, and old files lack it
 
@@ -36,7 +36,7 @@ def fit_state(model: nn.Module, file: WeightFile, architecture: str) -> dict[str
 
 
 def compare(model: nn.Module, file: WeightFile) -> tuple[dict[str, torch.Tensor], list[str]]:
-    """The file's tensors under the model's names, and every difference; see `fit_state`."""
+    """The file's tensors under the model's names, and every difference, in words; see `fit_state`."""
     image_only = file.contents.image_only
     expected = {k: v for k, v in model.state_dict().items() if not image_only or k.startswith("visual.")}
     state = {k: v for k, v in _rename(model, file.tensors).items() if not k.endswith("embeddings.position_ids")}
@@ -95,10 +95,10 @@ def check_activation(file: WeightFile, architecture: str, model_cfg: dict[str, A
         mark = f"its SHA-256 is that of the published {release.name}"
         needs_quick = release.quick_gelu
     else:
-        found = None if from_folder and "quick_gelu" in model_cfg else openai_mark(file)
-        if found is None or uses_quick:
+        openai = None if from_folder and "quick_gelu" in model_cfg else openai_mark(file)
+        if openai is None or uses_quick:
             return
-        mark, needs_quick = found, True
+        mark, needs_quick = openai, True
     if needs_quick == uses_quick:
         return
     trained, built = ("QuickGELU", "GELU") if needs_quick else ("GELU", "QuickGELU")
@@ -114,7 +114,7 @@ def _activation_cure(file: WeightFile, architecture: str, quick: bool, from_fold
         return f"put {setting} into model_cfg (or the opposite, if you know better)."
     twin = quick_gelu_twin(architecture)
     if file.contents.image_only:
-        use = f"use {twin or 'an architecture'} with {setting} as --base"
+        use = f"use {twin or 'an architecture'} with {setting} as `base`"
     else:
         use = f"use {twin}:{file.path}" if twin else f"use an architecture with {setting}"
     doubt = "" if certain else '; if they do use GELU, give them as a local-dir: with "quick_gelu": false'

@@ -15,8 +15,8 @@ from typing import Any, Literal
 import torch
 
 from clipguard.core.errors import ModelError, first_line
+from clipguard.models.checkpoint.contents import Contents, find_contents, shorten
 from clipguard.models.checkpoint.foreign import describe_foreign
-from clipguard.models.checkpoint.layouts import Contents, find_contents, shorten
 from clipguard.models.checkpoint.shards import explain_shard, is_index, is_shard, read_index
 from clipguard.models.checkpoint.unpickler import RefusedError, read_archive
 
@@ -65,14 +65,14 @@ def known_releases() -> tuple[Release, ...]:
     import open_clip
     from open_clip.pretrained import get_pretrained_cfg
 
-    found: dict[str, Release] = {}
+    releases: dict[str, Release] = {}
     for architecture, tag in open_clip.list_pretrained():
         config = get_pretrained_cfg(architecture, tag)
         match = re.search(r"/([0-9a-f]{64})/[^/]+$|-([0-9a-f]{8})\.pth?$", config.get("url", ""))
         if match:
             prefix = match[1] or match[2]
-            found.setdefault(prefix, Release(f"{architecture}:{tag}", prefix, bool(config.get("quick_gelu", False))))
-    return tuple(found.values())
+            releases.setdefault(prefix, Release(f"{architecture}:{tag}", prefix, bool(config.get("quick_gelu", False))))
+    return tuple(releases.values())
 
 
 def find_release(sha256: str) -> Release | None:
@@ -208,6 +208,7 @@ def _corrupt(path: Path, kind: str, reason: str) -> str:
 
 
 def check_finite(tensors: dict[str, torch.Tensor], path: Path) -> None:
+    """Raise ModelError, naming the file, where a weight is NaN or infinite."""
     # float(): half and 8-bit types lack some reductions on the CPU.
     bad = [n for n, t in tensors.items() if t.is_floating_point() and not bool(torch.isfinite(t.float()).all())]
     if bad:

@@ -62,7 +62,9 @@ def from_transformers(tensors: Mapping[str, Tensor], path: Path) -> dict[str, Te
     """The tensors of a `CLIPModel` or `CLIPVisionModelWithProjection` under open_clip's names.
 
     A name that is neither's is kept, for the strict comparison of all names to report.
-    Raises ModelError when a block lacks one of the three projections that become one.
+
+    Raises:
+        ModelError: when a block lacks one of the three projections that become one.
     """
     state: dict[str, Tensor] = {}
     for name, tensor in tensors.items():
@@ -131,8 +133,8 @@ def read_transformers_config(folder: Path) -> dict[str, Any]:
     config = read_json(where)
     if config.get("model_type") == "clip_vision_model":
         raise ModelError(
-            f"{where} describes an image tower alone: give its weight file as --model, and the model it was tuned from"
-            " as --base."
+            f"{where} describes an image tower alone: give its weight file as `model`, and the model it was tuned from"
+            " as `base`."
         )
     if config.get("model_type") != "clip":
         raise ModelError(f"{where} describes {config.get('model_type')!r}, not a CLIPModel: convert it first.")
@@ -192,7 +194,7 @@ def transformers_config(model_cfg: Mapping[str, Any], name: str) -> dict[str, An
         reason = other[0] if other else "another image tower or text tower"
         raise ModelError(
             f"{name} has no counterpart in transformers' CLIPModel ({reason}): write it as open_clip's local-dir:,"
-            " without --to hf."
+            " without `to=hf`."
         )
     act = "quick_gelu" if model_cfg.get("quick_gelu", False) else "gelu"
     size, width = model_cfg["embed_dim"], vision.get("width", 768)

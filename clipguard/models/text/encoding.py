@@ -135,7 +135,7 @@ def _check_distinct(tokens: Tensor, names: Sequence[str], cut: Container[int], d
         raise ModelError(
             f"The classes {names[one]!r} and {names[other]!r} have the same tokens in every prompt "
             f"({why}){more}: no image can be told to be of one rather than the other. Give names that differ with "
-            "--classes; bench, attack and doctor go on with --duplicate-names."
+            "`classes`; bench, attack and doctor go on with `duplicate_names`."
         )
     if equal:
         one, other = next(iter(equal))

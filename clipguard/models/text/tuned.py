@@ -12,14 +12,14 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from pathlib import Path
-from typing import ClassVar, Literal
+from typing import ClassVar, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from clipguard.core.errors import ModelError, first_line
-from clipguard.models.checkpoint.reader import check_finite
+from clipguard.models.checkpoint.reader import check_finite, hash_file
 
 TEXT_FILE = "clipguard_text.safetensors"
 ORIGINAL_FILE = "original_text.safetensors"
@@ -107,18 +107,57 @@ class TableMap(TextMap):
         self.class_names = tuple(class_names)
 
     def forward(self, prompts: Tensor, class_names: Sequence[str]) -> Tensor:  # noqa: ARG002
-        """(C, 1, D) unit rows. Raises ModelError for a class that was not trained."""
+        """(C, 1, D) unit rows.
+
+        Raises:
+            ModelError: for a class that was not trained.
+        """
         unknown = [name for name in class_names if name not in self.class_names]
         if unknown:
             raise ModelError(
                 f"This model's text is a table of its {len(self.class_names)} training classes, without {unknown[0]!r}:"
-                " score it with --text original, or train with text=head or text=encoder."
+                " score it with `text=original`, or train with text=head or text=encoder."
             )
         indices = [self.class_names.index(name) for name in class_names]
         return F.normalize(self.rows[indices].unsqueeze(1), dim=-1)
 
     def _metadata(self) -> dict[str, str]:
         return {"kind": self.kind, "class_names": json.dumps(self.class_names)}
+
+
+class AppliedText(NamedTuple):
+    """Which text a loaded model has."""
+
+    description: str  # for people, and the result files
+    sha256: str | None = None  # of the file beside the weights that it is from
+    text_map: TextMap | None = None  # to be applied to the embeddings of prompts
+
+
+def apply_text(model: nn.Module, folder: Path, size: int, choice: TextChoice, name: str) -> AppliedText:
+    """Give a model the text asked for, of what a fine-tuning run left beside its weights in `folder`.
+
+    Args:
+        model: with the weights that lie there; its tuned text parameters are put back for "original".
+        folder: the weights'.
+        size: of the embeddings.
+        choice: see `load_model`.
+        name: the model, for messages.
+
+    Raises:
+        ModelError: when there is no original text, or a file of it is damaged.
+    """
+    tuned, original = folder / TEXT_FILE, folder / ORIGINAL_FILE
+    if choice == "original":
+        if original.is_file():
+            restore_original(model, original)
+            return AppliedText(f"original, from {original.name}", hash_file(original))
+        if tuned.is_file():
+            return AppliedText(f"original, without {tuned.name}")
+        raise ModelError(f"{name} has no original text beside its own: clipguard did not tune its text.")
+    if tuned.is_file():
+        text_map = read_text_map(tuned, size)
+        return AppliedText(f"tuned, by the {text_map.kind} map in {tuned.name}", hash_file(tuned), text_map)
+    return AppliedText("tuned, in the weights" if original.is_file() else "as in the weights")
 
 
 def read_text_map(path: Path, size: int) -> TextMap:
