@@ -22,7 +22,7 @@ from common import provenance, save
 
 from clipguard.comparison.sequential import FIRST, GROWTH, batch_ends
 from clipguard.statistics.anytime import adjusted_p_values, log_e_of_counts
-from clipguard.statistics.paired import Pairs, harmless_p_value, holm, regression_p_value
+from clipguard.statistics.paired import Pairs, holm, noninferiority_p_value, regression_p_value
 
 ALPHA = 0.05
 # Sets, attacks (one of them none), averages: one cell; four sets, clean; four sets, clean and attacked, with averages.
@@ -75,7 +75,7 @@ def sequential(cells: Cells, looks: list[int], allowed: float) -> tuple[str, int
 @functools.lru_cache(None)
 def fixed_p_values(n: int, lost: int, gained: int, allowed: float) -> tuple[float, float]:
     pairs = [Pairs(n, lost, gained)]
-    return regression_p_value(pairs, allowed), harmless_p_value(pairs, allowed)
+    return regression_p_value(pairs, allowed), noninferiority_p_value(pairs, allowed)
 
 
 def fixed(cells: Cells, n: int, allowed: float) -> str:

@@ -21,7 +21,7 @@ from clipguard.comparison.rules import Rules
 from clipguard.core.errors import ResultError
 from clipguard.sanity.entries import alarms
 from clipguard.statistics.anytime import Outcomes
-from clipguard.statistics.decision import AnytimeTests, FixedTests, Seen, Tests, detectable_drop, n_to_decide
+from clipguard.statistics.decision import AnytimeTests, FixedTests, PairedCell, Tests, detectable_drop, n_to_decide
 from clipguard.statistics.paired import Pairs, mcnemar_p_value
 
 SCHEMA = 1
@@ -151,7 +151,7 @@ def compare_results(
     return Comparison(*names, models, rules, tuple(reasons), cells, how, tuple(warnings))
 
 
-def _cells(base: pd.DataFrame, candidate: pd.DataFrame, batches: Batches | None) -> list[Seen]:
+def _cells(base: pd.DataFrame, candidate: pd.DataFrame, batches: Batches | None) -> list[PairedCell]:
     """Every cell that both have, over the images that both have."""
     columns = [*IMAGE, "robust"]
     both = base[columns].merge(candidate[columns], on=IMAGE, suffixes=("_base", "_candidate"), validate="one_to_one")
@@ -165,24 +165,24 @@ def _cells(base: pd.DataFrame, candidate: pd.DataFrame, batches: Batches | None)
         if batches:
             rank = {index: place for place, index in enumerate(batches.order[key[0]])}
             changes = changes[np.argsort([rank[index] for index in rows["index"]])]
-        found.append(Seen(*key, (pairs,), float(before.mean()), float(after.mean()), changes))
+        found.append(PairedCell(*key, (pairs,), float(before.mean()), float(after.mean()), changes))
     return found
 
 
-def _chosen(cells: list[Seen], metrics: Sequence[str]) -> list[Seen]:
+def _chosen(cells: list[PairedCell], metrics: Sequence[str]) -> list[PairedCell]:
     """The cells of the metrics asked for; averages are of every attack and eps, where there are several data sets."""
     chosen = [cell for cell in cells if ("clean" if cell.attack == "none" else "robust") in metrics]
     return chosen + _averages(cells) if "average" in metrics else chosen
 
 
-def _averages(cells: list[Seen]) -> list[Seen]:
+def _averages(cells: list[PairedCell]) -> list[PairedCell]:
     """Averages over data sets with equal weights, of what all data sets have."""
     datasets = {cell.dataset for cell in cells}
-    groups: dict[tuple[str, str, float], list[Seen]] = {}
+    groups: dict[tuple[str, str, float], list[PairedCell]] = {}
     for cell in cells:
         groups.setdefault((cell.norm, cell.attack, cell.eps), []).append(cell)
     return [
-        Seen(
+        PairedCell(
             AVERAGE,
             *key,
             pairs=tuple(cell.pairs[0] for cell in group),
@@ -195,18 +195,18 @@ def _averages(cells: list[Seen]) -> list[Seen]:
     ]
 
 
-def _mean_changes(group: Sequence[Seen]) -> Outcomes:
+def _mean_changes(group: Sequence[PairedCell]) -> Outcomes:
     """The first images of all data sets, the second of all, and so on, as far as the smallest goes: mean changes."""
     n = min(len(cell.changes) for cell in group)
     changes: Outcomes = np.mean([cell.changes[:n] for cell in group], axis=0)
     return changes
 
 
-def _change(tests: Tests, seen: Seen, p_regression: float, rules: Rules, cells: int) -> CellChange:
+def _change(tests: Tests, seen: PairedCell, p_regression: float, rules: Rules, cells: int) -> CellChange:
     """The statistics of one cell out of `cells`; `p_regression` is adjusted for them."""
     allowed = rules.max_drop / 100
     low, high = tests.interval(seen)
-    p_harmless = tests.harmless(seen, allowed)
+    p_harmless = tests.noninferiority(seen, allowed)
     verdict: Verdict = "inconclusive"
     if p_regression <= rules.alpha:
         verdict = "regression"

@@ -1,4 +1,4 @@
-"""Intervals for accuracies, and tests of a change in accuracy on the same images."""
+"""Confidence intervals of accuracies: of one proportion, and of an average over data sets."""
 
 from __future__ import annotations
 
@@ -9,9 +9,18 @@ from scipy.stats import binomtest
 
 
 def wilson_interval(successes: int, n: int, confidence: float = 0.95) -> tuple[float, float]:
-    """Wilson score interval of a proportion, as fractions in [0, 1] (Wilson, JASA 1927).
+    """Wilson's score interval of a proportion (Wilson, J. Am. Stat. Assoc. 1927).
 
-    Raises ValueError unless 0 <= successes <= n and n >= 1.
+    Args:
+        successes: how many of `n`, in [0, n].
+        n: at least 1.
+        confidence: the share of such intervals that hold the true proportion, in (0, 1).
+
+    Returns:
+        Its limits, fractions in [0, 1].
+
+    Raises:
+        ValueError: unless 0 <= successes <= n and n >= 1.
     """
     if not 0 <= successes <= n or n < 1:  # scipy does not always say so
         raise ValueError(f"{successes} of {n} is not a proportion.")
@@ -20,10 +29,18 @@ def wilson_interval(successes: int, n: int, confidence: float = 0.95) -> tuple[f
 
 
 def average_interval(estimates: Sequence[tuple[float, float, float]]) -> tuple[float, float, float]:
-    """Unweighted average of independent estimates, each (value, low, high), with its interval; the same confidence.
+    """Unweighted average of independent estimates, with an interval of their confidence.
 
-    MOVER (Zou & Donner, Statistics in Medicine 2008, eq. 3): deviations to the limits add up in quadrature.
-    Raises ValueError if there is none.
+    MOVER (Zou and Donner, Statistics in Medicine 2008, eq. 3): the distances to the limits add up in quadrature.
+
+    Args:
+        estimates: each (value, low, high).
+
+    Returns:
+        The average's (value, low, high).
+
+    Raises:
+        ValueError: if there is none.
     """
     if not estimates:
         raise ValueError("There is nothing to average.")

@@ -8,7 +8,14 @@ import numpy as np
 import pytest
 from scipy.stats import multinomial
 
-from clipguard.statistics.anytime import BETS, MOST, Outcomes, adjusted_p_values, confidence_sequence, log_e_value
+from clipguard.statistics.anytime import (
+    BET_SHARES,
+    MAX_LOG_E,
+    Outcomes,
+    adjusted_p_values,
+    confidence_sequence,
+    log_e_value,
+)
 
 
 def changes(n: int, lost: int, gained: int) -> Outcomes:
@@ -22,9 +29,9 @@ def test_one_image_is_half_the_highest_bet(outcome: float, mean: float) -> None:
 
 
 def test_many_images_that_did_not_change() -> None:
-    expected = np.mean((1 + BETS * 0.01 / 0.99) ** 450)
+    expected = np.mean((1 + BET_SHARES * 0.01 / 0.99) ** 450)
     assert math.exp(log_e_value(np.zeros(450), -0.01)) == pytest.approx(expected)
-    assert expected >= 20 > np.mean((1 + BETS * 0.01 / 0.99) ** 449)  # docs/compare.md: 450 are the fewest
+    assert expected >= 20 > np.mean((1 + BET_SHARES * 0.01 / 0.99) ** 449)  # docs/compare.md: 450 are the fewest
 
 
 @pytest.mark.parametrize(("lost", "gained", "mean"), [(0.2, 0.15, 0.05), (0.3, 0.3, 0.0), (0.02, 0.07, -0.05)])
@@ -72,7 +79,7 @@ def test_extreme_counts_have_limits_within_bounds(counts: tuple[int, int, int]) 
     low, high = confidence_sequence(seen)
     assert -1 <= low <= seen.mean() <= high <= 1
     assert low < high
-    assert log_e_value(-seen, 0.01) <= MOST
+    assert log_e_value(-seen, 0.01) <= MAX_LOG_E
 
 
 def test_the_confidence_sequence_ever_leaves_the_truth_out_in_5_of_100_at_most() -> None:
@@ -96,7 +103,7 @@ def test_e_values_are_adjusted_by_the_lowest_average() -> None:
     assert adjusted_p_values([math.log(e) for e in (30, 10, 2)]) == pytest.approx([1 / 14, 1 / 6, 1 / 2])
     assert adjusted_p_values([math.log(30)]) == pytest.approx([1 / 30])
     assert adjusted_p_values([math.log(0.5), 0.0]) == [1.0, 1.0]
-    assert 0 < adjusted_p_values([MOST, MOST, 0.0])[0] < 1e-200
+    assert 0 < adjusted_p_values([MAX_LOG_E, MAX_LOG_E, 0.0])[0] < 1e-200
 
 
 def test_peeking_at_many_cells_raises_few_false_alarms() -> None:

@@ -12,9 +12,9 @@ from clipguard.statistics.intervals import average_interval, wilson_interval
 from clipguard.statistics.paired import (
     Pairs,
     change_score,
-    harmless_p_value,
     holm,
     mcnemar_p_value,
+    noninferiority_p_value,
     paired_interval,
     regression_p_value,
 )
@@ -109,7 +109,7 @@ def test_tests_and_interval_agree(sets: list[Pairs]) -> None:
     low, high = paired_interval(sets, confidence=0.9)
     assert change_score(sets, low) == pytest.approx(norm.isf(0.05), abs=1e-5)
     assert change_score(sets, high) == pytest.approx(norm.ppf(0.05), abs=1e-5)
-    assert harmless_p_value(sets, -low) == pytest.approx(0.05, abs=1e-5)
+    assert noninferiority_p_value(sets, -low) == pytest.approx(0.05, abs=1e-5)
 
 
 def test_impossible_counts_are_refused() -> None:
@@ -126,7 +126,7 @@ def chance(n: int, lost: float, gained: float, allowed: float) -> tuple[float, f
         for m in range(min(n - k, int(n * gained + 40)) + 1):
             pairs, p = [Pairs(n, k, m)], float(truth.pmf([k, m, n - k - m]))
             regression += p * (regression_p_value(pairs, allowed) <= 0.05)
-            harmless += p * (harmless_p_value(pairs, allowed) <= 0.05)
+            harmless += p * (noninferiority_p_value(pairs, allowed) <= 0.05)
     return regression, harmless
 
 
