@@ -8,7 +8,14 @@ from clipguard.core.errors import ModelError
 
 
 def choose_device(name: str) -> str:
-    """The device itself; "auto" is CUDA if there is one, else the CPU. Raises ClipguardError if it is not there."""
+    """The name of a device that is there.
+
+    Args:
+        name: a torch device, or "auto": CUDA if there is one, else the CPU.
+
+    Raises:
+        ModelError: when torch cannot put a tensor there.
+    """
     if name == "auto":
         return "cuda" if torch.cuda.is_available() else "cpu"
     return str(check_device(name))

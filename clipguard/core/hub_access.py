@@ -1,4 +1,4 @@
-"""Is the Hugging Face hub there? Asked once and fast, for models and data sets alike."""
+"""Whether the Hugging Face hub can be reached: asked once and fast; without it, the libraries use their caches."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from contextlib import contextmanager
 from typing import Any
 from urllib.parse import urlsplit
 
-CONNECT_SECONDS = 3.0
+CONNECT_SECONDS = 3.0  # after which the hub counts as not there
 
 
 def hub_reachable() -> bool:
-    """Whether the hub answers: a TCP connection, to it or to the proxy in the way, within about 3 seconds.
+    """Whether a TCP connection to the hub, or to the proxy in the way, is made within `CONNECT_SECONDS`.
 
     False in the hub's offline mode (HF_HUB_OFFLINE=1). Behind a live proxy only a real request can tell, so True.
     """
@@ -51,10 +51,13 @@ def _connects(host: str, port: int) -> bool:
 
 @contextmanager
 def hub_access() -> Iterator[bool]:
-    """Check the connection once; without one, every hub call inside answers from the cache or fails at once.
+    """Check the connection once; without one, every call of the hub's libraries inside uses the cache or fails at once.
 
-    Yields whether the hub is reachable. Left to themselves the libraries try again for minutes. They read
-    HF_HUB_OFFLINE once, at import, so it is their settings that must change, not the environment.
+    Left to themselves the libraries try again for minutes. They read HF_HUB_OFFLINE once, at import, so it is their
+    settings that must change, not the environment.
+
+    Yields:
+        Whether the hub is reachable.
     """
     import huggingface_hub
 

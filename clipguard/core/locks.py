@@ -15,8 +15,8 @@ from pathlib import Path
 
 from clipguard.core.errors import OutputError
 
-PATIENCE = 0.5  # seconds in which who has just taken a lock says so, or who only looked at it has let go
-_held: set[int] = set()  # descriptors
+PATIENCE_SECONDS = 0.5  # in which who has just taken a lock says so, or who only looked at it has let go
+_held: set[int] = set()  # descriptors of the lock files that this process holds
 
 
 class InUseError(OutputError):
@@ -27,15 +27,24 @@ class Lock:
     """Held from its making to `release`, or to the end of the process; a forked child does not hold it."""
 
     def __init__(self, path: Path, what: str) -> None:
-        """Raises InUseError, which begins with `what` and names the holder, and OSError where no file can be made."""
+        """Take the lock, or say who has it.
+
+        Args:
+            path: the lock file, which is made.
+            what: it stands for, for messages.
+
+        Raises:
+            InUseError: which begins with `what` and names the holder.
+            OSError: where no file can be made.
+        """
         self.path = path
         self._process = os.getpid()
-        until = time.monotonic() + PATIENCE
+        until = time.monotonic() + PATIENCE_SECONDS
         while not self._try():
-            found = _read_holder(path)
-            if (found and _may_live(*found)) or time.monotonic() > until:
+            holder = _read_holder(path)
+            if (holder and _may_live(*holder)) or time.monotonic() > until:
                 raise in_use(what, path)
-            time.sleep(PATIENCE / 50)
+            time.sleep(PATIENCE_SECONDS / 50)
 
     def _try(self) -> bool:
         descriptor, made = _open(self.path)
@@ -82,13 +91,13 @@ def is_ours(path: Path) -> bool:
 
 def in_use(what: str, path: Path) -> InUseError:
     """The error that says who has taken `what`, by its lock file."""
-    until = time.monotonic() + PATIENCE
-    while (found := _read_holder(path)) is None and time.monotonic() < until:
-        time.sleep(PATIENCE / 50)  # who has just taken it says so at once
-    if found and found[1] == socket.gethostname() and _may_live(*found):
-        who = f"process {found[0]}"
+    until = time.monotonic() + PATIENCE_SECONDS
+    while (holder := _read_holder(path)) is None and time.monotonic() < until:
+        time.sleep(PATIENCE_SECONDS / 50)  # who has just taken it says so at once
+    if holder and holder[1] == socket.gethostname() and _may_live(*holder):
+        who = f"process {holder[0]}"
     else:  # elsewhere, or a file system without locks
-        who = f"process {found[0]} on {found[1]}" if found else "another process"
+        who = f"process {holder[0]} on {holder[1]}" if holder else "another process"
         who += f"; if it is none any more, remove {path}"
     return InUseError(f"{what} belongs to a run that is under way ({who}). Name another, or wait for its end.")
 
@@ -119,6 +128,7 @@ def _is_at(path: Path, descriptor: int) -> bool:
 
 
 def _read_holder(path: Path) -> tuple[int, str] | None:
+    """Process and host that a lock file names."""
     try:
         process, host = path.read_text(encoding="utf-8").split()
         return int(process), host

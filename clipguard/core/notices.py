@@ -29,7 +29,12 @@ _kept: ContextVar[list[Notice] | None] = ContextVar("notices", default=None)
 
 
 def notice(kind: Kind, text: str) -> None:
-    """Say once in a run what was done to an input. `text` names the input and the number of items, in one line."""
+    """Say once in a run what was done to an input.
+
+    Args:
+        kind: of what was done.
+        text: one line that names the input and the number of items. It is stored with results: change none lightly.
+    """
     entry: Notice = {"kind": kind, "text": text}
     kept = _kept.get()
     if kept is not None:
@@ -41,9 +46,11 @@ def notice(kind: Kind, text: str) -> None:
 
 @contextmanager
 def noticing() -> Iterator[list[Notice]]:
-    """Keep the notices of a run in the list that it yields, which grows while the run goes on.
+    """Keep the notices of a run.
 
-    Inside another such context it is the outer one's list: what a run is part of hears of it too.
+    Yields:
+        A list that grows while the run goes on. Inside another such context it is the outer one's: what a run is part
+        of hears of it too.
     """
     kept = _kept.get()
     if kept is not None:

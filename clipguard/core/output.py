@@ -1,11 +1,14 @@
-"""Where runs write: folders and files that one run takes at its start, and that are written whole or not at all."""
+"""Where runs write: a folder or a file that one run takes at its start, so that no other writes there meanwhile.
+
+A run that is refused has touched nothing. Files are written whole or not at all (`atomic_files.py`); who holds what is
+told by lock files (`locks.py`).
+"""
 
 from __future__ import annotations
 
 import contextlib
 import os
 import re
-import secrets
 import weakref
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -15,6 +18,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
+from clipguard.core.atomic_files import is_part, try_to_write, write_bytes
 from clipguard.core.errors import OutputError
 from clipguard.core.locks import InUseError, Lock, in_use, is_held, is_ours
 
@@ -23,8 +27,7 @@ if TYPE_CHECKING:
 
 LOCK = ".clipguard.lock"
 RUNS = Path("runs")
-PART = re.compile(r"\..+\.[0-9a-f]{8}\.part")
-TRIES = 100
+ATTEMPTS = 100  # to make a folder that other runs, which had made it in vain, remove again
 
 
 class TakenError(OutputError):
@@ -53,13 +56,19 @@ class OutputFolder:
     An empty folder that this run made goes away again if nothing was written.
     """
 
-    def __init__(self, path: Path, *, option: str = "--out", whole: bool = False, must_make: bool = False) -> None:
+    def __init__(self, path: Path, *, option: str = "`out`", whole: bool = False, must_make: bool = False) -> None:
         """Take a folder that is not there, that is empty, or that `may_go_on` accepts.
 
-        `option` is what named it on the command line. `whole`: after an error, what was written goes away again.
-        `must_make`: it must not be there at all.
-        Raises TakenError if the folder holds something, InUseError if it is a living run's, OutputError if it cannot be
-        written.
+        Args:
+            path: the folder; those above it are made, too.
+            option: what named it, for messages.
+            whole: after an error in the `with` block, what was written goes away again.
+            must_make: it must not be there at all.
+
+        Raises:
+            TakenError: if the folder holds something.
+            InUseError: if it is a living run's.
+            OutputError: if it cannot be written.
         """
         self.path, self._what, self._whole = path, f"{option} {path}", whole
         self._written: list[Path] = []
@@ -88,7 +97,7 @@ class OutputFolder:
         self._hold.lock = _lock_in(self.path, LOCK, self._what, self._hold.made)
         require_no_run_in(self.path.parent, self._what)
         self._require_free()  # nobody else writes here from now on
-        for part in [path for path in self.path.iterdir() if PART.fullmatch(path.name)]:
+        for part in [path for path in self.path.iterdir() if is_part(path.name)]:
             part.unlink(missing_ok=True)  # a killed run's
 
     def may_go_on(self) -> bool:
@@ -99,20 +108,24 @@ class OutputFolder:
         if self._hold.lock is None and is_held(self.path / LOCK):
             raise in_use(self._what, self.path / LOCK)
         names = {entry.name for entry in self.path.iterdir()} - {LOCK}
-        if any(not PART.fullmatch(name) for name in names) and not self.may_go_on():
+        if any(not is_part(name) for name in names) and not self.may_go_on():
             raise TakenError(f"{self._what} exists already; nothing is overwritten. Name a new folder.")
 
     def write_files(self, files: Mapping[str, bytes]) -> None:
-        """Write files in their order, each complete or not at all; names are relative paths such as `png/0.png`.
+        """Write files, one after the other, each whole or not at all (see `atomic_files.py`).
 
-        Raises OutputError if the disk does not take them.
+        Args:
+            files: content by name, a relative path such as `png/0.png`; a folder in it is made, and must not be there.
+
+        Raises:
+            OutputError: if the disk does not take them; those before stay, unless the folder is `whole`.
         """
         try:
             for name, content in files.items():
                 for folder in reversed(Path(name).parents[:-1]):
                     self._make(self.path / folder)
                 self._written.append(self.path / name)
-                write_whole(self.path / name, content)
+                write_bytes(self.path / name, content)
         except OSError as error:
             raise OutputError(f"Cannot write to {self.path}: {error.strerror or error}.") from error
 
@@ -141,8 +154,19 @@ class OutputFile:
     Of several runs that replace a file at once, the file is that of whichever ends last, and whole.
     """
 
-    def __init__(self, path: Path, *, option: str = "--out", replace: bool = False) -> None:
-        """Raises TakenError if a new file exists, InUseError if a living run makes it, OutputError if none can."""
+    def __init__(self, path: Path, *, option: str = "`out`", replace: bool = False) -> None:
+        """Take a file that is not there, or with `replace` any ordinary file.
+
+        Args:
+            path: the file; the folders above it are made.
+            option: what named it, for messages.
+            replace: a file that is there is replaced.
+
+        Raises:
+            TakenError: if a new file exists, or what is to be replaced is no ordinary file.
+            InUseError: if a living run makes it.
+            OutputError: if it cannot be written.
+        """
         self.path, self._what, self._replace = path, f"{option} {path}", replace
         hold = _Hold()
         self.release = weakref.finalize(self, hold.release)
@@ -150,7 +174,7 @@ class OutputFile:
             self._require_free()
             make_folders(path.parent, hold.made)
             if replace:
-                _try_to_write(path)
+                try_to_write(path)
             else:
                 hold.lock = _lock_in(path.parent, f".{path.name}.lock", self._what, hold.made)
             require_no_run_in(path.parent, self._what)
@@ -165,9 +189,13 @@ class OutputFile:
             raise TakenError(f"{self._what} exists already; nothing is overwritten. Name a new file.")
 
     def write(self, content: bytes) -> None:
-        """Write it, whole or not at all. Raises OutputError if the disk does not take it."""
+        """Write it, whole or not at all.
+
+        Raises:
+            OutputError: if the disk does not take it.
+        """
         try:
-            write_whole(self.path, content)
+            write_bytes(self.path, content)
         except OSError as error:
             raise OutputError(f"Cannot write {self.path}: {error.strerror or error}.") from error
 
@@ -208,7 +236,7 @@ def default_names(name: str, prefix: str = "") -> Iterator[Path]:
 
 def make_folders(path: Path, made: list[Path]) -> bool:
     """Make a folder and those above it, which are added to `made`; whether it was this call that made the last one."""
-    for _ in range(TRIES):
+    for _ in range(ATTEMPTS):
         try:
             for folder in [*reversed(path.parents), path]:
                 with contextlib.suppress(FileExistsError):
@@ -225,7 +253,7 @@ def make_folders(path: Path, made: list[Path]) -> bool:
 
 def _lock_in(folder: Path, name: str, what: str, made: list[Path]) -> Lock:
     """A lock in a folder, which is made again if another run that had made it in vain has just removed it."""
-    for _ in range(TRIES):
+    for _ in range(ATTEMPTS):
         try:
             return Lock(folder / name, what)
         except FileNotFoundError as error:
@@ -240,32 +268,3 @@ def remove_empty(made: list[Path]) -> None:
         with contextlib.suppress(OSError):
             folder.rmdir()
     made.clear()
-
-
-def write_whole(path: Path, content: bytes) -> None:
-    """Write a file completely or not at all. Raises OSError."""
-    with part_of(path) as part:
-        part.write_bytes(content)
-
-
-@contextmanager
-def part_of(path: Path) -> Iterator[Path]:
-    """Another name to write a file under, which nobody else uses; it is renamed at the end, and removed by an error."""
-    part = _beside(path)
-    try:
-        yield part
-        part.replace(path)
-    except BaseException:
-        with contextlib.suppress(OSError):
-            part.unlink(missing_ok=True)
-        raise
-
-
-def _beside(path: Path) -> Path:
-    return path.with_name(f".{path.name[:40]}.{secrets.token_hex(4)}.part")
-
-
-def _try_to_write(path: Path) -> None:
-    part = _beside(path)
-    part.touch()
-    part.unlink()

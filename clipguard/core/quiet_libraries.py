@@ -1,4 +1,4 @@
-"""Call into open_clip without its log lines and warnings reaching the terminal."""
+"""Silence for calls into open_clip and its like, whose log lines and warnings are none of the user's business."""
 
 from __future__ import annotations
 

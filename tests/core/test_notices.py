@@ -52,11 +52,11 @@ PLACES = {
         ("guessed", "numbers that take names in their order"),
         ("guessed", "names by their place"),
     ],
-    "data/sources.py": [
+    "data/classes/naming.py": [
         ("skipped", "classes that only other splits have"),
         ("translated", "class names: ids in words, another style"),
-        ("guessed", "the ensemble for any photos, where a copy brings no prompts"),
     ],
+    "data/sources.py": [("guessed", "the ensemble for any photos, where a copy brings no prompts")],
     "data/formats/table_images.py": [("guessed", "arrays as channels, height, width")],
     "data/formats/tar_index.py": [
         ("guessed", "dots that belong to a sample's name"),

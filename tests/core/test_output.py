@@ -101,7 +101,7 @@ def test_a_killed_run_leaves_nothing_in_the_way(tmp_path: Path) -> None:
     process = fork.Process(target=hold)
     process.start()
     taken.wait()
-    who = rf"--out {path} belongs to a run that is under way \(process {process.pid}\)"
+    who = rf"`out` {path} belongs to a run that is under way \(process {process.pid}\)"
     with pytest.raises(OutputError, match=who):
         OutputFolder(path)
     assert process.pid is not None

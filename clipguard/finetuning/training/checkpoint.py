@@ -9,8 +9,8 @@ from typing import Any
 
 import torch
 
+from clipguard.core.atomic_files import replacing
 from clipguard.core.errors import FinetuneError, OutputError, first_line
-from clipguard.core.output import part_of
 
 FOLDER = "checkpoints"
 
@@ -59,7 +59,7 @@ def _write(path: Path, content: dict[str, Any]) -> None:
     """Under another name until it is on the disk, as a whole."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with part_of(path) as part, part.open("wb") as file:
+        with replacing(path) as part, part.open("wb") as file:
             torch.save(content, file)
             file.flush()
             os.fsync(file.fileno())
