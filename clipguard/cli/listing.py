@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from clipguard.benchmark.plan import BenchPlan
+from clipguard.cli.console.flags import in_flags
 from clipguard.cli.console.terminal import echo
 from clipguard.core.errors import ClipguardError
 from clipguard.core.settings import settings_of
@@ -66,11 +67,12 @@ def _protocols() -> None:
 
 
 def _check_datasets(data_root: Path | None) -> None:
+    from clipguard.cli import app
     from clipguard.data.availability import check_registry
 
     found = list(check_registry(data_root))
     for a in found:
-        echo(f"{'ok' if a.available else 'MISSING':<8} {a.name:<16} {a.where}")
+        echo(f"{'ok' if a.available else 'MISSING':<8} {a.name:<16} {in_flags(a.where, app)}")
     missing = sum(not a.available for a in found)
     echo(f"\n{len(found) - missing} of {len(found)} named data sets can be opened here, and the embedded ones")
     if missing:

@@ -24,7 +24,8 @@ class Availability:
 def check_registry(data_root: Path | None = None) -> Iterator[Availability]:
     """Every registered data set, in order. Without a network this takes seconds: the connection is tried once.
 
-    Raises DatasetError if `data_root` is no folder.
+    Raises:
+        DatasetError: if `data_root` is no folder.
     """
     import datasets  # noqa: F401  # hub_access sets its offline switch, too, if it is there
 

@@ -38,16 +38,15 @@ class ImageDataset:
         return len(self.images)
 
     def image(self, index: int) -> PIL.Image.Image:
-        """Image `index` (in [0, N)), in RGB, at its native size, upright unless `decode` is "plain".
-
-        Raises as `read`.
-        """
+        """Image `index` (in [0, N)), in RGB, at its native size, upright unless `decode` is "plain"; see `read`."""
         return self.read(index).image
 
     def read(self, index: int) -> Decoded:
         """Image `index` (in [0, N)), and what decoding did to it; see `decode`.
 
-        Raises IndexError outside [0, N), and DatasetError, naming the row and its file, if it cannot be decoded.
+        Raises:
+            IndexError: outside [0, N).
+            DatasetError: naming the row and its file, if it cannot be decoded.
         """
         if not 0 <= index < len(self):
             raise IndexError(f"row {index} of a dataset of {len(self)}")
@@ -79,8 +78,12 @@ class ZeroShotDataset(ImageDataset):
     def subset(self, n: int | None, seed: int) -> npt.NDArray[np.int64]:
         """Sorted indices of a seeded, class-stratified subset: (min(n, N),) int64. No model has a say in it.
 
-        n: size, at least 1; None, or n >= N, means all of it. seed: >= 0.
-        Raises DatasetError if n < 1.
+        Args:
+            n: size, at least 1; None, or n >= N, means all of it.
+            seed: at least 0.
+
+        Raises:
+            DatasetError: if n < 1.
         """
         if n is not None and n < 1:
             raise DatasetError(
@@ -90,15 +93,24 @@ class ZeroShotDataset(ImageDataset):
 
 
 def in_random_order(indices: npt.NDArray[np.int64], seed: int) -> npt.NDArray[np.int64]:
-    """The indices (N,) shuffled: every order is equally likely, over seeds >= 0."""
+    """The indices (N,) shuffled: every order is equally likely, over all seeds (at least 0)."""
     return np.random.default_rng([seed, len(indices), 1]).permutation(indices)
 
 
 def stratified_subset(labels: npt.NDArray[np.int64], n_classes: int, n: int | None, seed: int) -> npt.NDArray[np.int64]:
-    """Sorted positions of a seeded draw from `labels` (N,), each class by its share: (min(n, N),) int64.
+    """A seeded draw of images, of each class by its share.
 
     Classes get seats in proportion to their size (largest remainder). Each class is drawn from the front of its own
     seeded shuffle, so with the same seed a class's smaller draw is always part of its larger one.
+
+    Args:
+        labels: (N,) in [0, n_classes).
+        n_classes: C.
+        n: images to draw, at least 1; None, or n >= N, means all of them.
+        seed: at least 0.
+
+    Returns:
+        Sorted positions in `labels`, (min(n, N),) int64.
     """
     if n is None or n >= len(labels):
         return np.arange(len(labels), dtype=np.int64)

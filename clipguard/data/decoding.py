@@ -46,16 +46,21 @@ class Decoded(NamedTuple):
 
 
 def decode(encoded: EncodedImage, how: Decode = "upright") -> Decoded:
-    """An RGB image.
+    """An RGB image; of several frames the first.
 
-    how: "upright": EXIF rotation applied, transparency laid over white, 16-bit greys scaled to 8; "plain": what
-        `PIL.Image.open(...).convert("RGB")` gives, as open_clip, torchvision and CLIP_benchmark read images.
+    Args:
+        encoded: as stored.
+        how: "upright": EXIF rotation applied, transparency laid over white, 16-bit greys scaled to 8; "plain": what
+            `PIL.Image.open(...).convert("RGB")` gives, as open_clip, torchvision and CLIP_benchmark read images.
 
-    Of several frames it is the first. Raises ValueError for pixels whose range nothing tells, and whatever PIL raises
-    on a broken file; the caller knows the row and turns it into a DatasetError.
+    Raises:
+        ValueError: for pixels whose range nothing tells, and whatever PIL raises on a broken file; the caller knows the
+            row and turns it into a DatasetError.
     """
-    if how == "plain":
-        return _decode_plain(encoded)
+    return _decode_plain(encoded) if how == "plain" else _decode_upright(encoded)
+
+
+def _decode_upright(encoded: EncodedImage) -> Decoded:
     with _open(encoded) as image:
         changes: set[Change] = set()
         if _has_frames(image):
@@ -112,7 +117,16 @@ def _has_frames(image: PIL.Image.Image) -> bool:
 
 
 def to_rgb(image: PIL.Image.Image, bits: int = 16, *, inverted: bool = False) -> PIL.Image.Image:
-    """Any PIL mode to RGB. bits, inverted: of greys with more than 8 bits. Raises ValueError for an unknown range."""
+    """Any PIL mode to RGB.
+
+    Args:
+        image: loaded.
+        bits: of greys with more than 8 bits, 12 or 16.
+        inverted: such greys have white at 0.
+
+    Raises:
+        ValueError: for an unknown range.
+    """
     import PIL.Image
 
     if image.mode == "F":

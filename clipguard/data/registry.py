@@ -28,7 +28,7 @@ class DatasetEntry:
     name: str
     """Its id, or the path of the file."""
     source: str | None = None
-    """A path, `hf:org/name` or `wds:org/name`; None: only a copy under --data-root."""
+    """A path, `hf:org/name` or `wds:org/name`; None: only a copy under `data_root`."""
     split: str | None = None
     """Of the source; copies have their own."""
     size: int | None = None
@@ -40,9 +40,9 @@ class DatasetEntry:
     tecoa_names: tuple[str, ...] | None = None
     """Names that TeCoA's papers use instead."""
     single: str = PHOTO.single[0]
-    """The prompt of `--templates single`."""
+    """The prompt of `templates="single"`."""
     templates: tuple[str, ...] | str | None = None
-    """The prompts of `--templates ensemble`, or a file of them."""
+    """The prompts of `templates="ensemble"`, or a file of them."""
     ensemble: tuple[str, ...] | None = None
     """The same for data that come without prompts."""
     native: bool = False
@@ -53,32 +53,37 @@ class DatasetEntry:
     label_column: str | None = None
     notes: str = ""
 
-    def given_names(self) -> GivenNames | None:
-        """Names that the entry itself gives. Raises DatasetError if their file cannot be read."""
+    def written_names(self) -> GivenNames | None:
+        """Names that the entry itself gives.
+
+        Raises:
+            DatasetError: if their file cannot be read.
+        """
         if self.class_names is None:
             return None
         if isinstance(self.class_names, str):
             return read_class_list(Path(self.class_names), self.class_names)
         return GivenNames(list(self.class_names), self.name)
 
-    def template_sets(self, found: TemplateSets) -> TemplateSets:
-        """What `single` and `ensemble` mean here; `found`: what came with the data."""
-        own = self.templates
-        if own is None:
-            return TemplateSets((self.single,), found.ensemble)
-        return TemplateSets((self.single,), tuple(read_templates(Path(own))) if isinstance(own, str) else own)
+    def template_sets(self, of_data: TemplateSets) -> TemplateSets:
+        """What `single` and `ensemble` mean here; `of_data`: what came with the data."""
+        ensemble = of_data.ensemble if self.templates is None else self.templates
+        if isinstance(ensemble, str):
+            ensemble = tuple(read_templates(Path(ensemble)))
+        return TemplateSets((self.single,), ensemble)
 
     def locate(self, data_root: Path | None) -> str:
         """The copy under `data_root` (default: CLIPGUARD_DATA) if there is one, else the source.
 
-        Raises DatasetError if there is neither, `data_root` is no folder, or a path here has the same name.
+        Raises:
+            DatasetError: if there is neither, `data_root` is no folder, or a path here has the same name.
         """
         copy = self.local_copy(data_root)
         if copy is not None:
             return str(copy)
         if self.name in registry() and Path(self.name).exists():
             raise DatasetError(
-                f"a data set of the field and a path here; write ./{self.name} for the path, or --data-root . to take "
+                f"a data set of the field and a path here; write ./{self.name} for the path, or `data_root=.` to take "
                 "it for a copy of the data set"
             )
         if self.source is None:
@@ -96,17 +101,21 @@ class DatasetEntry:
         root = data_root_folder(data_root)
         if root is not None:
             return f"put a copy into {root / self.name}"
-        return f"put a copy into DIR/{self.name} and say --data-root DIR, or {ROOT_VARIABLE}=DIR"
+        return f"put a copy into DIR/{self.name} and say `data_root=DIR`, or {ROOT_VARIABLE}=DIR"
 
 
 def data_root_folder(data_root: Path | None) -> Path | None:
-    """`data_root`, else CLIPGUARD_DATA, else None. Raises DatasetError if it is no folder."""
+    """`data_root`, else CLIPGUARD_DATA, else None.
+
+    Raises:
+        DatasetError: if it is no folder.
+    """
     named = str(data_root) if data_root is not None else os.environ.get(ROOT_VARIABLE)
     if not named:
         return None
     root = Path(named).expanduser()
     if not root.is_dir():
-        raise DatasetError(f"--data-root (or {ROOT_VARIABLE}) {named} is no folder; name the one that holds the copies")
+        raise DatasetError(f"`data_root` (or {ROOT_VARIABLE}) {named} is no folder; name the one that holds the copies")
     return root
 
 
@@ -138,7 +147,8 @@ def expand_groups(names: Iterable[str]) -> list[str]:
 def find_entry(name: str) -> DatasetEntry | None:
     """The entry of an id, or of one's own .toml or .yaml file; None for any other name.
 
-    Raises DatasetError for a group, and for a file that describes no data set.
+    Raises:
+        DatasetError: for a group, and for a file that describes no data set.
     """
     if name in groups():
         raise DatasetError(f"a group of data sets ({', '.join(groups()[name])}), where one is needed; name one of them")
@@ -162,7 +172,11 @@ def _relative_to(folder: Path, entry: DatasetEntry) -> DatasetEntry:
 
 
 def read_entry(name: str, table: dict[str, Any]) -> DatasetEntry:
-    """An entry from its table. Raises DatasetError for a key that does not exist or a value of the wrong kind."""
+    """An entry from its table.
+
+    Raises:
+        DatasetError: for a key that does not exist or a value of the wrong kind.
+    """
     known = {field.name: str(field.type) for field in fields(DatasetEntry) if field.name != "name"}
     values: dict[str, Any] = {}
     for key, value in table.items():

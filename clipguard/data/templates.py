@@ -9,17 +9,11 @@ from typing import Any
 
 from clipguard.core.errors import DatasetError, did_you_mean
 from clipguard.core.notices import notice
-from clipguard.data.classes.pasted_text import (
-    clean_lines,
-    drop_numbers,
-    existing_file,
-    is_quoted,
-    parse_literal,
-    read_text,
-    strings,
-    unquote,
-)
+from clipguard.data.classes.pasted_lines import clean_lines, drop_numbers, is_quoted, unquote
+from clipguard.data.classes.pasted_value import parse_literal, strings
+from clipguard.data.text_files import existing_file, read_text
 
+TYPED = "--templates"  # where templates come from that were typed: stored in notices, so spelled as it always was
 PLACES = re.compile(r"\{\s*\w*\s*\}|%s|<\w+>|\[\w+\]")  # how others write the place of the name
 
 
@@ -53,8 +47,13 @@ DRAWING = TemplateSets(
 def resolve_templates(choice: str, sets: TemplateSets, dataset: str = "") -> list[str]:
     """`"single"`, `"ensemble"`, a template (`"a sketch of a {}"`) or a file of them -> templates with one `{}` each.
 
-    dataset: whose templates are taken from a file that has those of several.
-    Raises DatasetError if `choice` is none of these, or the file has a line that cannot be a template.
+    Args:
+        choice: as the user wrote it.
+        sets: what `single` and `ensemble` mean for the data set.
+        dataset: whose templates are taken from a file that has those of several.
+
+    Raises:
+        DatasetError: if `choice` is none of these, or the file has a line that cannot be a template.
     """
     if choice == "single":
         return list(sets.single)
@@ -64,9 +63,9 @@ def resolve_templates(choice: str, sets: TemplateSets, dataset: str = "") -> lis
     if path is not None:
         return read_templates(path, dataset)
     if re.match(r"lambda\b|[fF]?['\"]|[\[(]", choice.lstrip()) and "{" in choice:
-        return _parse_templates(choice, Path("--templates"), dataset)
+        return _parse_templates(choice, Path(TYPED), dataset)
     if set("{}%") & set(choice):
-        return [read_template(_without_quotes(choice), "--templates")]
+        return [read_template(_without_quotes(choice), "`templates`")]
     hint = did_you_mean(choice, ["single", "ensemble"])
     raise DatasetError(
         f"no templates {choice!r}.{hint} Give 'single', 'ensemble', a template with {{}}, or a text file of such."
@@ -78,7 +77,9 @@ def read_templates(path: Path, dataset: str = "") -> list[str]:
 
     Also read, and said in a notice: quotes, commas at the end and comments; a list as of Python, JSON or YAML; lines
     `lambda c: f'a photo of a {c}.'`; and CLIP_benchmark's table of data sets, of which `dataset` says the one.
-    Raises DatasetError, with the line, for anything else.
+
+    Raises:
+        DatasetError: with the line, for anything else.
     """
     return _parse_templates(read_text(path), path, dataset)
 
@@ -106,7 +107,11 @@ def _parse_templates(text: str, path: Path, dataset: str) -> list[str]:
 
 
 def read_template(text: str, where: str) -> str:
-    """A template with `{}` for the class name, or CLIP_benchmark's `{c}`. Raises DatasetError for anything else."""
+    """A template with `{}` for the class name, or CLIP_benchmark's `{c}`.
+
+    Raises:
+        DatasetError: for anything else.
+    """
     template = text.replace("{c}", "{}")
     if template.count("{}") != 1 or set("{}") & set(template.replace("{}", "")):
         place = PLACES.search(template)

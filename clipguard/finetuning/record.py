@@ -11,7 +11,7 @@ from typing import Any, TypedDict, cast
 from clipguard.core.eps import PIXEL
 from clipguard.core.errors import FinetuneError
 from clipguard.core.notices import Notice
-from clipguard.core.provenance import machine, versions
+from clipguard.core.provenance import Machine, machine, versions
 from clipguard.finetuning.config import FinetuneConfig
 from clipguard.finetuning.final_evaluation import EvaluationRecord
 from clipguard.finetuning.training.data import TrainingData
@@ -62,7 +62,7 @@ class _StartedRun(TypedDict):
     config: dict[str, Any]  # fields of `FinetuneConfig`
     resolved: Resolved
     versions: dict[str, str]
-    machine: dict[str, Any]
+    machine: Machine
     base: dict[str, Any]  # fields of `ModelInfo`
     dataset: DatasetRecord
     notices: list[Notice]

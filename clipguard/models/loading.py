@@ -131,7 +131,11 @@ class LoadedModel:
     ) -> ZeroShotClassifier:
         """A classifier over `class_names`; see `ZeroShotClassifier`. Text is encoded once per (names, templates).
 
-        duplicates: allow names that differ and have the same tokens.
+        Args:
+            class_names: C names.
+            templates: prompts with `{}` for the name, which are averaged.
+            resolution: "model" for pixels of the model's size, "native" for those of any.
+            duplicates: allow names that differ and have the same tokens.
 
         Raises:
             ModelError: when there are no names or templates, a template has no `{}`, two different names have the same

@@ -169,7 +169,7 @@ def test_names_that_are_numbers_or_ids_are_refused_unless_prompts_show_numbers(t
     write_images(tmp_path / "images", [0, 1])
     for text, what in (("0\n1", "numbers"), ("n00000001\nn00000002", "WordNet ids")):
         (tmp_path / "names.txt").write_text(text)
-        with pytest.raises(DatasetError, match=f"all {what} .*give words with --classes FILE"):
+        with pytest.raises(DatasetError, match=f"all {what} .*give words with `classes=FILE`"):
             load_dataset(str(tmp_path / "images"), classes=tmp_path / "names.txt")
     (tmp_path / "names.txt").write_text("n01440764\nn01443537")  # ids that ImageNet has are put in words
     assert load_dataset(str(tmp_path / "images"), classes=tmp_path / "names.txt").class_names == ["tench", "goldfish"]

@@ -67,7 +67,7 @@ def test_ids_beyond_the_thousand_and_ids_before_words(tmp_path: Path) -> None:
 
 def test_an_id_nobody_knows_is_refused_and_a_file_of_names_helps(tmp_path: Path) -> None:
     path = write_folder(tmp_path / "x", ["n00000001", "n01440764"])
-    with pytest.raises(DatasetError, match="n00000001 is no WordNet id of ImageNet; give the class names with --cla"):
+    with pytest.raises(DatasetError, match="n00000001 is no WordNet id of ImageNet; give the class names with `cla"):
         load_dataset(path)
     (tmp_path / "names.txt").write_text("cat\ndog")
     assert load_dataset(path, classes=tmp_path / "names.txt").class_names == ["cat", "dog"]
@@ -93,7 +93,7 @@ def test_numbers_and_ids_are_no_names_and_the_cure_works(tmp_path: Path, names: 
     for kind, path in write_all_formats(tmp_path, names).items():
         numeric = kind == "x.tar" and names[0] in ("10", "010", "3.0")  # integers in a tar
         message = "integers without class names" if numeric else r"numbers or ids without class names \("
-        with pytest.raises(DatasetError, match=rf"{message}.*give --classes FILE with one name a line, in label order"):
+        with pytest.raises(DatasetError, match=rf"{message}.*give `classes=FILE` with one name a line, in label order"):
             load_dataset(path)
         if names[0].startswith(("10", "010", "class_", "c10", "3.")):
             order = names[::-1]  # by number, also where a ClassLabel has another order, as folders 0, 1, 10, 2 get one
@@ -113,7 +113,7 @@ def test_numbers_are_names_where_the_prompt_says_that_there_are_some_to_be_seen(
         (tmp_path / "names.txt").write_text("0\n1\n2")
         if kind != "x.tar":  # there they are integers
             with pytest.raises(
-                DatasetError, match=r"or, where the images show numbers, .*--templates 'the number {}\.'"
+                DatasetError, match=r"or, where the images show numbers, .*`templates` 'the number {}\.'"
             ):
                 load_dataset(path)
             assert name_of_each(load_dataset(path, templates="the number {}.")) == digits, kind
@@ -188,7 +188,7 @@ def test_names_taken_by_position_are_said(tmp_path: Path) -> None:
 def test_punctuation_is_no_name(tmp_path: Path, name: str) -> None:
     paths = write_all_formats(tmp_path, ["dog", name]) if name != "..." else {}
     for path in paths.values():
-        with pytest.raises(DatasetError, match=f"a class is called '{name}'; give names with --classes FILE"):
+        with pytest.raises(DatasetError, match=f"a class is called '{name}'; give names with `classes=FILE`"):
             load_dataset(path)
 
 
@@ -212,7 +212,7 @@ def test_equal_names_that_are_allowed_keep_their_places(tmp_path: Path) -> None:
 
 def test_a_registered_copy_in_numbered_folders_is_refused_too(tmp_path: Path) -> None:
     write_folder(tmp_path / "cifar10", [str(i) for i in range(10)])
-    with pytest.raises(DatasetError, match=r"cifar10: the labels are numbers or ids .*--classes FILE"):
+    with pytest.raises(DatasetError, match=r"cifar10: the labels are numbers or ids .*`classes=FILE`"):
         load_dataset("cifar10", data_root=tmp_path)
     (tmp_path / "cifar10" / "classnames.txt").write_text("\n".join(f"name {i}" for i in range(10)))
     expected = {i: f"name {i}" for i in range(10)}

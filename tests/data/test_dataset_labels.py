@@ -14,7 +14,7 @@ from dataset_files import CLASSES, COLOURS, make_table, png
 from clipguard.core.errors import DatasetError
 from clipguard.data import load_dataset
 from clipguard.data.classes.labels import GivenNames, settle_labels
-from clipguard.data.formats.rows import choose_split
+from clipguard.data.formats.raw_split import choose_split
 
 IMAGES = [png(COLOURS[0]), png(COLOURS[1]), png(COLOURS[0])]
 
@@ -34,7 +34,7 @@ def names_file(tmp_path: Path) -> Path:
 
 def test_plain_bytes_and_integers(tmp_path: Path, names_file: Path) -> None:
     name = write(tmp_path / "x.parquet", {"picture": IMAGES, "cls": [0, 1, 0]})
-    with pytest.raises(DatasetError, match="give --classes FILE"):
+    with pytest.raises(DatasetError, match="give `classes=FILE`"):
         load_dataset(name)
     dataset = load_dataset(name, classes=names_file)
     assert (dataset.class_names, dataset.labels.tolist()) == (["cat", "dog"], [0, 1, 0])
@@ -51,12 +51,12 @@ def test_structs_and_strings(tmp_path: Path) -> None:
 def test_ambiguous_and_missing_columns(tmp_path: Path) -> None:
     two = write(tmp_path / "two.parquet", {"a": IMAGES, "b": IMAGES[::-1], "x": ["p", "q", "p"], "y": ["p", "p", "q"]})
     with pytest.raises(
-        DatasetError, match=r"2 columns could be the images \(a, b\).*--image-column. Columns: a, b, x, y"
+        DatasetError, match=r"2 columns could be the images \(a, b\).*`image_column`. Columns: a, b, x, y"
     ):
         load_dataset(two)
-    with pytest.raises(DatasetError, match=r"no label column found; name it with --label-column"):
+    with pytest.raises(DatasetError, match=r"no label column found; name it with `label_column`"):
         load_dataset(two, image_column="a")
-    with pytest.raises(DatasetError, match=r"no column 'aa' for --image-column"):
+    with pytest.raises(DatasetError, match=r"no column 'aa' for `image_column`"):
         load_dataset(two, image_column="aa")
     with pytest.raises(DatasetError, match=r"column 'x' names image files, but 'p' in row 0 is no file"):
         load_dataset(two, image_column="x")
@@ -177,7 +177,7 @@ def test_default_split() -> None:
     assert choose_split(["train", "val", "validation"], None) == "validation"
     assert choose_split(["train", "val"], None) == "val"
     assert choose_split(["extra"], None) == "extra"
-    with pytest.raises(DatasetError, match=r"several splits .*--split. Splits: train, extra"):
+    with pytest.raises(DatasetError, match=r"several splits .*`split`. Splits: train, extra"):
         choose_split(["train", "extra"], None)
     with pytest.raises(DatasetError, match=r"Did you mean 'train'\? Splits: train"):
         choose_split(["train"], "trian")

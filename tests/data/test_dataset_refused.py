@@ -106,7 +106,7 @@ def test_tar_contents(tmp_path: Path) -> None:
     refuse(write_tar(tmp_path / "two.tar", [*samples([0]), ("s0000000.jpg", b"x")]), "has several images")
     refuse(tmp_path / "nocls.tar", "a webdataset has no columns", label_column="cls")
     (tmp_path / "classnames.txt").unlink()
-    refuse(write_tar(tmp_path / "nonames.tar", samples([0, 1])), "give --classes FILE")
+    refuse(write_tar(tmp_path / "nonames.tar", samples([0, 1])), "give `classes=FILE`")
 
 
 def test_missing_shard(tmp_path: Path) -> None:

@@ -158,7 +158,7 @@ def test_a_folder_around_the_class_folders_is_named_in_the_cure(tmp_path: Path) 
 
 def test_a_split_beside_other_folders_is_not_taken_for_a_class(tmp_path: Path) -> None:
     path = put(tmp_path, "train/cat/0.png", "train/dog/0.png", "extra/cat/0.png", "extra/dog/0.png")
-    with pytest.raises(SplitError, match=r"holds 'train', which is a split, beside extra; choose a split with --split"):
+    with pytest.raises(SplitError, match=r"holds 'train', which is a split, beside extra; choose a split with `split`"):
         load_dataset(path)
     assert load(path, split="train")[0] == {"cat": [0], "dog": [1]}
     assert load(path, split="extra")[0] == {"cat": [2], "dog": [3]}

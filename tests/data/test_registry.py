@@ -129,7 +129,7 @@ def test_a_copy_in_class_folders(tmp_path: Path) -> None:
     tecoa = load_dataset("imagenet", data_root=tmp_path, class_names="tecoa")
     assert tecoa.class_names == ["tench", "cardigan"]  # alone among these two, so not mended
     write_folder(tmp_path / "tiny-imagenet" / "val", ["n00000001", "n02113186"])
-    with pytest.raises(DatasetError, match=r"tiny-imagenet: n00000001 is no WordNet id.*--classes"):
+    with pytest.raises(DatasetError, match=r"tiny-imagenet: n00000001 is no WordNet id.*`classes"):
         load_dataset("tiny-imagenet", data_root=tmp_path)
 
 
@@ -228,9 +228,9 @@ def test_bad_files_of_ones_own(tmp_path: Path, content: str, message: str) -> No
     [
         ("cifar1O", {}, "Did you mean 'cifar10'"),
         ("fare13", {}, "a group of data sets .*name one"),
-        ("cifar10", {"class_names": "mine"}, "class_names 'mine' is unknown; use source or tecoa"),
+        ("cifar10", {"class_names": "mine"}, "`class_names` 'mine' is unknown; use source or tecoa"),
         ("cifar10", {"data_root": Path("none")}, "none is no folder"),
-        ("caltech256", {}, "no public source .*DIR/caltech256 and say --data-root DIR"),
+        ("caltech256", {}, "no public source .*DIR/caltech256 and say `data_root=DIR`"),
         ("wds:org", {}, "is written wds:org/name"),
     ],
 )

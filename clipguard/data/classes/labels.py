@@ -56,16 +56,20 @@ def settle_labels(
 ) -> tuple[Labels, list[str]]:
     """Labels (N,) in [0, C) and the C class names.
 
-    raw: N integers, or N strings (then the classes are the sorted distinct values, or the categories).
-    native: names that integers already have, as in a ClassLabel feature. given: names from a file; they win.
-    distinct: refuse duplicate names; without, the caller mends them.
-    Raises DatasetError: empty, missing labels, no names, fewer than two classes, duplicate names, labels out of range.
+    Args:
+        raw: N integers, or N strings (then the classes are the sorted distinct values, or the categories).
+        native: names that integers already have, as in a ClassLabel feature.
+        given: names from a file; they win.
+        distinct: refuse duplicate names; without, the caller mends them.
+
+    Raises:
+        DatasetError: empty, missing labels, no names, fewer than two classes, duplicate names, labels out of range.
     """
     _check_present(raw)
     codes, native = _to_codes(raw, native)
     if given is None and native is None:
         raise DatasetError(
-            "the labels are integers without class names; give --classes FILE with one name a line, in label order"
+            "the labels are integers without class names; give `classes=FILE` with one name a line, in label order"
         )
     if native is not None:
         _check_range(codes, len(native))
@@ -96,19 +100,19 @@ def refuse_ids(names: list[str], templates: list[str]) -> None:
     if are_ids(names):
         shown = ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")
         raise DatasetError(
-            f"the labels are numbers or ids without class names ({shown}); give --classes FILE with one name a line, "
+            f"the labels are numbers or ids without class names ({shown}); give `classes=FILE` with one name a line, "
             f"in label order{SAY_NUMBERS if numbers else ''}"
         )
     ids = [name for name in names if re.fullmatch(r"n\d{8}", name)]
     if ids:
         raise DatasetError(
-            f"some labels are WordNet ids ({ids[0]}) and others are not; give names with --classes FILE, one a line, "
+            f"some labels are WordNet ids ({ids[0]}) and others are not; give names with `classes=FILE`, one a line, "
             "in label order"
         )
     for name in names:
         if not name.strip(string.punctuation + string.whitespace):
             raise DatasetError(
-                f"a class is called {name!r}; give names with --classes FILE, one a line, in label order"
+                f"a class is called {name!r}; give names with `classes=FILE`, one a line, in label order"
             )
 
 
@@ -119,7 +123,7 @@ def _check_present(raw: pd.Series) -> None:
     if missing.any():
         raise DatasetError(
             f"row {int(missing.argmax())} has no label ({int(missing.sum())} of {len(raw)} rows have none); "
-            "remove such rows, or choose a labelled split with --split"
+            "remove such rows, or choose a labelled split with `split`"
         )
 
 
@@ -140,18 +144,18 @@ def _to_codes(raw: pd.Series, native: list[str] | None) -> tuple[Labels, list[st
             # Class 10 must not come after class 1, or a names file would mislabel it.
             values.sort(key=lambda value: (_number(value), value))
         return pd.Categorical(raw.astype(str), categories=values).codes.astype(np.int64), values
-    raise DatasetError(f"labels must be integers or strings, not {kind}; name another column with --label-column")
+    raise DatasetError(f"labels must be integers or strings, not {kind}; name another column with `label_column`")
 
 
 def check_names(names: list[str], *, distinct: bool = True) -> None:
     """Raise DatasetError unless there are two names or more, none empty and, if `distinct`, no two alike."""
     if any(not name.strip() for name in names):
-        raise DatasetError("a class name is empty; give all of them with --classes FILE")
+        raise DatasetError("a class name is empty; give all of them with `classes=FILE`")
     seen = Counter("".join(c for c in name if unicodedata.category(c) != "Cf") for name in names)  # zero-width ones
     doubles = [name for name, count in seen.items() if count > 1]
     if doubles and distinct:
         listed = ", ".join(repr(name) for name in doubles[:5]) + (" ..." if len(doubles) > 5 else "")
-        raise DatasetError(f"duplicate class names: {listed}; make them distinct with --classes FILE")
+        raise DatasetError(f"duplicate class names: {listed}; make them distinct with `classes=FILE`")
     if len(names) < 2:
         raise DatasetError(f"only one class ({names[0]!r}); zero-shot classification needs at least two")
 
@@ -162,7 +166,7 @@ def _check_range(codes: Labels, classes: int) -> None:
         row = int(bad.argmax())
         raise DatasetError(
             f"row {row} has label {codes[row]}, but there are {classes} class names (0 to {classes - 1}); "
-            "give the full list with --classes FILE"
+            "give the full list with `classes=FILE`"
         )
 
 
@@ -220,7 +224,7 @@ def _by_number(native: list[str], given: GivenNames) -> Labels:
         wrong = highest if numbers[order[-1]] >= len(given.names) else lowest
         raise DatasetError(
             f"a label is {wrong}, but {given.origin} has {len(given.names)} class names (0 to {len(given.names) - 1}); "
-            "give the full list with --classes FILE"
+            "give the full list with `classes=FILE`"
         )
     notice(
         "guessed",

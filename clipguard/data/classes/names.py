@@ -10,7 +10,7 @@ from typing import Any, Literal
 from clipguard.core.errors import DatasetError
 
 ClassNames = Literal["source", "tecoa"]
-SAY_NUMBERS = ", or, where the images show numbers, say so in the prompt, as in --templates 'the number {}.'"
+SAY_NUMBERS = ", or, where the images show numbers, say so in the prompt, as in `templates` 'the number {}.'"
 WNID = re.compile(r"n\d{8}")
 # Published lists give two ImageNet classes one name, so that no model can tell them apart. "source": wise-ft's list,
 # which CLIP_benchmark and open_clip use (missile, sunglasses); "tecoa": the first word of each synset (crane,
@@ -50,8 +50,11 @@ def style_names(
         names = [re.sub(r"^\d{3}\.|-101$", "", name).replace("_", " ") for name in names]
     if style == "tecoa":
         names = [re.sub("[-_/]", " ", name).lower() for name in names]
-    if wnids is None or duplicates:
-        return names
+    return names if wnids is None or duplicates else _tell_apart(names, wnids, style)
+
+
+def _tell_apart(names: list[str], wnids: list[str], style: ClassNames) -> list[str]:
+    """ImageNet's names, where two classes share one with another for the second."""
     count = Counter(names)
     names = [MENDED[style].get(wnid, n) if count[n] > 1 else n for wnid, n in zip(wnids, names, strict=True)]
     count = Counter(names)  # beyond the 1,000, more share a word: those are told apart by all words of their synsets
@@ -64,24 +67,25 @@ def style_names(
 def ids_in_words(names: list[str], style: ClassNames) -> list[str] | None:
     """Names that all are WordNet ids ImageNet uses, or all start with one (`n02085620-Chihuahua`), in words; else None.
 
-    Raises DatasetError for an id that is not ImageNet's among ids alone.
+    Raises:
+        DatasetError: for an id that is not ImageNet's among ids alone.
     """
     if names and all(WNID.fullmatch(name) for name in names):
         return style_names(names, style, imagenet=True)
-    found = [re.fullmatch(r"n\d{8}[-_ .]+(.*\w.*)", name) for name in names]
-    words = [match[1].replace("_", " ").strip() for match in found if match]
+    matches = [re.fullmatch(r"n\d{8}[-_ .]+(.*\w.*)", name) for name in names]
+    words = [match[1].replace("_", " ").strip() for match in matches if match]
     return style_names(words, style) if words and len(words) == len(names) else None
 
 
 def without_numbers(names: list[str]) -> list[str] | None:
     """Names behind numbers that count the classes, from 0 or 1 or with zeros before (`001.Black_footed_Albatross`)."""
-    found = [re.fullmatch(r"\d+[-_ .]+(.*[^\W\d_].*)", name) for name in names]
+    matches = [re.fullmatch(r"\d+[-_ .]+(.*[^\W\d_].*)", name) for name in names]
     cells = [re.match(r"\d*", name)[0] for name in names]  # type: ignore[index]
-    if len(names) < 2 or not all(found) or len({int(cell) for cell in cells}) < len(cells):
+    if len(names) < 2 or not all(matches) or len({int(cell) for cell in cells}) < len(cells):
         return None
     padded = len({len(cell) for cell in cells}) == 1 and any(cell[0] == "0" and len(cell) > 1 for cell in cells)
     counts = max(map(int, cells)) - min(map(int, cells)) == len(cells) - 1 and min(map(int, cells)) in (0, 1)
-    return [match[1].replace("_", " ").strip() for match in found if match] if padded or counts else None
+    return [match[1].replace("_", " ").strip() for match in matches if match] if padded or counts else None
 
 
 def check_words(names: list[str], templates: list[str]) -> None:
@@ -95,8 +99,8 @@ def check_words(names: list[str], templates: list[str]) -> None:
     if numbers or all(WNID.fullmatch(name.strip()) for name in names):
         raise DatasetError(
             f"the class names are all {'numbers' if numbers else 'WordNet ids'} ({', '.join(names[:3])}"
-            f"{', ...' if len(names) > 3 else ''}), which mean nothing to a text model; give words with --classes "
-            f"FILE, one name a line, in label order{SAY_NUMBERS if numbers else ''}"
+            f"{', ...' if len(names) > 3 else ''}), which mean nothing to a text model; give words with "
+            f"`classes=FILE`, one name a line, in label order{SAY_NUMBERS if numbers else ''}"
         )
 
 
@@ -139,4 +143,4 @@ def _lemmas(wnid: str) -> list[str]:
     try:
         return str(_wordnet().label_name_to_description(wnid)).split(", ")
     except KeyError:
-        raise DatasetError(f"{wnid} is no WordNet id of ImageNet; give the class names with --classes FILE") from None
+        raise DatasetError(f"{wnid} is no WordNet id of ImageNet; give the class names with `classes=FILE`") from None

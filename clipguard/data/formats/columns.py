@@ -11,31 +11,37 @@ IMAGE_NAMES = ("image", "images", "img", "picture", "photo", "pixels", "file", "
 LABEL_NAMES = ("label", "labels", "cls", "fine_label", "target", "targets", "class")
 
 
-def find_image_column(features: Any, wanted: str | None) -> str:
-    """The column with the images: `wanted`, else the only Image feature, else the only column of bytes.
+def find_image_column(features: Any, named: str | None) -> str:
+    """The column with the images: `named`, else the only Image feature, else the only column of bytes.
 
     Else the only one of arrays, else the only one of strings that is called as images or their paths are.
-    features: `datasets.Features`. Raises DatasetError if there is none, or more than one.
+
+    Args:
+        features: `datasets.Features`.
+        named: by the user, if at all.
+
+    Raises:
+        DatasetError: if there is none, or more than one.
     """
     import datasets
 
     def is_image(feature: Any) -> bool:
         return isinstance(feature, datasets.Image)
 
-    if wanted is not None:
-        _check_exists(features, wanted, "--image-column")
-        if not any(holds(features[wanted]) for holds in (is_image, _holds_bytes, holds_arrays, holds_text)):
+    if named is not None:
+        _check_exists(features, named, "image_column")
+        if not any(holds(features[named]) for holds in (is_image, _holds_bytes, holds_arrays, holds_text)):
             raise DatasetError(
-                f"column {wanted!r} holds no images, arrays or paths; name another with --image-column. "
+                f"column {named!r} holds no images, arrays or paths; name another with `image_column`. "
                 f"{_listing(features)}"
             )
-        return wanted
-    named = {name: feature for name, feature in features.items() if _is_called_image(name)}
+        return named
+    called = {name: feature for name, feature in features.items() if _is_called_image(name)}
     for candidates, holds in (
         (features, is_image),
         (features, _holds_bytes),
         (features, holds_arrays),
-        (named, holds_text),
+        (called, holds_text),
     ):
         found: list[str] = [name for name, feature in candidates.items() if holds(feature)]
         if len(found) == 1:
@@ -45,17 +51,19 @@ def find_image_column(features: Any, wanted: str | None) -> str:
     raise _undecided(features, [], "image")
 
 
-def find_label_column(features: Any, wanted: str | None) -> str:
-    """The column with the labels: `wanted`, else the only ClassLabel, else the only one of a usual name.
+def find_label_column(features: Any, named: str | None) -> str:
+    """The column with the labels: `named`, else the only ClassLabel, else the only one of a usual name.
 
     Among several ClassLabels a usual name decides (CIFAR-100: `fine_label`).
-    Raises DatasetError if there is none, or more than one.
+
+    Raises:
+        DatasetError: if there is none, or more than one.
     """
     import datasets
 
-    if wanted is not None:
-        _check_exists(features, wanted, "--label-column")
-        return wanted
+    if named is not None:
+        _check_exists(features, named, "label_column")
+        return named
     classes: list[str] = [name for name, feature in features.items() if isinstance(feature, datasets.ClassLabel)]
     usual = [name for name in classes or features if name.lower() in LABEL_NAMES]
     found: list[str] = classes if len(classes) == 1 else usual
@@ -99,13 +107,13 @@ def holds_text(feature: Any) -> bool:
 def _undecided(features: Any, found: list[str], what: str) -> DatasetError:
     several = f"{len(found)} columns could be the {what}s ({', '.join(found)})"
     problem = several if found else f"no {what} column found"
-    return DatasetError(f"{problem}; name it with --{what}-column. {_listing(features)}")
+    return DatasetError(f"{problem}; name it with `{what}_column`. {_listing(features)}")
 
 
-def _check_exists(features: Any, wanted: str, option: str) -> None:
-    if wanted not in features:
-        hint = did_you_mean(wanted, features)
-        raise DatasetError(f"no column {wanted!r} for {option}.{hint} {_listing(features)}")
+def _check_exists(features: Any, named: str, setting: str) -> None:
+    if named not in features:
+        hint = did_you_mean(named, features)
+        raise DatasetError(f"no column {named!r} for `{setting}`.{hint} {_listing(features)}")
 
 
 def _listing(features: Any) -> str:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
 
-from clipguard.data.formats.rows import Request, Rows, choose_split
+from clipguard.data.formats.raw_split import RawSplit, Request, choose_split
 from clipguard.data.templates import DRAWING
 
 DESCRIPTIONS = {
@@ -58,15 +58,15 @@ def list_datasets() -> list[DatasetInfo]:
     return listed
 
 
-def open_embedded(name: str, request: Request) -> Rows:
-    """Rows of an embedded dataset. Held in memory (about 1 MB), so it works where no cache can be written."""
+def open_embedded(name: str, request: Request) -> RawSplit:
+    """A split of an embedded data set. Held in memory (about 1 MB), so it works where no cache can be written."""
     import datasets
     import pyarrow.parquet as pq
 
-    from clipguard.data.formats.tables import rows_of_table
+    from clipguard.data.formats.tables import split_of_table
 
     paths = {path.stem: path for path in sorted(embedded_folders()[name].glob("*.parquet"))}
     split = choose_split(paths, request.split)
-    rows = rows_of_table(datasets.Dataset(pq.read_table(paths[split])), str(paths[split]), split, request)
-    rows.templates = DRAWING
-    return rows
+    raw = split_of_table(datasets.Dataset(pq.read_table(paths[split])), str(paths[split]), split, request)
+    raw.templates = DRAWING
+    return raw

@@ -15,8 +15,8 @@ from clipguard.core.hub_access import hub_access
 from clipguard.data.classes.lists import read_class_list
 from clipguard.data.formats.library_cache import check_cache
 from clipguard.data.formats.paths import locate
-from clipguard.data.formats.rows import Request, Rows, choose_split
-from clipguard.data.formats.tables import rows_of_table
+from clipguard.data.formats.raw_split import RawSplit, Request, choose_split
+from clipguard.data.formats.tables import split_of_table
 from clipguard.data.formats.webdataset import open_tars
 from clipguard.data.templates import PHOTO, TemplateSets, read_templates
 
@@ -27,17 +27,18 @@ INSTEAD = (
 )
 
 
-def open_hub(name: str, request: Request) -> Rows:
-    """Rows of a hub dataset, through `datasets` and its cache.
+def open_hub(name: str, request: Request) -> RawSplit:
+    """A split of a hub data set, through `datasets` and its cache.
 
-    Raises DatasetError within seconds if neither the network nor the cache has it, or if it cannot be read.
+    Raises:
+        DatasetError: within seconds if neither the network nor the cache has it, or if it cannot be read.
     """
     match = HUB_NAME.fullmatch(name)
     if match is None:
         raise DatasetError("a hub dataset is written hf:org/name, hf:org/name@split or hf:org/name/config@split")
     repo, config, split = match["repo"], match["config"], match["split"]
     if split and request.split and split != request.split:
-        raise DatasetError(f"the name asks for split {split!r} and --split for {request.split!r}; keep one")
+        raise DatasetError(f"the name asks for split {split!r} and `split` for {request.split!r}; keep one")
     if Path(repo).exists():
         raise DatasetError(
             f"the local path {repo!r} hides the hub's dataset; give ./{repo}, or run from another folder"
@@ -47,25 +48,24 @@ def open_hub(name: str, request: Request) -> Rows:
     with hub_access() as online:
         splits, revision = _prepare(repo, config, online)
         chosen = choose_split(splits, split or request.split)
-        rows = rows_of_table(splits[chosen], f"{repo}@{revision}", chosen, request)
-        if (
-            "__key__" in splits[chosen].features
-        ):  # a webdataset: CLIP_benchmark keeps names and templates beside the tars
+        raw = split_of_table(splits[chosen], f"{repo}@{revision}", chosen, request)
+        if "__key__" in splits[chosen].features:  # a webdataset: CLIP_benchmark keeps names and templates beside tars
             names = _companion(repo, "classnames.txt")
-            rows.given_names = read_class_list(names, f"{repo}/classnames.txt") if names else None
-            own = _companion(repo, "zeroshot_classification_templates.txt")
-            rows.templates = TemplateSets(PHOTO.single, tuple(read_templates(own))) if own else PHOTO
-    return rows
+            raw.listed_names = read_class_list(names, f"{repo}/classnames.txt") if names else None
+            templates = _companion(repo, "zeroshot_classification_templates.txt")
+            raw.templates = TemplateSets(PHOTO.single, tuple(read_templates(templates))) if templates else PHOTO
+    return raw
 
 
-def open_hub_tars(name: str, request: Request) -> Rows:
-    """Rows of `wds:org/name`: a web dataset of the hub in CLIP_benchmark's layout, of which one split is fetched.
+def open_hub_tars(name: str, request: Request) -> RawSplit:
+    """A split of `wds:org/name`: a web dataset of the hub in CLIP_benchmark's layout, of which one split is fetched.
 
-    Raises DatasetError within seconds if neither the network nor the cache has it, or if it cannot be read.
+    Raises:
+        DatasetError: within seconds if neither the network nor the cache has it, or if it cannot be read.
     """
     repo, split = name.removeprefix("wds:"), request.split or "test"
     if re.fullmatch(r"[\w.-]+/[\w.-]+", repo) is None:
-        raise DatasetError("a web dataset of the hub is written wds:org/name; its split is named with --split")
+        raise DatasetError("a web dataset of the hub is written wds:org/name; its split is named with `split`")
     import huggingface_hub
     from huggingface_hub import constants
 
@@ -80,10 +80,10 @@ def open_hub_tars(name: str, request: Request) -> Rows:
             raise _not_there(repo, error, online, constants.HF_HUB_CACHE) from error
     if not any(Path(folder, split).glob("*.tar")):
         where = repo if online else f"{repo} as far as it is cached; {constants.ENDPOINT} cannot be reached"
-        raise SplitError(f"no split {split!r} in {where}; choose one with --split")
-    rows = open_tars(locate(Path(folder)), replace(request, split=split))
-    rows.source = f"{repo}@{Path(folder).name}"
-    return rows
+        raise SplitError(f"no split {split!r} in {where}; choose one with `split`")
+    raw = open_tars(locate(Path(folder)), replace(request, split=split))
+    raw.source = f"{repo}@{Path(folder).name}"
+    return raw
 
 
 def _not_there(repo: str, error: Exception, online: bool, cache: object) -> DatasetError:

@@ -8,7 +8,7 @@ from pathlib import Path
 from clipguard.core.errors import DatasetError, SplitError
 from clipguard.core.notices import notice
 from clipguard.data.formats.paths import NOT_DATA, Located
-from clipguard.data.formats.rows import ALL, Request, Rows, choose_split, refuse_columns, sidecar_names
+from clipguard.data.formats.raw_split import ALL, RawSplit, Request, choose_split, refuse_columns, sidecar_names
 from clipguard.data.formats.suffixes import count_suffixes
 from clipguard.data.images import FileImages
 
@@ -21,11 +21,13 @@ Parts = list[list[str]]
 """Paths, each as its folders and its file."""
 
 
-def open_images(located: Located, request: Request) -> Rows:
+def open_images(located: Located, request: Request) -> RawSplit:
     """`class/.../x.jpg`, or `split/class/.../x.jpg` where the top folders are called as splits are.
 
     Labels are the names of the class folders. Where labels are not wanted, images may lie anywhere.
-    Raises DatasetError for images outside class folders.
+
+    Raises:
+        DatasetError: for images outside class folders.
     """
     import pandas as pd
 
@@ -38,19 +40,19 @@ def open_images(located: Located, request: Request) -> Rows:
     located.say_skipped(f"{split}/" if splits else "")
     images = FileImages([f"{base}/{'/'.join(part)}" for part in below])
     if not request.labelled:
-        return Rows(str(located.path), split, images, pd.Series())
+        return RawSplit(str(located.path), split, images, pd.Series())
     _check_no_stray(below, base, located)
     classes = sorted({part[0] for part in below})
     empty = [name for name in _folders_in(base) if name not in classes]
     _check_utf8([*classes, *empty])
     others = {part[1] for part in parts if len(part) > 2 and part[0] != split} if splits else set()
     _say_deeper(below, base)
-    return Rows(
+    return RawSplit(
         str(located.path),
         split,
         images,
         pd.Series(pd.Categorical([part[0] for part in below], categories=sorted(classes + empty))),
-        given_names=sidecar_names([base, located.root]),
+        listed_names=sidecar_names([base, located.root]),
         empty_classes={name: _what_is_in(located, base / name) for name in empty},
         classes_elsewhere=sorted(others.difference(classes, empty)) if others.intersection(classes) else [],
         hint=_hint(below, base) if len(classes) == 1 else "",
@@ -80,7 +82,7 @@ def _splits(located: Located, request: Request, parts: Parts) -> set[str]:
     others = ", ".join(sorted(folders - words)[:3])
     if len(words & deep) == 1:
         raise SplitError(
-            f"{located.path} holds {min(words)!r}, which is a split, beside {others}; choose a split with --split, or "
+            f"{located.path} holds {min(words)!r}, which is a split, beside {others}; choose a split with `split`, or "
             "move what is no class out of it"
         )
     notice("guessed", f"{located.path}: the top folders are splits, for some are called so; so {others} is one, too")

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Collection
 from dataclasses import dataclass, field
 from pathlib import Path, PurePath
 
 from clipguard.core.errors import DatasetError
 from clipguard.core.notices import notice
-from clipguard.data.formats.rows import ALL
+from clipguard.data.formats.raw_split import ALL
 from clipguard.data.formats.suffixes import count_suffixes, image_suffixes, is_worth_a_word
 
 TABLES = {".parquet": "parquet", ".arrow": "arrow", ".tar": "tar"}
@@ -49,56 +50,68 @@ def kind_of(name: str) -> str | None:
 
 
 def locate(path: Path) -> Located:
-    """Say what an existing path holds. Raises DatasetError if it is nothing we read, or several things at once."""
+    """Say what an existing path holds.
+
+    Raises:
+        DatasetError: if it is nothing we read, or several things at once.
+    """
     path = path.absolute()  # not resolve(): files of the hub's cache are links to names without a suffix
     if path.is_file():
-        kind = kind_of(path.name)
-        if kind is None:
-            raise DatasetError(
-                f"{path} is no format clipguard reads; give a .parquet, .arrow or .tar file, or a folder "
-                "(compressed archives must be unpacked first)"
-            )
-        if kind == "image":
-            raise DatasetError(f"{path} is a single image; give the folder that has a folder of images for each class")
-        return Located(path, kind, path.parent, [path.name])
+        return Located(path, _kind_of_file(path), path.parent, [path.name])
     if (path / "dataset_dict.json").is_file() or (path / "state.json").is_file():
         return Located(path, "saved", path, [])
-    found = _scan(path)
-    others = found.pop("", [])
+    by_kind = _scan(path)
+    others = by_kind.pop("", [])
     # A picture beside the data (a README's teaser) is no dataset: images count from one folder down.
-    if len(found) > 1 and "image" in found and not any("/" in file for file in found["image"]):
-        others = found.pop("image") + others
-    if not found:
-        unread = [file for file in others if is_worth_a_word(PurePath(file).name, images=True)]
-        raise DatasetError(
-            f"{path} holds no parquet, arrow, tar or image files"
-            + (f" that can be read here, but {count_suffixes(unread)}" if unread else "")
-            + "; give a folder that does (unpack archives first, convert images to .png or .jpg)"
-        )
-    if len(found) > 1:
-        raise DatasetError(
-            f"{path} holds a mix of {' and '.join(sorted(found))} files; give the file or subfolder you mean"
-        )
-    kind, files = next(iter(found.items()))
+    if len(by_kind) > 1 and "image" in by_kind and not any("/" in file for file in by_kind["image"]):
+        others = by_kind.pop("image") + others
+    if len(by_kind) != 1:
+        raise _undecided(path, by_kind, others)
+    kind, files = next(iter(by_kind.items()))
     images = kind == "image"
     skipped = [f for f in others if is_worth_a_word(PurePath(f).name, images) or (not images and kind_of(f))]
     return Located(path, kind, path, files, skipped)
 
 
+def _kind_of_file(path: Path) -> str:
+    kind = kind_of(path.name)
+    if kind is None:
+        raise DatasetError(
+            f"{path} is no format clipguard reads; give a .parquet, .arrow or .tar file, or a folder "
+            "(compressed archives must be unpacked first)"
+        )
+    if kind == "image":
+        raise DatasetError(f"{path} is a single image; give the folder that has a folder of images for each class")
+    return kind
+
+
+def _undecided(path: Path, by_kind: Collection[str], others: list[str]) -> DatasetError:
+    if by_kind:
+        return DatasetError(
+            f"{path} holds a mix of {' and '.join(sorted(by_kind))} files; give the file or subfolder you mean"
+        )
+    unread = [file for file in others if is_worth_a_word(PurePath(file).name, images=True)]
+    return DatasetError(
+        f"{path} holds no parquet, arrow, tar or image files"
+        + (f" that can be read here, but {count_suffixes(unread)}" if unread else "")
+        + "; give a folder that does (unpack archives first, convert images to .png or .jpg)"
+    )
+
+
 def _scan(root: Path) -> dict[str, list[str]]:
     """Relative paths of the files of each kind below `root`, others under ""; nothing hidden counts."""
     kinds = TABLES | dict.fromkeys(image_suffixes(), "image")
-    found: dict[str, list[str]] = {}
+    by_kind: dict[str, list[str]] = {}
     for folder, subfolders, names in os.walk(root, followlinks=True, onerror=_refuse_unreadable):
         subfolders[:] = [name for name in subfolders if not (_is_hidden(name) or _leads_back(folder, name))]
         prefix = PurePath(folder).relative_to(root).as_posix() + "/" if folder != str(root) else ""
         for name in names:
             if not name.startswith("."):
                 kind = kinds.get(os.path.splitext(name)[1].lower(), "")  # noqa: PTH122 - pathlib is 5 times slower on a million files
-                found.setdefault(kind, []).append(prefix + name)
-    for files in found.values():
+                by_kind.setdefault(kind, []).append(prefix + name)
+    for files in by_kind.values():
         files.sort(key=_natural)
-    return found
+    return by_kind
 
 
 def _is_hidden(folder: str) -> bool:
@@ -123,7 +136,9 @@ def files_by_split(located: Located) -> dict[str, list[str]]:
     """Group files by the split word in their path (`data/test-00000-of-00001.parquet`, `test/0.tar`).
 
     A single file, or a folder where no path has such a word, is one split called `all`.
-    Raises DatasetError if only some paths have one: the others would be dropped in silence.
+
+    Raises:
+        DatasetError: if only some paths have one: the others would be dropped in silence.
     """
     if located.path.is_file():
         return {ALL: located.files}

@@ -1,4 +1,4 @@
-"""What every format is read into, before labels, names and templates are settled."""
+"""One split as a format holds it: encoded images and raw labels, before names and templates are settled."""
 
 from __future__ import annotations
 
@@ -28,11 +28,11 @@ class Request:
     image_column: str | None = None
     label_column: str | None = None
     labelled: bool = True
-    """Whether labels are wanted; without, `Rows.labels` may be empty."""
+    """Whether labels are wanted; without, `RawSplit.labels` may be empty."""
 
 
 @dataclass
-class Rows:
+class RawSplit:
     """N encoded images and their raw labels, of one split."""
 
     source: str
@@ -40,34 +40,38 @@ class Rows:
     images: EncodedImages
     labels: pd.Series  # (N,) integers or strings, missing ones included; empty if not wanted
     class_names: list[str] | None = None  # of a ClassLabel: what integer labels mean
-    given_names: GivenNames | None = None  # of a classnames.txt that came with the data
+    listed_names: GivenNames | None = None  # of a classnames.txt that came with the data
     templates: TemplateSets = PHOTO
     empty_classes: dict[str, str] = field(default_factory=dict)  # class folders without images, and what is in them
     classes_elsewhere: list[str] = field(default_factory=list)  # that only other splits have
     hint: str = ""  # what else may be wrong where labels are
 
 
-def choose_split(available: Iterable[str], wanted: str | None) -> str:
-    """`wanted`, else test, else validation, valid or val, else the only one. Raises SplitError listing the splits."""
+def choose_split(available: Iterable[str], named: str | None) -> str:
+    """The split that was named, else test, else validation, valid or val, else the only one.
+
+    Raises:
+        SplitError: listing the splits, where the name is none of them, or none was named and it is not clear.
+    """
     splits = list(available)
     listing = f"Splits: {', '.join(splits)}."
-    if wanted is not None:
-        if wanted not in splits:
-            hint = did_you_mean(wanted, splits)
-            raise SplitError(f"no split {wanted!r}; choose one with --split.{hint} {listing}")
-        return wanted
+    if named is not None:
+        if named not in splits:
+            hint = did_you_mean(named, splits)
+            raise SplitError(f"no split {named!r}; choose one with `split`.{hint} {listing}")
+        return named
     for usual in ("test", "validation", "valid", "val"):
         if usual in splits:
             return usual
     if len(splits) != 1:
-        raise SplitError(f"it has several splits and none is called test or validation; choose with --split. {listing}")
+        raise SplitError(f"it has several splits and none is called test or validation; choose with `split`. {listing}")
     return splits[0]
 
 
 def refuse_columns(request: Request, what: str) -> None:
     """Raise DatasetError if columns are named for a format that has none: an option is never ignored in silence."""
     if request.image_column is not None or request.label_column is not None:
-        raise DatasetError(f"{what} has no columns; leave out --image-column and --label-column")
+        raise DatasetError(f"{what} has no columns; leave out `image_column` and `label_column`")
 
 
 def sidecar(folders: Iterable[Path], filename: str) -> Path | None:

@@ -20,29 +20,32 @@ CHANNELS = (1, 3, 4)
 def table_images(table: Any, column: str, folder: Path | None) -> EncodedImages:
     """Images of a `datasets.Dataset`, read one at a time.
 
-    column: of Image features, bytes, structs of bytes and path, strings (paths of files, relative to `folder` or to
-        where one is), or arrays (H, W) or (H, W, channels) of integers in [0, 255]; (channels, H, W) is turned.
-    Raises DatasetError for arrays of another shape or type, and for paths where there is no file, by the first row.
+    Args:
+        table: a `datasets.Dataset`.
+        column: of Image features, bytes, structs of bytes and path, strings (paths of files), or arrays (H, W) or
+            (H, W, channels) of integers in [0, 255]; (channels, H, W) is turned.
+        folder: where paths may start, beside the working folder.
+
+    Raises:
+        DatasetError: for arrays of another shape or type, and for paths where there is no file, by the first row.
     """
     import datasets
 
     selected = table.select_columns([column])
     feature = table.features[column]
-    if isinstance(feature, datasets.Image):
-        selected = selected.cast_column(column, datasets.Image(decode=False))
-    if holds_text(feature):
-        paths = PathImages(selected, column, folder)
-        if len(paths):
-            paths.check(0)
-        return paths
     if holds_arrays(feature):
         return _array_images(selected, column)
-    return TableImages(selected, column, folder)
+    if isinstance(feature, datasets.Image):
+        selected = selected.cast_column(column, datasets.Image(decode=False))
+    images = StoredImages(selected, column, folder)
+    if holds_text(feature) and len(images):
+        images.check_file(0)
+    return images
 
 
 @dataclass
-class TableImages:
-    """Cells are bytes, or structs of bytes and path; undecoded."""
+class StoredImages:
+    """Cells are encoded images: bytes, structs of bytes and path, or paths."""
 
     table: Any  # datasets.Dataset, memory-mapped
     column: str
@@ -53,29 +56,15 @@ class TableImages:
 
     def __getitem__(self, index: int) -> EncodedImage:
         cell = self.table[index][self.column]
+        if isinstance(cell, str):
+            return EncodedImage(None, _resolve(cell, self.folder) if cell else None)
         if not isinstance(cell, dict):
             return EncodedImage(cell, None)
         path = cell.get("path")
         return EncodedImage(cell["bytes"], _resolve(path, self.folder) if path and cell["bytes"] is None else path)
 
-
-@dataclass
-class PathImages:
-    """Cells are paths of image files."""
-
-    table: Any  # datasets.Dataset, memory-mapped
-    column: str
-    folder: Path | None
-
-    def __len__(self) -> int:
-        return len(self.table)
-
-    def __getitem__(self, index: int) -> EncodedImage:
-        cell = self.table[index][self.column]
-        return EncodedImage(None, _resolve(cell, self.folder) if cell else None)
-
-    def check(self, index: int) -> None:
-        """Raise DatasetError if there is no file."""
+    def check_file(self, index: int) -> None:
+        """Raise DatasetError if the image of a path is not there."""
         path = self[index].path
         if path is None or _is_file(Path(path)):
             return
@@ -84,7 +73,7 @@ class PathImages:
         shown = path if len(path) < 100 else f"{path[:50]}..."
         raise DatasetError(
             f"column {self.column!r} names image files, but {shown!r} in row {index} is {what}{place}, or name another "
-            "column with --image-column"
+            "column with `image_column`"
         )
 
 

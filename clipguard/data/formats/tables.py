@@ -12,14 +12,22 @@ from clipguard.data.classes.labels import EMPTY
 from clipguard.data.formats.columns import find_image_column, find_label_column
 from clipguard.data.formats.library_cache import check_cache
 from clipguard.data.formats.paths import Located, files_by_split
-from clipguard.data.formats.rows import ALL, Request, Rows, choose_split, sidecar_names
+from clipguard.data.formats.raw_split import ALL, RawSplit, Request, choose_split, sidecar_names
 from clipguard.data.formats.table_images import table_images
 
 
-def rows_of_table(table: Any, source: str, split: str, request: Request, folder: Path | None = None) -> Rows:
-    """Rows of a `datasets.Dataset`: columns found, images left encoded. Raises DatasetError if a column is unclear.
+def split_of_table(table: Any, source: str, split: str, request: Request, folder: Path | None = None) -> RawSplit:
+    """A split of a `datasets.Dataset`: columns found, images left encoded.
 
-    folder: where paths in an image column may start.
+    Args:
+        table: a `datasets.Dataset`.
+        source: where it is from; see `RawSplit`.
+        split: its name.
+        request: which columns.
+        folder: where paths in an image column may start.
+
+    Raises:
+        DatasetError: if a column is unclear.
     """
     import datasets
     import pandas as pd
@@ -27,15 +35,15 @@ def rows_of_table(table: Any, source: str, split: str, request: Request, folder:
     image_column = find_image_column(table.features, request.image_column)
     images = table_images(table, image_column, folder)
     if not request.labelled:
-        return Rows(source, split, images, pd.Series())
+        return RawSplit(source, split, images, pd.Series())
     label_column = find_label_column(table.features, request.label_column)
     feature = table.features[label_column]
     labels = table.select_columns([label_column]).to_pandas()[label_column]
     names = list(feature.names) if isinstance(feature, datasets.ClassLabel) else None
-    return Rows(source, split, images, labels, class_names=names)
+    return RawSplit(source, split, images, labels, class_names=names)
 
 
-def open_parquet(located: Located, request: Request) -> Rows:
+def open_parquet(located: Located, request: Request) -> RawSplit:
     """A parquet file, or a folder of them. `datasets` converts the split once into its cache, to memory-map it."""
     import datasets
     import pyarrow.parquet as pq
@@ -48,7 +56,7 @@ def open_parquet(located: Located, request: Request) -> Rows:
     return _open_files(located, request, load)
 
 
-def open_arrow(located: Located, request: Request) -> Rows:
+def open_arrow(located: Located, request: Request) -> RawSplit:
     """An arrow file as `datasets` writes them (IPC stream), or a folder of them; memory-mapped where it is."""
     import datasets
 
@@ -58,7 +66,7 @@ def open_arrow(located: Located, request: Request) -> Rows:
     return _open_files(located, request, load)
 
 
-def open_saved(located: Located, request: Request) -> Rows:
+def open_saved(located: Located, request: Request) -> RawSplit:
     """A folder written by `Dataset.save_to_disk` or `DatasetDict.save_to_disk`; memory-mapped where it is."""
     import datasets
 
@@ -67,20 +75,20 @@ def open_saved(located: Located, request: Request) -> Rows:
     if not isinstance(loaded, datasets.DatasetDict):
         loaded = {str(loaded.split or ALL): loaded}
     split = choose_split(loaded, request.split)
-    rows = rows_of_table(loaded[split], str(located.path), split, request, located.root)
-    rows.given_names = sidecar_names([located.path])
-    return rows
+    raw = split_of_table(loaded[split], str(located.path), split, request, located.root)
+    raw.listed_names = sidecar_names([located.path])
+    return raw
 
 
-def _open_files(located: Located, request: Request, load: Callable[[list[str]], Any]) -> Rows:
+def _open_files(located: Located, request: Request, load: Callable[[list[str]], Any]) -> RawSplit:
     splits = files_by_split(located)
     split = choose_split(splits, request.split)
     located.say_skipped()
     with _readable(located.path), _no_progress_bars():
         table = load([str(located.root / file) for file in splits[split]])
-    rows = rows_of_table(table, str(located.path), split, request, located.root)
-    rows.given_names = sidecar_names([located.root])
-    return rows
+    raw = split_of_table(table, str(located.path), split, request, located.root)
+    raw.listed_names = sidecar_names([located.root])
+    return raw
 
 
 @contextmanager

@@ -60,9 +60,14 @@ class Sample:
 def index_samples(tars: list[Path], where: Path, *, labelled: bool) -> list[tuple[Member, str | None]]:
     """The image of each sample and its label, in the order of the samples' first members.
 
-    where: what notices and errors name. labelled: whether labels are wanted.
-    Raises DatasetError: a broken tar, no images, several images or labels in a sample, a label without an image, none
-    but labels in another form.
+    Args:
+        tars: their paths.
+        where: what notices and errors name.
+        labelled: whether labels are wanted.
+
+    Raises:
+        DatasetError: for a broken tar, no images, several images or labels in a sample, a label without an image, or
+            none but labels in another form.
     """
     rows: list[tuple[Member, str | None]] = []
     others: Counter[str] = Counter()

@@ -10,12 +10,12 @@ import numpy as np
 import numpy.typing as npt
 
 from clipguard.core.errors import DatasetError
-from clipguard.data.classes.pasted_text import read_text
 from clipguard.data.formats.paths import Located, files_by_split
-from clipguard.data.formats.rows import Request, Rows, choose_split, refuse_columns, sidecar, sidecar_names
+from clipguard.data.formats.raw_split import RawSplit, Request, choose_split, refuse_columns, sidecar, sidecar_names
 from clipguard.data.formats.tar_index import index_samples
 from clipguard.data.images import EncodedImage
 from clipguard.data.templates import PHOTO, TemplateSets, read_templates
+from clipguard.data.text_files import read_text
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -41,11 +41,14 @@ class TarImages:
             return EncodedImage(file.read(int(self.size[index])), f"{path}:{self.members[index]}")
 
 
-def open_tars(located: Located, request: Request) -> Rows:
-    """Rows of a tar, of a folder of tars, or of `{split}/0.tar ...`, each sample an image and a `.cls` member.
+def open_tars(located: Located, request: Request) -> RawSplit:
+    """A split of a tar, of a folder of tars, or of `{split}/0.tar ...`, each sample an image and a `.cls` member.
 
     `.cls` is a class index or a class name. `classnames.txt` and `zeroshot_classification_templates.txt` are looked for
-    in the root and beside the tars. Raises DatasetError on a missing tar, and as `index_samples` does.
+    in the root and beside the tars.
+
+    Raises:
+        DatasetError: on a missing tar, and as `index_samples` does.
     """
     refuse_columns(request, "a webdataset")
     splits = files_by_split(located)
@@ -55,19 +58,16 @@ def open_tars(located: Located, request: Request) -> Rows:
         _check_all_shards(tars)
     folders = [located.root, tars[0].parent]
     if (tars[0].parent / "nshards.txt").is_file():
-        folders.append(
-            tars[0].parent.parent
-        )  # the user named a tar or a split of CLIP_benchmark's layout: its root is above
+        # The user named a tar or a split of CLIP_benchmark's layout: its root is above.
+        folders.append(tars[0].parent.parent)
     located.say_skipped()
-    rows = index_samples(tars, located.path, labelled=request.labelled)
-    table = np.array([(m.tar, m.offset, m.size) for m, _ in rows], dtype=np.int64).reshape(-1, 3)
-    images = TarImages(tars, table[:, 0].astype(np.int32), table[:, 1], table[:, 2], [m.name for m, _ in rows])
-    labels = [label for _, label in rows]
-    own = sidecar(folders, "zeroshot_classification_templates.txt")
-    templates = TemplateSets(PHOTO.single, tuple(read_templates(own))) if own else PHOTO
-    return Rows(
-        str(located.path), split, images, _as_series(labels), given_names=sidecar_names(folders), templates=templates
-    )
+    samples = index_samples(tars, located.path, labelled=request.labelled)
+    table = np.array([(m.tar, m.offset, m.size) for m, _ in samples], dtype=np.int64).reshape(-1, 3)
+    images = TarImages(tars, table[:, 0].astype(np.int32), table[:, 1], table[:, 2], [m.name for m, _ in samples])
+    labels = _as_series([label for _, label in samples])
+    beside = sidecar(folders, "zeroshot_classification_templates.txt")
+    templates = TemplateSets(PHOTO.single, tuple(read_templates(beside))) if beside else PHOTO
+    return RawSplit(str(located.path), split, images, labels, listed_names=sidecar_names(folders), templates=templates)
 
 
 def _check_all_shards(tars: list[Path]) -> None:

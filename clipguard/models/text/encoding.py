@@ -14,7 +14,7 @@ from clipguard.core.notices import notice
 from clipguard.models.text.tuned import TextMap
 
 Tokenizer = Callable[[list[str]], Tensor]
-BATCH = 256  # prompts encoded at once
+BATCH = 256  # prompts, in one pass of the text tower
 
 
 @torch.no_grad()
@@ -31,8 +31,11 @@ def encode_classes(
     """Class-text matrix (D, C), float32, columns of unit length, on `device`.
 
     Args:
+        model: an open_clip model, with `encode_text`.
+        tokenizer: its own.
         class_names: C names; each fills the `{}` of every template.
         templates: prompts such as "a photo of a {}."
+        device: where the model is.
         text_map: what tuned text does to the embedding of each prompt, for models that keep it beside their weights.
         duplicates: see `tokenize`.
 
@@ -51,8 +54,13 @@ def tokenize(
 ) -> Tensor:
     """Token ids (C * T, L) of every template filled with every name, name by name.
 
-    Says which prompts are cut, and which classes have the prompts of another. duplicates: allow that for other than
-    equal names, too.
+    Says which prompts are cut, and which classes have the prompts of another.
+
+    Args:
+        tokenizer: texts to token ids (N, L).
+        class_names: C names.
+        templates: T prompts with `{}` for the name.
+        duplicates: allow classes that have the prompts of another for other than equal names, too.
 
     Raises:
         ModelError: when there are no names or templates, a template has no `{}`, or two names that differ have the
@@ -90,13 +98,13 @@ def find_cut(tokenizer: Tokenizer, prompts: Sequence[str], tokens: Tensor) -> li
         return []  # padded on the left, or with a last token of its own
     padding = short[-1]
     full = (tokens[:, -2] != padding).nonzero().flatten().tolist()  # of others the last token is padding
-    found: list[int] = []
+    lost_end: list[int] = []
     for start in range(0, len(full), BATCH):
         rows = full[start : start + BATCH]
         more = longer([prompts[row] for row in rows], context_length=length + 1)
         cut = (more[:, :-1] != tokens[rows]).any(dim=1) | (more[:, -1] != padding)
-        found += [row for row, is_cut in zip(rows, cut.tolist(), strict=True) if is_cut]
-    return found
+        lost_end += [row for row, is_cut in zip(rows, cut.tolist(), strict=True) if is_cut]
+    return lost_end
 
 
 def encode_prompts(model: nn.Module, tokens: Tensor, classes: int) -> Tensor:
