@@ -17,7 +17,7 @@ import torch
 from common import Cell, attack, provenance, save
 from torch.nn import functional as F
 
-from clipguard.attacks.engine.engine import Example
+from clipguard.attacks.engine.outcome import Example
 from clipguard.models.classifier import ZeroShotClassifier
 from clipguard.models.preprocessing import Preprocessing
 

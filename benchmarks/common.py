@@ -13,8 +13,10 @@ import torch
 from torch import nn
 
 import clipguard
-from clipguard.attacks.engine.engine import Engine, EngineOptions, Example, ImageOutcome
-from clipguard.attacks.engine.evaluator import Cost
+from clipguard.attacks.engine.costs import Cost
+from clipguard.attacks.engine.engine import Engine
+from clipguard.attacks.engine.options import EngineOptions
+from clipguard.attacks.engine.outcome import Example, ImageOutcome
 from clipguard.attacks.engine.reference import ReferenceEngine
 from clipguard.attacks.recipes import parse_recipe
 from clipguard.attacks.threat import ThreatModel

@@ -33,7 +33,9 @@ import torch
 from common import RESULTS, provenance
 
 import clipguard
-from clipguard.attacks.engine.engine import Engine, EngineOptions, Example
+from clipguard.attacks.engine.engine import Engine
+from clipguard.attacks.engine.options import EngineOptions
+from clipguard.attacks.engine.outcome import Example
 from clipguard.attacks.recipes import parse_recipe
 from clipguard.attacks.threat import ThreatModel
 from clipguard.data import list_datasets

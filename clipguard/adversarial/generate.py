@@ -15,8 +15,10 @@ from torch import Tensor
 
 from clipguard.adversarial.image_files import ImageFiles
 from clipguard.adversarial.result import PREDICTED, AdversarialImage, AdversarialResult, Opinion, rounded
-from clipguard.attacks.engine.engine import Engine, ImageOutcome
-from clipguard.attacks.engine.evaluator import CPU_BATCH, Evaluator, require_finite
+from clipguard.attacks.engine.batching import CPU_BATCH
+from clipguard.attacks.engine.engine import Engine
+from clipguard.attacks.engine.evaluator import Evaluator, require_finite
+from clipguard.attacks.engine.outcome import ImageOutcome
 from clipguard.attacks.recipes import Recipe
 from clipguard.attacks.threat import ThreatModel
 from clipguard.benchmark.batch_fill import settle_fill

@@ -10,9 +10,10 @@ from torch import Tensor, nn
 
 from clipguard.api.objects import as_module, as_recipe
 from clipguard.attacks.base import Attack
+from clipguard.attacks.engine.costs import Cost
 from clipguard.attacks.engine.engine import Engine
-from clipguard.attacks.engine.evaluator import Cost
-from clipguard.attacks.engine.outcome import EngineOptions, EpsMode, Example, ImageOutcome
+from clipguard.attacks.engine.options import EngineOptions, EpsMode
+from clipguard.attacks.engine.outcome import Example, ImageOutcome
 from clipguard.attacks.inputs import Array, check_input, explained
 from clipguard.attacks.recipes import Recipe
 from clipguard.attacks.threat import Norm, ThreatModel

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from clipguard.api.objects import as_module, as_recipe
 from clipguard.attacks.base import Attack
 from clipguard.attacks.engine.evaluator import Evaluator
-from clipguard.attacks.engine.outcome import EngineOptions
+from clipguard.attacks.engine.options import EngineOptions
 from clipguard.attacks.inputs import Array, check_input, check_model, explained
 from clipguard.attacks.recipes import Recipe
 from clipguard.attacks.threat import Norm

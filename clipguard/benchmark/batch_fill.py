@@ -17,7 +17,7 @@ from torch import Tensor
 
 from clipguard.attacks.engine.batch_invariance import FILLS, find_fill
 from clipguard.attacks.engine.evaluator import Evaluator
-from clipguard.attacks.engine.outcome import EngineOptions
+from clipguard.attacks.engine.options import EngineOptions
 from clipguard.core.provenance import versions
 from clipguard.models.classifier import ZeroShotClassifier
 from clipguard.models.loading import LoadedModel

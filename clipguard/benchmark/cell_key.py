@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from clipguard.attacks.engine.engine import EngineOptions
+from clipguard.attacks.engine.options import EngineOptions
 from clipguard.attacks.recipes import Recipe
 from clipguard.benchmark.plan import BenchPlan
 from clipguard.benchmark.preprocess import choose_resize

@@ -9,7 +9,8 @@ from typing import Any
 
 import torch
 
-from clipguard.attacks.engine.evaluator import CPU_BATCH, Evaluator
+from clipguard.attacks.engine.batching import CPU_BATCH
+from clipguard.attacks.engine.evaluator import Evaluator
 from clipguard.benchmark.findings import pick_images, with_prompts
 from clipguard.benchmark.plan import BenchPlan
 from clipguard.benchmark.preprocess import prepare

@@ -13,7 +13,8 @@ import torch
 from PIL.Image import Image
 from torch import Tensor, nn
 
-from clipguard.attacks.engine.evaluator import Cost, Evaluator, Objective
+from clipguard.attacks.engine.costs import Cost
+from clipguard.attacks.engine.evaluator import Evaluator, Objective
 from clipguard.attacks.recipes import Recipe
 from clipguard.benchmark.findings import pick_images
 from clipguard.benchmark.plan import BenchPlan
@@ -34,12 +35,12 @@ class ChargedEvaluator(Evaluator):
 
     def verify(self, x: Tensor) -> Tensor:
         """(B, C) logits in float32."""
-        with self.charged({PROBES: len(x)}, {}):
+        with self.costs.charged({PROBES: len(x)}, {}):
             return super().verify(x)
 
     def gradient(self, x: Tensor, objective: Objective) -> tuple[Tensor, ...]:
         """Logits (B, C), objective (B,) and its gradient (B, C, H, W) with respect to each row."""
-        with self.charged({PROBES: len(x)}, {PROBES: len(x)}):
+        with self.costs.charged({PROBES: len(x)}, {PROBES: len(x)}):
             return super().gradient(x, objective)
 
 

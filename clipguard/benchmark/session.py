@@ -13,9 +13,10 @@ from typing import Any
 import pandas as pd
 import torch
 
-from clipguard.attacks.engine.engine import EpsOutcome, Example, ImageOutcome
-from clipguard.attacks.engine.evaluator import Cost
-from clipguard.attacks.engine.outcome import EpsMode, recall
+from clipguard.attacks.engine.costs import Cost
+from clipguard.attacks.engine.options import EpsMode
+from clipguard.attacks.engine.outcome import EpsOutcome, Example, ImageOutcome
+from clipguard.attacks.engine.schedule import recall
 from clipguard.benchmark.plan import BenchPlan
 from clipguard.core.eps import PIXEL
 from clipguard.core.provenance import versions

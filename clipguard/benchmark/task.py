@@ -11,7 +11,8 @@ import numpy.typing as npt
 from PIL.Image import Image
 from torch import Tensor
 
-from clipguard.attacks.engine.engine import EngineOptions, Example
+from clipguard.attacks.engine.options import EngineOptions
+from clipguard.attacks.engine.outcome import Example
 from clipguard.benchmark.plan import BenchPlan
 from clipguard.benchmark.session import Known
 from clipguard.core.errors import DatasetError

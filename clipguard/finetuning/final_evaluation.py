@@ -6,7 +6,7 @@ from typing import NamedTuple, TypedDict
 
 import torch
 
-from clipguard.attacks.engine.engine import Example
+from clipguard.attacks.engine.outcome import Example
 from clipguard.core.progress import Progress
 from clipguard.data import ZeroShotDataset
 from clipguard.finetuning.config import FinetuneConfig

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from clipguard.attacks.engine.evaluator import is_out_of_memory
+from clipguard.attacks.engine.batching import is_out_of_memory
 from clipguard.core.device import choose_device
 from clipguard.core.errors import FinetuneError
 from clipguard.core.notices import Notice, noticing

@@ -22,7 +22,9 @@ from attack_models import (
 )
 from torch import Tensor, nn
 
-from clipguard.attacks.engine.engine import EPS_MODES, EpsMode, Example, ImageOutcome, schedule
+from clipguard.attacks.engine.options import EPS_MODES, EpsMode
+from clipguard.attacks.engine.outcome import Example, ImageOutcome
+from clipguard.attacks.engine.schedule import schedule
 from clipguard.attacks.threat import Norm, ThreatModel
 
 NORMS: tuple[Norm, ...] = ("linf", "l2")

@@ -9,7 +9,8 @@ import torch
 from attack_models import Wrapped, engine, hadamard_model, labelled, robust, run, small_conv, uniform
 from torch import Tensor, nn
 
-from clipguard.attacks.engine.evaluator import Evaluator, is_out_of_memory, require_finite
+from clipguard.attacks.engine.batching import is_out_of_memory
+from clipguard.attacks.engine.evaluator import Evaluator, require_finite
 from clipguard.attacks.recipes import Recipe, parse_recipe
 from clipguard.core.errors import AttackError
 

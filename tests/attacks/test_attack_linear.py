@@ -9,7 +9,7 @@ from attack_models import Linear, hadamard_model, labelled, random_linear, robus
 from scipy.optimize import linprog, minimize
 from torch import Tensor
 
-from clipguard.attacks.engine.engine import Example
+from clipguard.attacks.engine.outcome import Example
 from clipguard.attacks.threat import Norm
 
 NORMS: tuple[Norm, ...] = ("linf", "l2")

@@ -9,7 +9,8 @@ import torch
 from attack_models import Wrapped, labelled, robust, small_conv, uniform
 from attack_models import run as run_ours
 
-from clipguard.attacks.engine.engine import EngineOptions, Example, ImageOutcome
+from clipguard.attacks.engine.options import EngineOptions
+from clipguard.attacks.engine.outcome import Example, ImageOutcome
 from clipguard.attacks.engine.reference import ReferenceEngine
 from clipguard.attacks.recipes import parse_recipe
 from clipguard.attacks.threat import Norm, ThreatModel

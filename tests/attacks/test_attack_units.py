@@ -6,7 +6,8 @@ import pytest
 import torch
 from attack_models import Precise, SmallConv, engine, facts, hadamard_model, labelled, run, uniform
 
-from clipguard.attacks.engine.outcome import EPS_MODES, EpsMode, EpsOutcome
+from clipguard.attacks.engine.options import EPS_MODES, EpsMode
+from clipguard.attacks.engine.outcome import EpsOutcome
 from clipguard.attacks.engine.schedule import EpsState
 
 SLOW_THEN_QUICK = "pgd-40(step_size=0.05,random_start=false)+fgsm"

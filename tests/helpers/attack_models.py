@@ -9,7 +9,9 @@ import torch
 from scipy.linalg import hadamard
 from torch import Tensor, nn
 
-from clipguard.attacks.engine.engine import Engine, EngineOptions, EpsOutcome, Example, ImageOutcome
+from clipguard.attacks.engine.engine import Engine
+from clipguard.attacks.engine.options import EngineOptions
+from clipguard.attacks.engine.outcome import EpsOutcome, Example, ImageOutcome
 from clipguard.attacks.methods.apgd import APGD, APGDTargeted
 from clipguard.attacks.methods.fab import FABTargeted
 from clipguard.attacks.methods.square import Square

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from clipguard.attacks.engine.evaluator import Evaluator, frozen
-from clipguard.attacks.engine.outcome import Fill
+from clipguard.attacks.engine.options import Fill
 
 FILLS: tuple[Fill, ...] = get_args(Fill)
 CANDIDATES: dict[str, tuple[Fill, ...]] = {"cpu": ("least", "multiple", "full"), "cuda": ("least", "full")}

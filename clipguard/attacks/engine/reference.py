@@ -12,24 +12,29 @@ import time
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from itertools import islice
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from clipguard.attacks import losses
 from clipguard.attacks.base import Attack
-from clipguard.attacks.engine.evaluator import Cost, Evaluator, frozen
-from clipguard.attacks.engine.outcome import Case, EngineOptions, EpsOutcome, Example, ImageOutcome, Note, schedule
+from clipguard.attacks.engine.costs import Cost
+from clipguard.attacks.engine.evaluator import Evaluator, frozen
+from clipguard.attacks.engine.options import EngineOptions
+from clipguard.attacks.engine.outcome import EpsOutcome, Example, ImageOutcome, Note, ignore_outcome
+from clipguard.attacks.engine.schedule import Case, schedule
 from clipguard.attacks.recipes import Recipe
 from clipguard.attacks.threat import ThreatModel
 from clipguard.core.errors import AttackError
 
 SUPPORTED = ("apgd-ce", "apgd-dlr", "apgd-t", "fab-t", "square")
 LEAST_CLASSES = 4  # targeted DLR reads the four largest logits
+LIBRARY_NORMS = {"linf": "Linf", "l2": "L2"}
 
 
 class _Padded(nn.Module):
-    """Adds classes that can never win (C < 4), and stops at the first NaN with the image it came from."""
+    """The model as the library sees it: counted, with classes that can never win, and stopped at the first NaN."""
 
     def __init__(self, evaluator: Evaluator) -> None:
         super().__init__()
@@ -43,9 +48,7 @@ class _Padded(nn.Module):
         logits: Tensor = self.evaluator.model(x).float()
         bad = (~torch.isfinite(logits)).any(dim=1)
         if bad.any():
-            clean = torch.stack([e.image for e in self.batch])
-            first = x[bad][0].detach()
-            index = self.batch[int((clean - first).flatten(1).abs().amax(dim=1).argmin())].index
+            index = self._nearest_index(x[bad][0].detach())
             raise AttackError(f"The model gives NaN or infinite values under {self.attack} (image {index}).")
         if torch.is_grad_enabled() and x.requires_grad:
             logits.register_hook(lambda g: _count(cost, len(x), g))  # type: ignore[no-untyped-call]
@@ -55,6 +58,11 @@ class _Padded(nn.Module):
             logits = torch.cat([logits, never.expand(-1, missing)], dim=1)
         return logits
 
+    def _nearest_index(self, x: Tensor) -> int:
+        """The index of the image that a point (C, H, W) belongs to; the library does not tell."""
+        clean = torch.stack([e.image for e in self.batch])
+        return self.batch[int((clean - x).flatten(1).abs().amax(dim=1).argmin())].index
+
 
 def _count(cost: Cost, n: int, gradient: Tensor) -> Tensor:
     cost.backward += n
@@ -62,7 +70,19 @@ def _count(cost: Cost, n: int, gradient: Tensor) -> Tensor:
 
 
 class ReferenceEngine:
-    """As `Engine`, with every eps attacked on its own and whole batches at a time; what is known is not used."""
+    """As `Engine`, with every eps attacked on its own and whole batches at a time; what is known is not used.
+
+    Args:
+        model: as for `Engine`.
+        recipe: attacks that the library has, without eot.
+        threat: without 8-bit images.
+        eps_values: in pixel units, in any order.
+        options: float32, not compiled.
+        note: is told of what is found at each eps.
+
+    Raises:
+        AttackError: for what the library cannot do.
+    """
 
     def __init__(
         self,
@@ -71,21 +91,10 @@ class ReferenceEngine:
         threat: ThreatModel,
         eps_values: Iterable[float],
         options: EngineOptions,
-        note: Note | None = None,
+        note: Note = ignore_outcome,
     ) -> None:
-        self.note: Note = note or (lambda _example, _prediction, _outcome: None)
-        unsupported = [s.name for s in recipe.stages if s.name not in SUPPORTED]
-        if unsupported:
-            raise AttackError(f"The reference engine has no {unsupported[0]!r}; it has {', '.join(SUPPORTED)}.")
-        if threat.quantize:
-            raise AttackError("The reference engine cannot attack 8-bit images; leave out --quantize.")
-        if options.precision != "float32" or options.compile:
-            raise AttackError("The reference engine runs in float32 and not compiled; choose neither.")
-        if recipe.eot != 1:
-            raise AttackError("The reference engine is run without eot; use the default engine for randomised models.")
-        if any(s.name == "fab-t" and s.restarts != 1 for s in recipe.stages):
-            raise AttackError("The reference engine runs fab-t once (the library allows no more); leave out restarts.")
-        self.model, self.recipe, self.threat, self.options = model, recipe, threat, options
+        _check_supported(recipe, threat, options)
+        self.model, self.recipe, self.threat, self.options, self.note = model, recipe, threat, options, note
         self.eps_values = sorted(eps_values)
         self.evaluator = Evaluator(model, options.batch_size or 1)
         self.costs: dict[str, Cost] = self.evaluator.costs
@@ -101,75 +110,109 @@ class ReferenceEngine:
                 for example in batch:
                     by_shape[example.image.shape].append(example)
                 for group in by_shape.values():
-                    yield from self._batch(group)
+                    yield from self._run_batch(group)
 
-    def _batch(self, batch: list[Example]) -> Iterator[ImageOutcome]:
+    def _run_batch(self, batch: list[Example]) -> Iterator[ImageOutcome]:
+        """Attack images of one shape at every eps."""
         x, y, logits = self.evaluator.predict(batch)
-        wrapped = _Padded(self.evaluator).eval()
-        wrapped.batch = batch
+        padded = _Padded(self.evaluator).eval()
+        padded.batch = batch
         predictions, margins = logits.argmax(dim=1).tolist(), losses.margin(logits, y).tolist()
         plans = (schedule("independent", len(self.eps_values)) for _ in batch)
         cases = [Case(*parts) for parts in zip(batch, predictions, margins, plans, strict=True)]
         for eps_index, eps in enumerate(self.eps_values):
             if eps > 0:
-                self._attack(wrapped, x, y, logits.shape[1], eps_index, cases)
+                self._attack(padded, x, y, logits.shape[1], eps_index, cases)
         for case in cases:
-            self.note(case.example, case.clean_prediction, case.unharmed(0.0, None))
-            for eps_index, eps in enumerate(self.eps_values if case.clean_prediction == case.example.label else []):
-                self.note(case.example, case.clean_prediction, case.found.get(eps_index) or case.unharmed(eps, None))
+            self._note(case)
             yield case.outcome(self.eps_values, case.example.image.cpu() if self.options.keep_images else None)
 
-    def _attack(
-        self, wrapped: _Padded, x: Tensor, y: Tensor, n_classes: int, eps_index: int, cases: list[Case]
-    ) -> None:
+    def _note(self, case: Case) -> None:
+        """Tell what was found at each eps, 0 included."""
+        self.note(case.example, case.clean_prediction, case.clean_outcome(0.0, None))
+        if case.clean_prediction != case.example.label:
+            return
+        for eps_index, eps in enumerate(self.eps_values):
+            outcome = case.outcomes.get(eps_index) or case.clean_outcome(eps, None)
+            self.note(case.example, case.clean_prediction, outcome)
+
+    def _attack(self, padded: _Padded, x: Tensor, y: Tensor, n_classes: int, eps_index: int, cases: list[Case]) -> None:
         """Run the recipe's attacks one after the other on the images still standing, and verify each success."""
+        eps = self.eps_values[eps_index]
         for stage in self.recipe.stages:
             right = [i for i, case in enumerate(cases) if case.clean_prediction == case.example.label]
-            standing = [i for i in right if eps_index not in cases[i].found]
+            standing = [i for i in right if eps_index not in cases[i].outcomes]
             if not standing:
                 return
-            x0, labels = x[standing], y[standing]
-            wrapped.attack = stage.name
+            padded.attack = stage.name
             started = time.perf_counter()
-            x_adv = self._run_stage(wrapped, stage, n_classes, x0, labels, self.eps_values[eps_index])
+            x_adv = self._run_stage(padded, stage, n_classes, x[standing], y[standing], eps)
             self.costs[stage.name].seconds += time.perf_counter() - started
-            with self.evaluator.charged({"verification": len(x_adv)}, {}):
-                logits = self.evaluator.verify(x_adv)
-            predicted, margin = logits.argmax(dim=1), losses.margin(logits, labels)
-            distance = self.threat.distance(x_adv, x0)
-            inside = self.threat.contains(x_adv, x0, torch.full_like(distance, self.eps_values[eps_index]))
-            for j in (inside & (predicted != labels)).nonzero().squeeze(1).tolist():
-                image = x_adv[j].cpu().clone() if self.options.keep_images else None
-                found = (int(predicted[j]), stage.name, float(distance[j]), float(margin[j]), image)
-                cases[standing[j]].found[eps_index] = EpsOutcome(self.eps_values[eps_index], False, *found)
+            for j, outcome in self._verified(stage, x_adv, x[standing], y[standing], eps):
+                cases[standing[j]].outcomes[eps_index] = outcome
 
-    def _run_stage(self, wrapped: _Padded, stage: Attack, n_classes: int, x: Tensor, y: Tensor, eps: float) -> Tensor:
+    def _verified(
+        self, stage: Attack, x_adv: Tensor, x0: Tensor, labels: Tensor, eps: float
+    ) -> Iterator[tuple[int, EpsOutcome]]:
+        """The rows that are broken, inside the ball and in float32, and their outcomes."""
+        with self.evaluator.costs.charged({"verification": len(x_adv)}, {}):
+            logits = self.evaluator.verify(x_adv)
+        predicted, margin = logits.argmax(dim=1), losses.margin(logits, labels)
+        distance = self.threat.distance(x_adv, x0)
+        inside = self.threat.contains(x_adv, x0, torch.full_like(distance, eps))
+        for j in (inside & (predicted != labels)).nonzero().squeeze(1).tolist():
+            image = x_adv[j].cpu().clone() if self.options.keep_images else None
+            numbers = (float(distance[j]), float(margin[j]))
+            yield j, EpsOutcome(eps, False, int(predicted[j]), stage.name, *numbers, image)
+
+    def _run_stage(self, padded: _Padded, stage: Attack, n_classes: int, x: Tensor, y: Tensor, eps: float) -> Tensor:
+        """The images (B, C, H, W) that the library's attack ends with."""
         from pyautoattack import AutoAttack
 
-        name, given = stage.name, stage.options()
-        if name == "square" and self.threat.norm == "l2" and not _tiles_fit(*x.shape[2:]):
+        if stage.name == "square" and self.threat.norm == "l2" and not _tiles_fit(*x.shape[2:]):
             raise AttackError(f"The library's Square attack fails for l2 on images of {tuple(x.shape[2:])} pixels.")
-        norm = {"linf": "Linf", "l2": "L2"}[self.threat.norm]
+        norm, seed = LIBRARY_NORMS[self.threat.norm], self.options.seed
         trace = sys.gettrace()  # the library's checks replace it and do not put it back
         devices = [x.device] if x.device.type == "cuda" else []
         with torch.random.fork_rng(devices=devices):  # it also reseeds the global generators
             attack = AutoAttack(
-                wrapped, attacks=[name], version="custom", norm=norm, eps=eps, seed=self.options.seed, device=x.device
+                padded, attacks=[stage.name], version="custom", norm=norm, eps=eps, seed=seed, device=x.device
             )
-            attack.apgd.n_restarts = attack.apgd_targeted.n_restarts = attack.square.n_restarts = given["restarts"]
-            if "iterations" in given:
-                attack.apgd.n_iter = attack.apgd_targeted.n_iter = attack.fab.n_iter = given["iterations"]
-            if "targets" in given:
-                n_targets = min(given["targets"], n_classes - 1)
-                attack.apgd_targeted.n_target_classes = attack.fab.n_target_classes = n_targets
-            if "queries" in given:
-                attack.square.n_queries = given["queries"]
+            _set_options(attack, stage, n_classes)
             try:
                 x_adv, _ = attack.run_standard_evaluation(x, y, batch_size=self.evaluator.batch_size)
             finally:
                 sys.settrace(trace)
         result: Tensor = x_adv.detach()
         return result
+
+
+def _check_supported(recipe: Recipe, threat: ThreatModel, options: EngineOptions) -> None:
+    """Raises AttackError for what the library cannot do."""
+    unsupported = [s.name for s in recipe.stages if s.name not in SUPPORTED]
+    if unsupported:
+        raise AttackError(f"The reference engine has no {unsupported[0]!r}; it has {', '.join(SUPPORTED)}.")
+    if threat.quantize:
+        raise AttackError("The reference engine cannot attack 8-bit images; leave out `quantize`.")
+    if options.precision != "float32" or options.compile:
+        raise AttackError("The reference engine runs in float32 and not compiled; choose neither.")
+    if recipe.eot != 1:
+        raise AttackError("The reference engine is run without eot; use the default engine for randomised models.")
+    if any(s.name == "fab-t" and s.restarts != 1 for s in recipe.stages):
+        raise AttackError("The reference engine runs fab-t once (the library allows no more); leave out restarts.")
+
+
+def _set_options(attack: Any, stage: Attack, n_classes: int) -> None:
+    """Give the options of a stage to the library's attacks, of which it will run one."""
+    options = stage.options()
+    attack.apgd.n_restarts = attack.apgd_targeted.n_restarts = attack.square.n_restarts = options["restarts"]
+    if "iterations" in options:
+        attack.apgd.n_iter = attack.apgd_targeted.n_iter = attack.fab.n_iter = options["iterations"]
+    if "targets" in options:
+        n_targets = min(options["targets"], n_classes - 1)
+        attack.apgd_targeted.n_target_classes = attack.fab.n_target_classes = n_targets
+    if "queries" in options:
+        attack.square.n_queries = options["queries"]
 
 
 def _tiles_fit(height: int, width: int) -> bool:

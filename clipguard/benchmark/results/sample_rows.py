@@ -6,8 +6,8 @@ from collections.abc import Iterator
 from dataclasses import asdict
 from typing import Any
 
-from clipguard.attacks.engine.engine import ImageOutcome
-from clipguard.attacks.engine.evaluator import Cost
+from clipguard.attacks.engine.costs import Cost
+from clipguard.attacks.engine.outcome import ImageOutcome
 from clipguard.attacks.recipes import Recipe
 from clipguard.benchmark.plan import BenchPlan
 from clipguard.core.eps import PIXEL

@@ -11,7 +11,9 @@ from typing import TypedDict, final
 
 from torch import nn
 
-from clipguard.attacks.engine.engine import Engine, EngineOptions, Example
+from clipguard.attacks.engine.engine import Engine
+from clipguard.attacks.engine.options import EngineOptions
+from clipguard.attacks.engine.outcome import Example
 from clipguard.attacks.recipes import parse_recipe
 from clipguard.attacks.threat import ThreatModel
 from clipguard.core.progress import Progress

@@ -8,7 +8,7 @@ from typing import TypedDict, final
 import numpy as np
 import torch
 
-from clipguard.attacks.engine.engine import Example
+from clipguard.attacks.engine.outcome import Example
 from clipguard.core.progress import Progress
 from clipguard.data.dataset import stratified_subset
 from clipguard.finetuning.config import FinetuneConfig
