@@ -20,7 +20,7 @@ from clipguard.core.errors import AttackError
 from clipguard.models.loading import LoadedModel
 from clipguard.sanity.checks import Finding
 from clipguard.sanity.doctor import examine
-from clipguard.sanity.probes import Subject
+from clipguard.sanity.subject import Subject
 
 
 def doctor(

@@ -27,7 +27,7 @@ from clipguard.models.loading import load_model
 from clipguard.sanity.checks import CHECKS, Finding, Verdict, worst
 from clipguard.sanity.doctor import examine
 from clipguard.sanity.entries import entry, say
-from clipguard.sanity.probes import Subject
+from clipguard.sanity.subject import Subject
 
 SCHEMA = 1
 log = logging.getLogger("clipguard")

@@ -21,7 +21,8 @@ from clipguard.benchmark.plan import BenchPlan
 from clipguard.data import ZeroShotDataset
 from clipguard.sanity.checks import Finding, not_checked
 from clipguard.sanity.entries import NO_PROBES
-from clipguard.sanity.probes import PROBE_CHECKS, Subject, probe
+from clipguard.sanity.probes import PROBE_CHECKS, probe
+from clipguard.sanity.subject import Subject
 from clipguard.store.probes import path_of, read, write
 from clipguard.store.store import Store
 

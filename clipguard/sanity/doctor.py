@@ -1,64 +1,75 @@
-"""`clipguard.doctor`: is the robustness of a model real? Every check of `findings.CHECKS`, for any torch module."""
+"""Is the robustness of a model real? Every check of `CHECKS`, for any torch module."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Iterator
 
-import torch
 from torch import Tensor, nn
 
-from clipguard.attacks import losses
-from clipguard.attacks.engine.engine import Engine
-from clipguard.attacks.engine.evaluator import Evaluator, frozen, require_finite
-from clipguard.attacks.engine.options import EngineOptions
-from clipguard.attacks.engine.outcome import EpsOutcome, Example
-from clipguard.attacks.recipes import Recipe, parse_recipe
-from clipguard.core.errors import AttackError, NoGradientError, NonFiniteError
-from clipguard.sanity.checks import CHECKS, UNBOUNDED_EPS, Finding, counted, not_checked
+from clipguard.attacks.engine.evaluator import Evaluator, frozen
+from clipguard.attacks.recipes import Recipe
+from clipguard.core.errors import AttackError, NonFiniteError
+from clipguard.sanity.checks import CHECKS, Finding, not_checked
+from clipguard.sanity.examination import Examination
 from clipguard.sanity.predictions import prediction_findings
-from clipguard.sanity.probes import Subject, ascend, probe
+from clipguard.sanity.probes import probe
+from clipguard.sanity.subject import Subject
 
-LARGE_EPS_ATTACK = "apgd-ce(iterations=30)+apgd-dlr(iterations=30)"  # for such a ball
-NOISES_PER_IMAGE = 64  # random images an image
-SQUARE_QUERIES = 500  # of Square
-TRANSFER_STEPS = 50  # of gradient ascent on the other model
+NOT_FINITE = "logits or gradients are not finite"
 
 
 def examine(subject: Subject, recipe: Recipe, transfer_from: nn.Module | None = None) -> Iterator[Finding]:
-    """All findings, in the order of `CHECKS`. Raises AttackError like `doctor`."""
+    """All findings, in the order of `CHECKS`: probes first, then clean predictions, then the checks that attack.
+
+    Args:
+        subject: the model and the images.
+        recipe: the attack whose numbers are in doubt.
+        transfer_from: another model with the same classes, whose adversarial images are tried.
+
+    Raises:
+        AttackError: for a recipe that attacks nothing, bad labels, outputs that are no logits, or other classes of
+            the model to transfer from.
+    """
     if not recipe.stages:
-        raise AttackError(f"--attack {recipe.name} perturbs nothing; name an attack, as in --attack pgd-10.")
-    findings = {finding.id: finding for finding in probe(subject, recipe)}
-    reason = _obstacle(findings)
-    if transfer_from is not None and reason is None:
-        _check_classes(subject, transfer_from)
+        raise AttackError(f"`attack` {recipe.name} perturbs nothing; name an attack, as in `attack=pgd-10`.")
+    findings = _by_check(probe(subject, recipe))
+    obstacle = _obstacle(findings)
     examination = None
-    if reason is None:
+    if obstacle is None:
+        if transfer_from is not None:
+            _check_classes(subject, transfer_from)
         logits = subject.evaluator.verify(subject.x)
-        predictions = logits.argmax(dim=1)
-        known = (subject.labels.cpu(), predictions.cpu(), logits.shape[1], subject.class_names or ())
-        findings |= {finding.id: finding for finding in prediction_findings(*known)}
-        right = _only(subject, predictions == subject.labels)
-        reason = None if right.n else "no image is right when clean"
-    if reason is None:
+        findings |= _by_check(_clean_findings(subject, logits))
+        right = subject.only(logits.argmax(dim=1) == subject.labels)
+        obstacle = None if right.n else "no image is right when clean"
+    if obstacle is None:
         try:
             examination = Examination.begin(right, recipe, transfer_from)
         except NonFiniteError as error:
             findings["finite"] = Finding("finite", "failure", str(error))
-            reason = "logits or gradients are not finite"
+            obstacle = NOT_FINITE
     for check in CHECKS:
         if check in findings:
             yield findings[check]
         else:
-            yield not_checked(check, reason or "") if examination is None else examination.finding(check)
+            yield not_checked(check, obstacle or "") if examination is None else examination.finding(check)
+
+
+def _by_check(findings: Iterable[Finding]) -> dict[str, Finding]:
+    return {finding.id: finding for finding in findings}
 
 
 def _obstacle(findings: dict[str, Finding]) -> str | None:
     """Why the model cannot be attacked, if it cannot."""
     if findings["train-mode"].verdict != "ok":
         return "the model is in train mode"
-    return None if findings["finite"].verdict == "ok" else "logits or gradients are not finite"
+    return None if findings["finite"].verdict == "ok" else NOT_FINITE
+
+
+def _clean_findings(subject: Subject, logits: Tensor) -> list[Finding]:
+    """What the clean predictions tell."""
+    labels, predictions = subject.labels.cpu(), logits.argmax(dim=1).cpu()
+    return prediction_findings(labels, predictions, logits.shape[1], subject.class_names or ())
 
 
 def _check_classes(subject: Subject, other: nn.Module) -> None:
@@ -68,166 +79,3 @@ def _check_classes(subject: Subject, other: nn.Module) -> None:
     ours = subject.evaluator.verify(subject.x[:1]).shape[1]
     if ours != theirs:
         raise AttackError(f"The model to transfer from has {theirs} classes, not {ours}; both need the same.")
-
-
-def _only(subject: Subject, keep: Tensor) -> Subject:
-    """Some of the images."""
-    indices = [index for index, kept in zip(subject.indices, keep.tolist(), strict=True) if kept]
-    return replace(subject, x=subject.x[keep], labels=subject.labels[keep], indices=indices)
-
-
-def run_attack(subject: Subject, recipe: Recipe, eps: float) -> list[EpsOutcome]:
-    """What the recipe finds within `eps` of each image, in their order. Raises AttackError for NaN or no gradient."""
-    choices = EngineOptions(subject.evaluator.batch_size, subject.seed, keep_images=True)
-    engine = Engine(subject.evaluator.model, recipe, subject.threat, [eps], choices)
-    rows = zip(subject.indices, subject.x, subject.labels.tolist(), strict=True)
-    found = {outcome.index: outcome.eps_outcomes[0] for outcome in engine.run(Example(*row) for row in rows)}
-    return [found[index] for index in subject.indices]
-
-
-def doubled(recipe: Recipe) -> Recipe | None:
-    """The recipe with twice the iterations and queries; None if no stage has any."""
-    stages = []
-    for stage in recipe.stages:
-        steps = {name: 2 * value for name, value in stage.options().items() if name in ("iterations", "queries")}
-        stages.append(replace(stage, **steps))  # type: ignore[type-var]
-    return replace(recipe, stages=tuple(stages)) if tuple(stages) != recipe.stages else None
-
-
-@dataclass
-class Examination:
-    """The images that are right when clean, and what the attack in question found for each (None: no gradients)."""
-
-    subject: Subject
-    recipe: Recipe
-    outcomes: list[EpsOutcome] | None
-    transfer_from: nn.Module | None
-
-    @classmethod
-    def begin(cls, subject: Subject, recipe: Recipe, transfer_from: nn.Module | None) -> Examination:
-        """Attack all images. Raises AttackError for a model that cannot be attacked, but for missing gradients."""
-        try:
-            outcomes: list[EpsOutcome] | None = run_attack(subject, recipe, subject.eps)
-        except NoGradientError:
-            outcomes = None
-        return cls(subject, recipe, outcomes, transfer_from)
-
-    def finding(self, check: str) -> Finding:
-        """One of the checks that take many passes; NaN on the way is a failure of it."""
-        checks: dict[str, Callable[[], Finding]] = {
-            "eps-order": self.eps_order,
-            "large-eps": self.large_eps,
-            "noise": self.noise,
-            "black-box": self.black_box,
-            "transfer": self.transfer,
-            "iterations": self.iterations,
-            "silent-success": self.silent_success,
-        }
-        try:
-            return checks[check]()
-        except NoGradientError:
-            return not_checked(check, "no gradient reaches the pixels")
-        except NonFiniteError as error:
-            return Finding(check, "failure", str(error))
-
-    @property
-    def robust(self) -> Tensor:
-        """(N,) bool, which images the attack left standing: all, if it could not run."""
-        outcomes = [True] * self.subject.n if self.outcomes is None else [o.robust for o in self.outcomes]
-        return torch.tensor(outcomes, device=self.subject.x.device)
-
-    @property
-    def standing(self) -> str:
-        """The same in words."""
-        return f"{self.recipe.name} left {int(self.robust.sum())} standing"
-
-    def eps_order(self) -> Finding:
-        """What broke at eps is attacked at twice that, from the start."""
-        broken = _only(self.subject, ~self.robust)
-        if not broken.n:
-            return not_checked("eps-order", "the attack broke no image at the smaller eps")
-        larger = run_attack(broken, self.recipe, 2 * self.subject.eps)
-        return counted("eps-order", sum(o.robust for o in larger), broken.n, "images broken at eps hold at 2 eps")
-
-    def large_eps(self) -> Finding:
-        """A ball that holds the all-grey image, the same for every image."""
-        grey = torch.full_like(self.subject.x, 0.5)
-        eps = UNBOUNDED_EPS if self.subject.norm == "linf" else UNBOUNDED_EPS * self.subject.x[0].numel() ** 0.5
-        outcomes = run_attack(self.subject, parse_recipe(LARGE_EPS_ATTACK), eps)
-        hold = torch.tensor([o.robust for o in outcomes], device=grey.device)
-        by_grey = int((hold & (self.subject.evaluator.verify(grey).argmax(dim=1) != self.subject.labels)).sum())
-        more = f"plain grey, which this allows, would break {by_grey} of them" if by_grey else ""
-        what = f"images hold at {self.subject.norm} eps {eps:.3g} of pixels in [0,1]"
-        return counted("large-eps", int(hold.sum()), self.subject.n, what, more, grey=by_grey)
-
-    def noise(self) -> Finding:
-        """Random images come nearer to an error than the attack did, or over the edge where it did not."""
-        subject = self.subject
-        margins = [subject.evaluator.verify(subject.noise(1 + i)) for i in range(NOISES_PER_IMAGE)]
-        lowest = torch.stack([losses.margin(logits, subject.labels) for logits in margins]).amin(dim=0)
-        require_finite(lowest[:, None], lambda i: subject.indices[i], "under noise")
-        clean = losses.margin(subject.evaluator.verify(subject.x), subject.labels)
-        by_attack = clean if self.outcomes is None else torch.tensor([o.margin for o in self.outcomes]).to(clean)
-        wins = self.robust & (lowest < by_attack)
-        broken = int((lowest < 0).sum())
-        what = (
-            f"images have a smaller margin under the worst of {NOISES_PER_IMAGE} noises than under {self.recipe.name}"
-        )
-        more = f"noise broke {broken}, {self.recipe.name} {int((~self.robust).sum())}"
-        return counted("noise", int(wins.sum()), subject.n, what, more, noise_broke=broken)
-
-    def black_box(self) -> Finding:
-        """Square on what is left standing."""
-        if all(stage.name == "square" for stage in self.recipe.stages):
-            return not_checked("black-box", f"{self.recipe.name} itself sees no gradient")
-        left = _only(self.subject, self.robust)
-        square = run_attack(left, parse_recipe(f"square(queries={SQUARE_QUERIES})"), self.subject.eps) if left.n else []
-        bad = sum(not o.robust for o in square)
-        return counted(
-            "black-box", bad, self.subject.n, f"images fall to {SQUARE_QUERIES} queries of Square", self.standing
-        )
-
-    def transfer(self) -> Finding:
-        """Images made for the other model, on what is left standing."""
-        if self.transfer_from is None:
-            return not_checked("transfer", "no other model was named (--transfer-from)")
-        subject, robust = self.subject, self.robust
-        other = replace(subject, evaluator=Evaluator(self.transfer_from, subject.evaluator.batch_size))
-        with frozen(self.transfer_from):
-            clean = other.evaluator.verify(subject.x)
-            x_adv, _ = ascend(other, subject.eps, TRANSFER_STEPS, losses.cross_entropy)
-            require_finite(x_adv, lambda i: subject.indices[i], "in images made for the other model")
-            fooled = int((other.evaluator.verify(x_adv).argmax(dim=1) != subject.labels).sum())
-        logits = subject.evaluator.verify(x_adv)
-        require_finite(logits, lambda i: subject.indices[i], "on transferred images")
-        bad = int((robust & (logits.argmax(dim=1) != subject.labels)).sum())
-        right = int((clean.argmax(dim=1) == subject.labels).sum())
-        more = f"{self.standing}; of {subject.n} the other model had {right} right, and {subject.n - fooled} at the end"
-        return counted("transfer", bad, subject.n, "images fall to transferred ones alone", more, other_right=right)
-
-    def iterations(self) -> Finding:
-        """The attack again with twice the iterations, on what is left standing."""
-        longer = doubled(self.recipe)
-        if longer is None:
-            return not_checked("iterations", f"{self.recipe.name} takes a fixed number of steps")
-        left = _only(self.subject, self.robust)
-        if self.outcomes is None:
-            raise NoGradientError
-        outcomes = run_attack(left, longer, self.subject.eps) if left.n else []
-        bad = sum(not o.robust for o in outcomes)
-        return counted("iterations", bad, self.subject.n, "images fall to twice the iterations only", self.standing)
-
-    def silent_success(self) -> Finding:
-        """Each adversarial image once more, on its own: finite, in the ball, and wrong."""
-        subject, failed, claimed = self.subject, 0, 0
-        for x0, label, outcome in zip(subject.x, subject.labels, self.outcomes or [], strict=False):
-            if outcome.robust or outcome.image is None:
-                continue
-            claimed += 1
-            x = outcome.image[None].to(x0.device)
-            logits = subject.evaluator.verify(x)
-            inside = subject.threat.contains(x, x0[None], torch.tensor([subject.eps], device=x0.device))
-            failed += not (inside.all() and torch.isfinite(logits).all() and logits.argmax() != label)
-        if not claimed:
-            return not_checked("silent-success", "the attack claims no success")
-        return counted("silent-success", failed, claimed, "claimed successes do not verify")

@@ -9,14 +9,11 @@ import torch
 from torch import Tensor, nn
 
 from clipguard.attacks import losses
-from clipguard.attacks.engine.evaluator import Evaluator
-from clipguard.attacks.losses import Loss
-from clipguard.attacks.projected_gradient import ascent_step, default_step_fraction, uniform_in_ball
-from clipguard.attacks.random import PerImageRandom
 from clipguard.attacks.recipes import Recipe
-from clipguard.attacks.threat import Norm, ThreatModel, l2_norm, largest
+from clipguard.attacks.threat import l2_norm, largest
 from clipguard.core.errors import AttackError, NoGradientError
 from clipguard.sanity.checks import Finding, counted, judge, not_checked
+from clipguard.sanity.subject import Subject, ascend
 
 REPEATS = 2  # passes that must agree with the first
 LOGIT_CHANGE_RTOL = (
@@ -27,52 +24,6 @@ TIED_CLASSES_RTOL = 1e-5  # of the range of the logits: columns nearer than this
 CONSTANT_GRADIENT_RTOL = 1e-5  # relative change of a gradient across the ball, below which it is constant
 ASCENT_STEPS = 4  # of the ascent whose loss must rise
 SOFTMAX_SATURATION_MARGIN = 16.6  # lead in logits beyond which float32 rounds a softmax to 1: -log(2^-24)
-
-
-@dataclass
-class Subject:
-    """A model and the images it is examined on, all of one shape.
-
-    x (N, C, H, W) in [0,1]; labels (N,); indices seed each image's random numbers; eps in pixel units.
-    """
-
-    evaluator: Evaluator
-    x: Tensor
-    labels: Tensor
-    indices: Sequence[int]
-    norm: Norm
-    eps: float
-    seed: int = 0
-    class_names: Sequence[str] | None = None
-
-    @property
-    def n(self) -> int:
-        """How many images."""
-        return len(self.x)
-
-    @property
-    def threat(self) -> ThreatModel:
-        """The ball, of any eps."""
-        return ThreatModel(self.norm)
-
-    def eps_tensor(self, eps: float) -> Tensor:
-        """(N,) the same eps for all."""
-        return torch.full((self.n,), eps, device=self.x.device)
-
-    def noise(self, number: int) -> Tensor:
-        """(N, C, H, W) the images with the `number`-th noise of theirs, uniform in the ball."""
-        random = PerImageRandom(self.seed, "doctor", self.indices, [number] * self.n, self.x.device)
-        eps = self.eps_tensor(self.eps)
-        return self.threat.project(uniform_in_ball(self.x, eps, self.threat, random), self.x, eps)
-
-    def gradient(self, x: Tensor, loss: Loss, targets: Tensor) -> tuple[Tensor, Tensor]:
-        """Loss (N,) at x and its gradient (N, C, H, W). Raises NoGradientError if there is none."""
-
-        def objective(logits: Tensor, start: int, stop: int) -> Tensor:
-            return loss(logits, self.labels[start:stop], targets[start:stop])
-
-        _, values, gradient = self.evaluator.gradient(x, objective)
-        return values, gradient
 
 
 def train_mode(model: nn.Module) -> Finding:
@@ -88,9 +39,14 @@ def train_mode(model: nn.Module) -> Finding:
 def probe(subject: Subject, recipe: Recipe) -> Iterator[Finding]:
     """The cheap checks, in the order of `CHECKS`; some are "not checked" where an earlier one fails.
 
-    13 forward and 7 backward passes an image. The caller's random state is left alone. `recipe` is the attack
-    whose blindness is asked about. Raises AttackError for outputs that are no (batch, classes)
-    logits, and for labels that are no class.
+    They take 13 forward and 7 backward passes an image. The caller's random state is left alone.
+
+    Args:
+        subject: the model and the images.
+        recipe: the attack whose blindness is asked about.
+
+    Raises:
+        AttackError: for outputs that are no (batch, classes) logits, and for labels that are no class.
     """
     model = subject.evaluator.model
     finding = train_mode(model)
@@ -138,9 +94,14 @@ def _probe_in_eval_mode(subject: Subject, recipe: Recipe) -> Iterator[Finding]:
 
 @dataclass(frozen=True)
 class Gradients:
-    """Gradients (N, C, H, W) of z_t - z_y at the images and at a random point of their balls, and of cross-entropy.
+    """What gradients say of the images, and what is true.
 
-    gain (N,): what z_t - z_y gains on the way to that point; predicted (N,): what the gradient says it gains.
+    Attributes:
+        here: (N, C, H, W) of z_t - z_y at the images.
+        there: (N, C, H, W) of the same at a random point of their balls.
+        cross_entropy: (N, C, H, W) of cross-entropy at the images.
+        gain: (N,) what z_t - z_y gains on the way to that point.
+        predicted: (N,) what the gradient at the image says it gains.
     """
 
     here: Tensor
@@ -257,22 +218,6 @@ def saturation(logits: Tensor, labels: Tensor, gradients: Gradients, recipe: Rec
         evidence = f"{found.evidence}; the attack has {scale_free[0]}, which does not saturate"
         return Finding(found.id, "warning", evidence, found.numbers)
     return found
-
-
-def ascend(subject: Subject, eps: float, steps: int, loss: Loss = losses.negative_margin) -> tuple[Tensor, Tensor]:
-    """(x, losses (steps + 1, N)) of plain gradient ascent from the clean image that never stops.
-
-    Step size 2.5 eps / steps, at most eps, as in Madry et al. 2018.
-    """
-    x, project = subject.x, subject.threat.projection(subject.x, subject.eps_tensor(eps))
-    step_size = default_step_fraction(steps) * eps
-    values = []
-    for _ in range(steps):
-        value, gradient = subject.gradient(x, loss, subject.labels)
-        values.append(value)
-        x = ascent_step(x, gradient, step_size, subject.threat, project)
-    values.append(loss(subject.evaluator.verify(x), subject.labels, subject.labels))
-    return x, torch.stack(values)
 
 
 def loss_increase(subject: Subject) -> Finding:

@@ -15,9 +15,12 @@ BLACK_BOX = "square"
 
 
 def row_findings(samples: pd.DataFrame, recipes: Sequence[Recipe], norm: str) -> list[Finding]:
-    """What the rows of one model on one data set tell, with the clean ones (`attack` "none") among them.
+    """What the rows of one model on one data set tell, in the order of `ROW_CHECKS`.
 
-    They are of `recipes`; eps as in the tables.
+    Args:
+        samples: a row an image, recipe and eps, the clean ones (`attack` "none") among them; eps as in the tables.
+        recipes: those of the rows.
+        norm: of the ball.
     """
     clean = samples[samples["attack"] == "none"].set_index("index")
     right = int(clean["robust"].sum())
@@ -75,24 +78,37 @@ def _large_eps(rows: pd.DataFrame, n: int, norm: str) -> Finding:
 
 def _black_box(rows: pd.DataFrame, n: int, recipes: Sequence[Recipe]) -> Finding:
     """Images that Square broke after gradient attacks at that eps, in its recipe or another of the run, failed."""
-    names = {recipe.name: [stage.full_name for stage in recipe.stages] for recipe in recipes}
-    gradient = {name for stages in names.values() for name in stages} - {BLACK_BOX}
-    if not any(BLACK_BOX in stages for stages in names.values()) or not gradient:
+    stages = {recipe.name: [stage.full_name for stage in recipe.stages] for recipe in recipes}
+    with_square = {name for name, names in stages.items() if BLACK_BOX in names}
+    gradient_attacks = {name for names in stages.values() for name in names} - {BLACK_BOX}
+    if not with_square or not gradient_attacks:
         return not_checked("black-box", "the run has no square beside gradients; `clipguard doctor` tries it")
-    # An outcome is carried from the eps where it was found to larger ones, which says nothing about those.
-    first = rows[~rows["robust"]].sort_values("eps", kind="stable").groupby(["attack", "index"]).head(1)
-    by_square = first[first["broken_by"] == BLACK_BOX]
-    after = {name for name, stages in names.items() if BLACK_BOX in stages and stages[0] != BLACK_BOX}
-    alone = rows[rows["attack"].map(lambda name: BLACK_BOX not in names[name])]
-    survived = set(zip(*(alone.loc[alone["robust"], c] for c in ("index", "eps")), strict=True))
-    fallen = rows[rows["broken_by"].isin(gradient)]
-    broken = set(zip(*(fallen[c] for c in ("index", "eps")), strict=True))
+    square_after_gradients = {name for name in with_square if stages[name][0] != BLACK_BOX}
+    broken_by_gradients = _pairs(rows[rows["broken_by"].isin(gradient_attacks)])
+    held_against_gradients = _pairs(rows[rows["robust"] & ~rows["attack"].isin(with_square)])
     missed = {
         index
-        for attack, index, eps in zip(*(by_square[c] for c in ("attack", "index", "eps")), strict=True)
-        if (index, eps) not in broken and (attack in after or (index, eps) in survived)
+        for attack, index, eps in _broken_by_square(rows)
+        if (index, eps) not in broken_by_gradients
+        and (attack in square_after_gradients or (index, eps) in held_against_gradients)
     }
     return counted("black-box", len(missed), n, "images fell to square after gradients had failed")
+
+
+def _broken_by_square(rows: pd.DataFrame) -> list[tuple[str, int, float]]:
+    """Recipe, image and smallest eps of what Square broke.
+
+    An outcome is carried from the eps where it was found to larger ones, which says nothing about those.
+    """
+    broken = rows[~rows["robust"]].sort_values("eps", kind="stable")
+    first = broken.groupby(["attack", "index"]).head(1)
+    by_square = first[first["broken_by"] == BLACK_BOX]
+    return list(zip(*(by_square[column] for column in ("attack", "index", "eps")), strict=True))
+
+
+def _pairs(rows: pd.DataFrame) -> set[tuple[int, float]]:
+    """Image and eps of each row."""
+    return set(zip(*(rows[column] for column in ("index", "eps")), strict=True))
 
 
 def _silent_success(rows: pd.DataFrame, norm: str) -> Finding:

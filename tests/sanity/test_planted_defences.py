@@ -19,8 +19,9 @@ from clipguard.attacks.engine.evaluator import Evaluator
 from clipguard.attacks.recipes import parse_recipe
 from clipguard.core.errors import AttackError
 from clipguard.sanity.checks import CHECKS, Finding, counted, judge, worst
-from clipguard.sanity.doctor import Examination, doubled
-from clipguard.sanity.probes import Subject, probe
+from clipguard.sanity.examination import Examination, doubled
+from clipguard.sanity.probes import probe
+from clipguard.sanity.subject import Subject
 
 N, EPS = 8, 8 / 255
 SHORT = parse_recipe("apgd-ce(iterations=8)")
