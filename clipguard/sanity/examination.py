@@ -1,4 +1,4 @@
-"""The sanity checks that attack: what do other attacks, noise or another model find that the one in question did not?"""
+"""The sanity checks that attack: what do other attacks, noise or another model find that this one did not?"""
 
 from __future__ import annotations
 
