@@ -73,7 +73,7 @@ def test_without_a_working_compiler_the_search_goes_on(
         outcomes = run(Refused().eval(), examples, "pgd-5", EPS, compile=True)
     assert robust(outcomes) == robust(run(Refused().eval(), examples, "pgd-5", EPS))
     (message,) = said(caplog)  # once
-    assert "without --compile" in message
+    assert "without `compile`" in message
 
 
 def test_bfloat16_search_is_nearly_as_good_and_never_believed(examples: list[Example]) -> None:
