@@ -1,4 +1,4 @@
-"""Are values from Python images, labels and an eps? What is no such thing is refused, with a cure."""
+"""Are values from Python images and labels, and does the model take them? If not, what would?"""
 
 from __future__ import annotations
 
@@ -22,10 +22,20 @@ Array = npt.NDArray[Any]
 def check_input(
     model: nn.Module, images: Tensor | Array, labels: Tensor | Array | Sequence[int], norm: str
 ) -> tuple[Tensor, Tensor]:
-    """Images (N, C, H, W) and labels (N,) int64 as tensors.
+    """Images and labels as tensors.
 
-    Raises AttackError for an unknown norm, images and labels that are no pairs, and a model that is no module, or on
-    another device.
+    Args:
+        model: in eval mode, on the images' device.
+        images: (N, C, H, W) floating-point numbers in [0,1], N at least 1.
+        labels: (N,) class numbers.
+        norm: "linf" or "l2".
+
+    Returns:
+        Images (N, C, H, W) of their own type, and labels (N,) int64.
+
+    Raises:
+        AttackError: for an unknown norm, images and labels that are no pairs, and a model that is no module, or on
+            another device.
     """
     if norm not in NORMS:
         raise AttackError(f"Unknown norm {norm!r}; use one of {', '.join(NORMS)}.")
@@ -40,7 +50,11 @@ def check_input(
 
 
 def check_model(model: Any, images: Tensor) -> None:
-    """Raises AttackError unless `model` is a module on the device of the images."""
+    """Is it a module on the device of the images?
+
+    Raises:
+        AttackError: if not.
+    """
     if not isinstance(model, nn.Module):
         cure = "put what it does into a module's forward"
         if hasattr(model, "classifier") and hasattr(model, "preprocess"):  # a LoadedModel
@@ -54,10 +68,10 @@ def check_model(model: Any, images: Tensor) -> None:
         raise AttackError(f"The model is on {there} and the images on {images.device}; give images.to({there!r}).")
 
 
-def _images(given: Any) -> Tensor:
-    images = torch.from_numpy(given) if isinstance(given, np.ndarray) and given.dtype.kind in "biuf" else given
+def _images(value: Any) -> Tensor:
+    images = torch.from_numpy(value) if isinstance(value, np.ndarray) and value.dtype.kind in "biuf" else value
     if not isinstance(images, Tensor):
-        what = f"a {type(given).__name__}" + (f" of {given.dtype}" if isinstance(given, np.ndarray) else "")
+        what = f"a {type(value).__name__}" + (f" of {value.dtype}" if isinstance(value, np.ndarray) else "")
         raise AttackError(f"Images must be a tensor (N, C, H, W) in [0,1], not {what}: give torch.stack of tensors.")
     if images.ndim != 4:
         cure = "images[None]" if images.ndim == 3 else "a batch of images"
@@ -73,11 +87,11 @@ def _images(given: Any) -> Tensor:
     return images
 
 
-def _labels(given: Any) -> Tensor:
+def _labels(value: Any) -> Tensor:
     try:
-        labels = torch.as_tensor(given)
+        labels = torch.as_tensor(value)
     except (TypeError, ValueError, RuntimeError):
-        raise AttackError(f"Labels must be class numbers (N,), not {type(given).__name__}.") from None
+        raise AttackError(f"Labels must be class numbers (N,), not {type(value).__name__}.") from None
     if labels.ndim != 1:
         column = labels.shape[1:] == (1,)
         cure = "labels.squeeze(1)" if column else "labels.argmax(dim=1)" if labels.ndim == 2 else "one number an image"
@@ -91,7 +105,11 @@ def _labels(given: Any) -> Tensor:
 
 @contextmanager
 def explained(model: nn.Module, images: Tensor) -> Iterator[None]:
-    """Raise AttackError where the model itself fails on the images; what is not its doing stays as it is."""
+    """A context in which failures of the model itself are told in one line; what is not its doing stays as it is.
+
+    Raises:
+        AttackError: where the model fails on the images (N, C, H, W).
+    """
     try:
         yield
     except Exception as error:

@@ -34,9 +34,13 @@ def largest(x: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class ThreatModel:
-    """Norm of the ball, and whether adversarial images must be 8-bit images. eps is given per row.
+    """What an adversarial image may be. Its eps is not part of it, but differs by row.
 
     All images are (B, C, H, W) in [0,1] and every `eps` is (B,) in the same pixel units (8/255, not 8).
+
+    Attributes:
+        norm: of the ball around the clean image.
+        quantize: whether adversarial images must be 8-bit images, all of whose values are k/255.
     """
 
     norm: Norm = "linf"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal, get_args
+from typing import Literal, TypedDict, get_args
 
 from scipy.stats import binomtest
 
@@ -20,12 +20,18 @@ BY_WEIGHT: tuple[Verdict, ...] = (
 )  # of two answers to one check, which counts
 UNBOUNDED_EPS = 0.5  # a pixel in [0,1]; a linf ball so large holds the same grey image for every x
 ALPHA = 0.01  # chance that a check with so many bad images as it tolerates still raises its voice
-TOLERATED, GRAVE = 0.01, 0.1  # share of images above which a check warns, and above which it fails
+TOLERATED_SHARE, GRAVE_SHARE = 0.01, 0.1  # of images: above it a check warns, above it a check fails
 
 
 @dataclass(frozen=True)
 class Check:
-    """What is asked, what to do if the answer is bad, and who asked first."""
+    """A question that `clipguard doctor` asks.
+
+    Attributes:
+        title: the question.
+        advice: what to do if the answer is bad.
+        source: who asked first.
+    """
 
     title: str
     advice: str
@@ -142,9 +148,26 @@ CHECKS: dict[str, Check] = {
 }
 
 
+class FindingRecord(TypedDict):
+    """A finding in a result file."""
+
+    id: str
+    verdict: Verdict
+    evidence: str
+    numbers: dict[str, float]
+    advice: str
+
+
 @dataclass(frozen=True)
 class Finding:
-    """The answer of one of `CHECKS`: `evidence` in words, `numbers` the same for programs."""
+    """The answer to one of `CHECKS`.
+
+    Attributes:
+        id: the check's name.
+        verdict: how bad it is.
+        evidence: what was counted, in words.
+        numbers: the same for programs.
+    """
 
     id: str
     verdict: Verdict
@@ -156,14 +179,13 @@ class Finding:
         """What to do; nothing if all is well or nothing was asked."""
         return CHECKS[self.id].advice if self.verdict in ("warning", "failure") else ""
 
-    def to_dict(self) -> dict[str, Any]:
+    def to_dict(self) -> FindingRecord:
         """Plain JSON types."""
-        numbers = dict(self.numbers)
         return {
             "id": self.id,
             "verdict": self.verdict,
             "evidence": self.evidence,
-            "numbers": numbers,
+            "numbers": dict(self.numbers),
             "advice": self.advice,
         }
 
@@ -179,14 +201,23 @@ def judge(bad: int, n: int) -> Verdict:
     One-sided exact binomial tests at level 0.01, so that one odd image among many accuses nobody: of 32 images, 3 are
     a warning and 9 a failure; of 200, 7 and 31.
     """
-    for verdict, share in (("failure", GRAVE), ("warning", TOLERATED)):
+    for verdict, share in (("failure", GRAVE_SHARE), ("warning", TOLERATED_SHARE)):
         if binomtest(bad, n, share, alternative="greater").pvalue < ALPHA:
             return verdict  # type: ignore[return-value]
     return "ok"
 
 
 def counted(check: str, bad: int, n: int, what: str, more: str = "", **numbers: float) -> Finding:
-    """A finding by `judge`: `bad` of `n` images are `what`."""
+    """A finding by `judge`.
+
+    Args:
+        check: its name.
+        bad: how many images are.
+        n: of how many.
+        what: they are, for the words.
+        more: words behind it.
+        numbers: further ones for programs.
+    """
     low, high = wilson_interval(bad, n)
     interval = f" (95 % interval {100 * low:.0f}–{100 * high:.0f} %)" if bad else ""
     evidence = f"{bad} of {n} {what}{interval}{f'; {more}' if more else ''}"

@@ -5,23 +5,39 @@ from __future__ import annotations
 import logging
 from collections import Counter
 from collections.abc import Container, Sequence
-from typing import Any
+from typing import TypedDict
 
-from clipguard.sanity.checks import CHECKS, Finding
+from clipguard.sanity.checks import CHECKS, Finding, FindingRecord
 from clipguard.sanity.predictions import PREDICTION_CHECKS
 
 log = logging.getLogger("clipguard")
 NO_PROBES = "--no-probes"  # how probes are switched off
-Entry = dict[str, Any]  # of `run.findings`: model, dataset, findings
+
+
+class Entry(TypedDict):
+    """One of `run.findings` in a result file."""
+
+    model: str
+    dataset: str
+    findings: list[FindingRecord]
 
 
 def entry(model: str, dataset: str, findings: Sequence[Finding]) -> Entry:
-    """One of `run.findings`."""
+    """What was found out about a model on a data set, for the result file."""
     return {"model": model, "dataset": dataset, "findings": [finding.to_dict() for finding in findings]}
 
 
 def alarms(findings: Sequence[Entry], checks: Container[str] = CHECKS, *, undecided: bool = True) -> list[str]:
-    """A line for each warning and failure of these checks in `run.findings`, and where chance cannot be told."""
+    """Lines for people.
+
+    Args:
+        findings: `run.findings`.
+        checks: those that are told of.
+        undecided: whether to tell also where there are too few images to tell.
+
+    Returns:
+        A line for each warning and failure.
+    """
     return [
         f"{f['verdict'].upper()} {f['id']}, {entry['model']} on {entry['dataset']}: {f['evidence']}. {f['advice']}"
         for entry in findings

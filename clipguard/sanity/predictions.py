@@ -14,14 +14,14 @@ import numpy.typing as npt
 from scipy.optimize import linear_sum_assignment
 from scipy.stats import binomtest
 
-from clipguard.sanity.checks import TOLERATED, Finding, not_checked
+from clipguard.sanity.checks import TOLERATED_SHARE, Finding, not_checked
 
-CHANCE_LEVEL = 0.05  # of the test that accuracy is above chance
-SURE = 0.01  # level of what is only said where it is nearly certain: below chance, no better than slight, another order
-SLIGHT = 0.2  # Cohen's kappa up to which agreement is slight (Landis & Koch, Biometrics 1977)
-RECOGNISED = 2 / 3  # accuracy on the classes that are predicted, above which one that never is stands out
-HIGHEST = 0.9  # accuracy that is expected of a class at most
-CODE = re.compile(r"n\d{8}|(class|label|category|cat|cls|id|c)[ _-]?\d+", re.IGNORECASE)  # `n01440764`, `class_3`
+ABOVE_CHANCE_ALPHA = 0.05  # of the test that accuracy is above chance
+NEAR_CERTAIN_ALPHA = 0.01  # of what is said only if nearly certain: below chance, no more than slight, another order
+SLIGHT_KAPPA = 0.2  # Cohen's kappa up to which agreement is slight (Landis & Koch, Biometrics 1977)
+RECOGNISED_ACCURACY = 2 / 3  # accuracy on the classes that are predicted, above which one that never is stands out
+HIGHEST_CLASS_ACCURACY = 0.9  # accuracy that is expected of a class at most
+CODE_NAME = re.compile(r"n\d{8}|(class|label|category|cat|cls|id|c)[ _-]?\d+", re.IGNORECASE)  # `n01440764`, `class_3`
 PREDICTION_CHECKS = ("above-chance", "class-order", "predicted-classes")
 Classes = npt.NDArray[np.int64]
 
@@ -29,8 +29,11 @@ Classes = npt.NDArray[np.int64]
 def prediction_findings(labels: Any, predictions: Any, classes: int, names: Sequence[str] = ()) -> list[Finding]:
     """The findings of `PREDICTION_CHECKS`, in that order.
 
-    labels, predictions: class numbers of the same clean images, (N,) each, N at least 1. classes: how many the model
-    knows. names: of the classes, for the words.
+    Args:
+        labels: class numbers of clean images, (N,), N at least 1.
+        predictions: what they are taken for, (N,).
+        classes: how many the model knows.
+        names: of the classes, for the words.
     """
     truth, said = np.asarray(labels, dtype=np.int64), np.asarray(predictions, dtype=np.int64)
     order = class_order(truth, said, names)
@@ -60,18 +63,18 @@ def above_chance(
     """
     n, right = len(labels), int((labels == predictions).sum())
     by_chance = chance(labels, predictions, classes)
-    slight = by_chance + SLIGHT * (1 - by_chance)
+    slight = by_chance + SLIGHT_KAPPA * (1 - by_chance)
     p_above, p_below = (float(binomtest(right, n, by_chance, alternative=a).pvalue) for a in ("greater", "less"))
-    highest = binomtest(right, n, alternative="less").proportion_ci(1 - SURE, method="exact").high
+    highest = binomtest(right, n, alternative="less").proportion_ci(1 - NEAR_CERTAIN_ALPHA, method="exact").high
     numbers = {"correct": right, "n": n, "chance": round(by_chance, 6), "p_above": p_above, "p_below": p_below}
     what = f"{right} of {n} images are right when clean, {by_chance * n:.3g} would be by chance"
-    if p_below < SURE:
+    if p_below < NEAR_CERTAIN_ALPHA:
         odd = f"below chance (exact test, p = {p_below:.2g})"
-    elif p_above > CHANCE_LEVEL and highest < slight:
+    elif p_above > ABOVE_CHANCE_ALPHA and highest < slight:
         odd = f"not above chance (exact test, p = {p_above:.2g})"
-    elif right < slight * n and mostly(CODE.fullmatch, names):
+    elif right < slight * n and mostly(CODE_NAME.fullmatch, names):
         odd = f"hardly above chance (exact test, p = {p_above:.2g})"
-    elif p_above > CHANCE_LEVEL:
+    elif p_above > ABOVE_CHANCE_ALPHA:
         few = f"{what}: too few images to tell (exact test, p = {p_above:.2g}); look at the names, or take more images"
         return Finding("above-chance", "not checked", few, numbers | {"undecided": 1})
     else:
@@ -81,7 +84,7 @@ def above_chance(
 
 def causes(order: Finding, names: Sequence[str]) -> str:
     """What makes good models guess, the likeliest first: what the run itself shows comes before the rest."""
-    coded = mostly(lambda name: name.isdecimal() or CODE.fullmatch(name), names)
+    coded = mostly(lambda name: name.isdecimal() or CODE_NAME.fullmatch(name), names)
     listed = [
         (coded, f"class names that are ids or numbers{f', as {names[0]!r}' if coded else ', or of another list'}"),
         (order.verdict == "warning", "classes in another order than the labels"),
@@ -112,15 +115,15 @@ def class_order(labels: Classes, predictions: Classes, names: Sequence[str] = ()
     reordered = np.empty(len(labels), dtype=bool)
     for part in (0, 1):
         best = best_order(labels[half != part], predictions[half != part])
-        wanted = np.array([best.get(label, label) for label in labels[half == part].tolist()], dtype=np.int64)
-        reordered[half == part] = wanted == predictions[half == part]
+        reordered_labels = np.array([best.get(label, label) for label in labels[half == part].tolist()], dtype=np.int64)
+        reordered[half == part] = reordered_labels == predictions[half == part]
     right, n = labels == predictions, len(labels)
     gained, lost = int((reordered & ~right).sum()), int((right & ~reordered).sum())
     correct = int(right.sum())
     after = correct + gained - lost
     numbers = {"correct": correct, "reordered": after, "n": n}
     fewer = 2 * (n - after) <= n - correct
-    if gained and fewer and binomtest(gained, gained + lost, alternative="greater").pvalue < SURE:
+    if gained and fewer and binomtest(gained, gained + lost, alternative="greater").pvalue < NEAR_CERTAIN_ALPHA:
         evidence = f"with the classes in another order {after} of {n} images would be right, not {correct}"
         return Finding("class-order", "warning", f"{evidence}{_example(labels, predictions, names)}", numbers)
     return Finding("class-order", "ok", f"no other order of the classes would halve the {n - correct} errors", numbers)
@@ -160,12 +163,12 @@ def predicted_classes(labels: Classes, predictions: Classes, names: Sequence[str
         return Finding("predicted-classes", "ok", what, numbers)
     known = np.isin(labels, present[ever])
     accuracy = float((labels == predictions)[known].mean()) if known.any() else 0.0
-    if accuracy < RECOGNISED:
+    if accuracy < RECOGNISED_ACCURACY:
         few = f"{what}; the others are right too rarely ({100 * accuracy:.0f} %) to tell"
         return Finding("predicted-classes", "not checked", few, numbers)
-    odd = ~ever & ((1 - min(accuracy, HIGHEST)) ** count < SURE / len(present))
+    odd = ~ever & ((1 - min(accuracy, HIGHEST_CLASS_ACCURACY)) ** count < NEAR_CERTAIN_ALPHA / len(present))
     numbers["bad"] = int(odd.sum())
-    if count[odd].sum() <= TOLERATED * len(labels):
+    if count[odd].sum() <= TOLERATED_SHARE * len(labels):
         return Finding("predicted-classes", "ok", f"{what}, but they have few images", numbers)
     order = np.flatnonzero(odd)[np.argsort(-count[odd], kind="stable")][:3]
     said = ", ".join(f"{names[present[i]]!r} ({count[i]} images)" if names else str(present[i]) for i in order)

@@ -194,10 +194,12 @@ def direction(gradients: Gradients) -> Finding:
     bad, n = int((zero | made_up).sum()), len(zero)
     counts = {"zero": int(zero.sum()), "constant": int(made_up.sum()), "moved": moved}
     more = f"noise moves the logits of {moved} of them" if moved else ""
-    found = counted("gradients", bad, n, "images have a zero gradient, or a constant one that is wrong", more, **counts)
+    finding = counted(
+        "gradients", bad, n, "images have a zero gradient, or a constant one that is wrong", more, **counts
+    )
     if bad == n:  # not a matter of chance, however few the images
-        return Finding(found.id, "failure", found.evidence, found.numbers)
-    return found
+        return Finding(finding.id, "failure", finding.evidence, finding.numbers)
+    return finding
 
 
 def saturation(logits: Tensor, labels: Tensor, gradients: Gradients, recipe: Recipe) -> Finding:
@@ -212,12 +214,12 @@ def saturation(logits: Tensor, labels: Tensor, gradients: Gradients, recipe: Rec
         return not_checked("saturation", "no image is right when clean")
     dead = (margins > 0) & (largest(gradients.cross_entropy) == 0) & (largest(gradients.here) > 0)
     more = f"{beyond} lead by more than {SOFTMAX_SATURATION_MARGIN}, where a plain float32 softmax has none"
-    found = counted("saturation", int(dead.sum()), right, "images give cross-entropy no gradient", more)
+    finding = counted("saturation", int(dead.sum()), right, "images give cross-entropy no gradient", more)
     scale_free = [s.name for s in recipe.stages if s.loss is not losses.cross_entropy and s.name != "square"]
-    if found.verdict == "failure" and scale_free:
-        evidence = f"{found.evidence}; the attack has {scale_free[0]}, which does not saturate"
-        return Finding(found.id, "warning", evidence, found.numbers)
-    return found
+    if finding.verdict == "failure" and scale_free:
+        evidence = f"{finding.evidence}; the attack has {scale_free[0]}, which does not saturate"
+        return Finding(finding.id, "warning", evidence, finding.numbers)
+    return finding
 
 
 def loss_increase(subject: Subject) -> Finding:
@@ -241,5 +243,5 @@ def eps_zero(subject: Subject, gradients: Gradients, logits: Tensor) -> Finding:
     moved = (x != subject.x).flatten(1).any(dim=1)
     other = subject.evaluator.verify(x).argmax(dim=1) != logits.argmax(dim=1)
     bad = int((moved | other).sum())
-    found = counted("eps-zero", bad, subject.n, "images or predictions differ after a step at eps 0")
-    return Finding(found.id, "failure" if moved.any() else judge(bad, subject.n), found.evidence, found.numbers)
+    finding = counted("eps-zero", bad, subject.n, "images or predictions differ after a step at eps 0")
+    return Finding(finding.id, "failure" if moved.any() else judge(bad, subject.n), finding.evidence, finding.numbers)

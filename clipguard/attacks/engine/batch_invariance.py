@@ -16,8 +16,9 @@ from clipguard.attacks.engine.evaluator import Evaluator, frozen
 from clipguard.attacks.engine.options import Fill
 
 FILLS: tuple[Fill, ...] = get_args(Fill)
+# The fills worth trying, cheapest first, by type of device.
 CANDIDATES: dict[str, tuple[Fill, ...]] = {"cpu": ("least", "multiple", "full"), "cuda": ("least", "full")}
-SEED = 0
+SEED = 0  # of the random images
 
 
 def find_fill(
@@ -41,6 +42,9 @@ def find_fill(
         compiled: whether the search runs a compiled model, which has kernels of its own for every shape: then only
             the float32 passes that decide are examined, and the whole run does not hold.
         gradients: whether the run needs gradients.
+
+    Returns:
+        The fill, and whether the whole run is then the same for every batch.
     """
     parameter = next(model.parameters(), None)
     device = torch.device("cpu") if parameter is None else parameter.device
@@ -64,10 +68,10 @@ def _holds(evaluator: Evaluator, x: Tensor, *, search: bool) -> bool:
     return True
 
 
-def _look(evaluator: Evaluator, x: Tensor, search: bool) -> tuple[Tensor, ...]:
+def _look(evaluator: Evaluator, x: Tensor, with_search: bool) -> tuple[Tensor, ...]:
     """Everything that the engine reads from a pass: logits as they decide and, of the search, logits and gradients."""
     decided = evaluator.verify(x)
-    if not search:
+    if not with_search:
         return (decided,)
-    found = evaluator.gradient(x, lambda logits, _start, _stop: -logits.log_softmax(dim=1)[:, 0])
-    return (decided, evaluator.logits(x), *found)
+    search = evaluator.gradient(x, lambda logits, _start, _stop: -logits.log_softmax(dim=1)[:, 0])
+    return (decided, evaluator.logits(x), *search)

@@ -28,12 +28,12 @@ def checkpoints(iterations: int) -> list[int]:
     period = max(int(0.22 * iterations), 1)
     shrink = max(int(0.03 * iterations), 1)
     shortest = max(int(0.06 * iterations), 1)
-    found, at = [], period
+    steps, at = [], period
     while at <= iterations:
-        found.append(at)
+        steps.append(at)
         period = max(period - shrink, shortest)
         at += period
-    return found
+    return steps
 
 
 @lru_cache(maxsize=64)

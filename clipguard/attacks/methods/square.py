@@ -18,7 +18,7 @@ from clipguard.attacks.threat import ThreatModel, l2_norm, per_row
 
 P_INIT = 0.8  # share of the pixels that the first square covers
 HALVINGS = (10, 50, 200, 500, 1000, 2000, 4000, 6000, 8000)  # queries after which p is halved, of 10,000
-DRAWS = 5  # random numbers a query: two corners and a transpose; then one sign a channel
+DRAWS_PER_QUERY = 5  # random numbers: two corners and a transpose; then comes one sign a channel
 
 
 @lru_cache(maxsize=8)
@@ -96,7 +96,7 @@ class Square(Attack):
             start = (x0 + eps * self._tiles(state, random)).clamp(0, 1)
         state["x"], state["candidate"] = start.clone(), start
         state["margin"] = torch.full_like(state["eps"], torch.inf)
-        state["draws"] = random.uniform(self.queries, DRAWS + channels)
+        state["draws"] = random.uniform(self.queries, DRAWS_PER_QUERY + channels)
 
     def query(self, state: AttackState) -> Tensor:
         return state["candidate"]
@@ -123,12 +123,12 @@ class Square(Attack):
     @staticmethod
     def _square_linf(x: Tensor, x0: Tensor, eps: Tensor, u: Tensor, sides: Tensor) -> Tensor:
         """+-2 eps in one square, one sign a channel, clipped to the ball: the square becomes +-eps."""
-        sign = torch.where(u[:, DRAWS:] < 0.5, -1.0, 1.0)[:, :, None, None]
+        sign = torch.where(u[:, DRAWS_PER_QUERY:] < 0.5, -1.0, 1.0)[:, :, None, None]
         return torch.where(window(x, u[:, :2], sides), (x0 + per_row(eps, x) * sign).clamp_(0, 1), x)
 
     @staticmethod
     def _square_l2(x: Tensor, x0: Tensor, eps: Tensor, u: Tensor, side: int) -> Tensor:
-        """Moves the budget of a second window, and what is unused, into a bump in the first one."""
+        """Moves the l2 norm of a second window, and what is unused, into a bump in the first one."""
         delta = x - x0
         n, channels, height, width = x.shape
         sides = torch.full((n,), side, device=x.device)
@@ -142,7 +142,7 @@ class Square(Attack):
         at = at[:, None].expand(-1, channels, -1)
         in_second = (squares * second).sum(dim=(2, 3))[:, :, None]
         in_first_alone = (squares * ~second).flatten(2).gather(2, at).sum(dim=2, keepdim=True)
-        sign = torch.where(u[:, DRAWS:] < 0.5, -1.0, 1.0)[:, :, None]
+        sign = torch.where(u[:, DRAWS_PER_QUERY:] < 0.5, -1.0, 1.0)[:, :, None]
         shape = bump(side).to(x)
         pattern = torch.where((u[:, 4] < 0.5)[:, None], shape.flatten(), shape.T.flatten())[:, None] * sign
         new = _unit(pattern + _unit(delta.flatten(2).gather(2, at)))
