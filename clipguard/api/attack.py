@@ -16,8 +16,8 @@ from clipguard.attacks.engine.options import EngineOptions, EpsMode
 from clipguard.attacks.engine.outcome import Example, ImageOutcome
 from clipguard.attacks.inputs import Array, check_input, explained
 from clipguard.attacks.recipes import Recipe
-from clipguard.attacks.threat import Norm, ThreatModel
-from clipguard.core.eps import one_eps
+from clipguard.attacks.threat import ThreatModel
+from clipguard.core.eps import Norm, one_eps
 from clipguard.models.loading import LoadedModel
 
 

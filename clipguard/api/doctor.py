@@ -13,9 +13,8 @@ from clipguard.attacks.engine.evaluator import Evaluator
 from clipguard.attacks.engine.options import EngineOptions
 from clipguard.attacks.inputs import Array, check_input, check_model, explained
 from clipguard.attacks.recipes import Recipe
-from clipguard.attacks.threat import Norm
 from clipguard.core.checking import check_type
-from clipguard.core.eps import one_eps
+from clipguard.core.eps import Norm, one_eps
 from clipguard.core.errors import AttackError
 from clipguard.models.loading import LoadedModel
 from clipguard.sanity.checks import Finding

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import get_args
 
 import torch
 from torch import Tensor
 
-from clipguard.core.eps import Norm as Norm
+from clipguard.core.eps import Norm
 
-NORMS: tuple[Norm, ...] = ("linf", "l2")
+NORMS: tuple[Norm, ...] = get_args(Norm)
 # Slack of the ball check, in pixel units: x0 + eps and x - x0 each round once in float32.
 TOLERANCE = 1e-6
 

@@ -13,7 +13,8 @@ from clipguard.attacks.engine.evaluator import Evaluator
 from clipguard.attacks.losses import Loss
 from clipguard.attacks.projected_gradient import ascent_step, default_step_fraction, uniform_in_ball
 from clipguard.attacks.random import PerImageRandom
-from clipguard.attacks.threat import Norm, ThreatModel
+from clipguard.attacks.threat import ThreatModel
+from clipguard.core.eps import Norm
 
 
 @dataclass

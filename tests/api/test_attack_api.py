@@ -9,7 +9,8 @@ import torch
 from attack_models import small_conv, uniform
 
 from clipguard.api.attack import attack
-from clipguard.attacks.threat import Norm, ThreatModel
+from clipguard.attacks.threat import ThreatModel
+from clipguard.core.eps import Norm
 from clipguard.core.errors import AttackError
 
 

@@ -14,9 +14,9 @@ from torch import Tensor, nn
 from clipguard.attacks.methods.apgd import APGD, APGDDLR, APGDTargeted, checkpoints, period_ends
 from clipguard.attacks.random import PerImageRandom
 from clipguard.attacks.state import AttackState
-from clipguard.attacks.threat import Norm, ThreatModel
+from clipguard.attacks.threat import NORMS, ThreatModel
+from clipguard.core.eps import Norm
 
-NORMS: tuple[Norm, ...] = ("linf", "l2")
 # Too small for success, past which the DLR loss is flat and only rounding decides what is an increase.
 EPS: dict[Norm, float] = {"linf": 3 / 255, "l2": 0.1}
 

@@ -25,9 +25,9 @@ from torch import Tensor, nn
 from clipguard.attacks.engine.options import EPS_MODES, EpsMode
 from clipguard.attacks.engine.outcome import Example, ImageOutcome
 from clipguard.attacks.engine.schedule import schedule
-from clipguard.attacks.threat import Norm, ThreatModel
+from clipguard.attacks.threat import NORMS, ThreatModel
+from clipguard.core.eps import Norm
 
-NORMS: tuple[Norm, ...] = ("linf", "l2")
 # Every attack, short, at eps that break some of the images and leave others.
 SHORT = {
     "fgsm": "fgsm",

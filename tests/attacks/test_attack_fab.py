@@ -11,9 +11,8 @@ from clipguard.attacks.losses import margin
 from clipguard.attacks.methods.fab import FABTargeted
 from clipguard.attacks.random import PerImageRandom
 from clipguard.attacks.state import AttackState
-from clipguard.attacks.threat import Norm, ThreatModel
-
-NORMS: tuple[Norm, ...] = ("linf", "l2")
+from clipguard.attacks.threat import NORMS, ThreatModel
+from clipguard.core.eps import Norm
 
 
 def begin(

@@ -10,9 +10,8 @@ from scipy.optimize import linprog, minimize
 from torch import Tensor
 
 from clipguard.attacks.engine.outcome import Example
-from clipguard.attacks.threat import Norm
-
-NORMS: tuple[Norm, ...] = ("linf", "l2")
+from clipguard.attacks.threat import NORMS
+from clipguard.core.eps import Norm
 
 
 def closed_form(model: Linear, examples: list[Example], norm: Norm) -> Tensor:

@@ -10,9 +10,8 @@ from clipguard.attacks.methods.pgd import CW, FGSM, PGD
 from clipguard.attacks.projected_gradient import uniform_in_ball
 from clipguard.attacks.random import PerImageRandom
 from clipguard.attacks.state import AttackState
-from clipguard.attacks.threat import Norm, ThreatModel
-
-NORMS: tuple[Norm, ...] = ("linf", "l2")
+from clipguard.attacks.threat import NORMS, ThreatModel
+from clipguard.core.eps import Norm
 
 
 def table(n: int, eps: float) -> AttackState:

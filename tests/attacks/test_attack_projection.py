@@ -11,9 +11,8 @@ from scipy.optimize import linprog, minimize
 from torch import Tensor
 
 from clipguard.attacks.methods.fab import project_on_hyperplane
-from clipguard.attacks.threat import Norm, ThreatModel
-
-NORMS: tuple[Norm, ...] = ("linf", "l2")
+from clipguard.attacks.threat import NORMS, ThreatModel
+from clipguard.core.eps import Norm
 
 
 def cases(n: int, dimension: int, seed: int) -> tuple[Tensor, Tensor, Tensor]:

@@ -13,10 +13,10 @@ from clipguard.attacks.engine.options import EngineOptions
 from clipguard.attacks.engine.outcome import Example, ImageOutcome
 from clipguard.attacks.engine.reference import ReferenceEngine
 from clipguard.attacks.recipes import parse_recipe
-from clipguard.attacks.threat import Norm, ThreatModel
+from clipguard.attacks.threat import NORMS, ThreatModel
+from clipguard.core.eps import Norm
 from clipguard.core.errors import AttackError
 
-NORMS: tuple[Norm, ...] = ("linf", "l2")
 EPS: dict[Norm, float] = {"linf": 4 / 255, "l2": 0.2}
 
 

@@ -9,9 +9,8 @@ from pyautoattack.square import SquareAttack
 from torch import Tensor, nn
 
 from clipguard.attacks.methods.square import Square, bump, side_lengths, window
-from clipguard.attacks.threat import Norm
-
-NORMS: tuple[Norm, ...] = ("linf", "l2")
+from clipguard.attacks.threat import NORMS
+from clipguard.core.eps import Norm
 
 
 def test_the_schedule_is_the_reference_s() -> None:

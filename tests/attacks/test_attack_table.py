@@ -12,7 +12,8 @@ from torch import Tensor, nn
 from clipguard.api.attack import attack
 from clipguard.attacks.engine.outcome import EpsOutcome, Example
 from clipguard.attacks.registry import ATTACKS
-from clipguard.attacks.threat import NORMS, Norm
+from clipguard.attacks.threat import NORMS
+from clipguard.core.eps import Norm
 
 # A short one of each. A newly registered attack needs a line here.
 SHORT = {

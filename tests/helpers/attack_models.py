@@ -16,7 +16,8 @@ from clipguard.attacks.methods.apgd import APGD, APGDTargeted
 from clipguard.attacks.methods.fab import FABTargeted
 from clipguard.attacks.methods.square import Square
 from clipguard.attacks.recipes import Recipe, parse_recipe
-from clipguard.attacks.threat import Norm, ThreatModel
+from clipguard.attacks.threat import ThreatModel
+from clipguard.core.eps import Norm
 
 # All stages of AutoAttack with few steps: `engine` and `run` know it by name.
 SHORT_SUITE = Recipe(

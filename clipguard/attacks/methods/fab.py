@@ -12,7 +12,8 @@ from clipguard.attacks import losses
 from clipguard.attacks.base import Attack
 from clipguard.attacks.random import PerImageRandom
 from clipguard.attacks.state import AttackState
-from clipguard.attacks.threat import Norm, ThreatModel, l2_norm, largest, per_row
+from clipguard.attacks.threat import ThreatModel, l2_norm, largest, per_row
+from clipguard.core.eps import Norm
 
 ALPHA_MAX = 0.1  # largest pull towards the clean image
 OVERSHOOT = 1.05  # eta
