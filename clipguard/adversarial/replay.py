@@ -1,37 +1,29 @@
-"""A stored run once more: its command line, and the adversarial images of some of its rows."""
+"""The adversarial images of a stored run, attacked again: `clipguard bench` keeps none."""
 
 from __future__ import annotations
 
-import shlex
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, fields, replace
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from itertools import groupby
-from typing import Any
 
 import numpy as np
 
 from clipguard.adversarial.generate import attack_task
 from clipguard.adversarial.result import AdversarialImage
 from clipguard.benchmark.plan import BenchPlan
-from clipguard.benchmark.protocols import make_plan
 from clipguard.benchmark.recipe_files import open_recipe
 from clipguard.benchmark.task import Task, open_task
 from clipguard.core.device import choose_device
-from clipguard.core.eps import eps_of_numbers, spell_eps
+from clipguard.core.eps import eps_of_numbers
 from clipguard.core.errors import ClipguardError, ResultError
 from clipguard.core.progress import Progress, Silent
-from clipguard.core.spec import split_attacks
+from clipguard.core.run_record import RunRecord
 from clipguard.models.loading import LoadedModel, load_model
-
-FLAGS = ("quantize", "compile", "duplicate_names")
-NO_OPTION = ("models", "datasets", "protocol", "overrides", "part")  # written already, or not at all
-UNSET = {"n_samples": "all", "batch_size": "auto"}  # how None is typed, where it can be
-SHORT = {"datasets": "dataset", "attacks": "attack"}  # fields whose options have other names
 
 
 @dataclass(frozen=True)
-class Wanted:
-    """A row of a run whose image is wanted; `eps` as typed, `prediction` what the run said under attack."""
+class ReplayRequest:
+    """A row of a run whose image is asked for: `eps` as in the tables, `prediction` that of the run under attack."""
 
     model: str
     dataset: str
@@ -42,88 +34,37 @@ class Wanted:
 
 
 @dataclass(frozen=True)
-class Rerun:
-    """How to get a run again: the `clipguard bench` command line, and what it leaves out or why there is none."""
+class Replay:
+    """What came of a request: the image, or the reason why there is none."""
 
-    command: str
-    note: str = ""
-
-
-def rerun(run: Mapping[str, Any]) -> Rerun:
-    """The command line that makes the plan of a run again (`BenchResult.run`)."""
-    if "plan" not in run:
-        return Rerun("", "It is of an older clipguard, which did not keep its command line.")
-    try:
-        plan = BenchPlan.from_dict(run["plan"], list(run["models"]))
-        defaults = make_plan(plan.models, plan.datasets, protocol=plan.protocol)
-        of_norm = make_plan(plan.models, plan.datasets, protocol=plan.protocol, norm=plan.norm)
-    except ClipguardError as error:
-        return Rerun("", f"No command line: {error}")
-    words = ["clipguard", "bench"]
-    words += [word for name in plan.models for word in ("--model", name)]
-    words += [word for name in plan.datasets for word in ("--dataset", name)]
-    words += [] if plan.protocol is None else ["--protocol", plan.protocol]
-    words += [] if run.get("probes", True) else ["--no-probes"]
-    impossible = []
-    for field in fields(BenchPlan):
-        value, default = getattr(plan, field.name), getattr(of_norm if field.name == "eps" else defaults, field.name)
-        if field.name in NO_OPTION or value == default:
-            continue
-        option = _option(field.name, value, plan)
-        words += option or []
-        impossible += [] if option else [f"{field.name} {value}"]
-    if impossible:
-        return Rerun("", f"No command line, since no option gives {' and '.join(impossible)}: it was made in Python.")
-    return Rerun(shlex.join(words), _part(plan))
+    request: ReplayRequest
+    image: AdversarialImage | None
+    problem: str = ""
 
 
-def _option(name: str, value: Any, plan: BenchPlan) -> list[str] | None:
-    """How a field is written on the command line; None if it cannot be."""
-    option = f"--{SHORT.get(name, name).replace('_', '-')}"
-    if name in FLAGS:
-        return [option] if value else None
-    if name == "eps":
-        return [option, ",".join(spell_eps(radius.typed, plan.norm) for radius in value)]
-    if name == "attacks":
-        typed = ",".join(value)
-        return [option, typed] if split_attacks([typed]) == list(value) else None
-    if value is None:
-        return [option, UNSET[name]] if name in UNSET else None
-    return [option, str(value)]
-
-
-def _part(plan: BenchPlan) -> str:
-    if plan.part is None:
-        return ""
-    first, end = plan.part
-    return (
-        f"The run is of images {first} to {end - 1} in a seeded random order, as `compare --sequential` takes them; no "
-        "option of `bench` asks for these alone. The command measures all, these among the others."
-    )
-
-
-def attack_again(
-    run: Mapping[str, Any], wanted: Sequence[Wanted], progress: Progress | None = None
-) -> Iterator[tuple[Wanted, AdversarialImage | str]]:
+def replay_images(run: RunRecord, requests: Sequence[ReplayRequest], progress: Progress | None = None) -> list[Replay]:
     """Attack images of a run again, as it did: an image's outcome depends on no other image and no other eps.
 
-    Gives each with its image, or with the reason why there is none: another weight file or other data than then, a
-    model or data set that is not there any more, or an attack that does not succeed on this machine.
+    Reasons for no image are another weight file or other data than then, a model or data set that is not there any
+    more, and an attack that does not succeed on this machine.
     """
     progress = progress or Silent()
-    by_model = sorted(wanted, key=lambda w: (w.model, w.dataset, w.attack, w.eps, w.index))
-    for name, of_model in groupby(by_model, key=lambda w: w.model):
-        rows = list(of_model)
+    replays: list[Replay] = []
+    ordered = sorted(requests, key=lambda r: (r.model, r.dataset, r.attack, r.eps, r.index))
+    for name, group in groupby(ordered, key=lambda r: r.model):
+        of_model = list(group)
         try:
-            plan, model = _open_model(run, name)
+            plan, model = _load_as_then(run, name)
         except ClipguardError as error:
-            yield from ((w, str(error)) for w in rows)
+            replays += [Replay(request, None, str(error)) for request in of_model]
             continue
-        for dataset, of_dataset in groupby(rows, key=lambda w: w.dataset):
-            yield from _on_dataset(run, plan, model, dataset, list(of_dataset), progress)
+        for _, of_dataset in groupby(of_model, key=lambda r: r.dataset):
+            replays += _replay_dataset(run, plan, model, list(of_dataset), progress)
+    return replays
 
 
-def _open_model(run: Mapping[str, Any], name: str) -> tuple[BenchPlan, LoadedModel]:
+def _load_as_then(run: RunRecord, name: str) -> tuple[BenchPlan, LoadedModel]:
+    """A model of the run, and the plan for it alone. Raises ClipguardError where it is not what it was."""
     if "plan" not in run:
         raise ResultError("The run is of an older clipguard, which did not keep its plan")
     if run["engine"] != "clipguard" or run["eps_mode"] == "nested":
@@ -137,31 +78,38 @@ def _open_model(run: Mapping[str, Any], name: str) -> tuple[BenchPlan, LoadedMod
     return plan, model
 
 
-def _on_dataset(
-    run: Mapping[str, Any], plan: BenchPlan, model: LoadedModel, name: str, wanted: list[Wanted], progress: Progress
-) -> Iterator[tuple[Wanted, AdversarialImage | str]]:
-    done: set[Wanted] = set()
+def _replay_dataset(
+    run: RunRecord, plan: BenchPlan, model: LoadedModel, requests: Sequence[ReplayRequest], progress: Progress
+) -> list[Replay]:
+    """The images of one data set, cell by cell; after an error, it is the reason for all that are left."""
+    dataset = requests[0].dataset
+    replays: list[Replay] = []
     try:
-        task = open_task(plan, name, progress)
-        if task.fingerprint != run["datasets"][name]["fingerprint"]:
-            raise ResultError(f"The images, labels or class names of {name} are not those of the run")
-        for (attack, eps), group in groupby(wanted, key=lambda w: (w.attack, w.eps)):
-            for row, image in _in_cell(plan, model, task, attack, eps, list(group), progress):
-                done.add(row)
-                yield row, image
+        task = open_task(plan, dataset, progress)
+        if task.fingerprint != run["datasets"][dataset]["fingerprint"]:
+            raise ResultError(f"The images, labels or class names of {dataset} are not those of the run")
+        for _, of_cell in groupby(requests, key=lambda r: (r.attack, r.eps)):
+            replays += _replay_cell(plan, model, task, list(of_cell), progress)
     except ClipguardError as error:
-        yield from ((w, str(error)) for w in wanted if w not in done)
+        done = {replay.request for replay in replays}
+        replays += [Replay(request, None, str(error)) for request in requests if request not in done]
+    return replays
 
 
-def _in_cell(
-    plan: BenchPlan, model: LoadedModel, task: Task, attack: str, eps: float, wanted: list[Wanted], progress: Progress
-) -> Iterator[tuple[Wanted, AdversarialImage | str]]:
-    recipe = next(r for typed in plan.attacks if (r := open_recipe(typed)).name == attack)
+def _replay_cell(
+    plan: BenchPlan, model: LoadedModel, task: Task, requests: Sequence[ReplayRequest], progress: Progress
+) -> list[Replay]:
+    """The images of one attack at one eps."""
+    attack, eps = requests[0].attack, requests[0].eps
+    recipe = next(recipe for typed in plan.attacks if (recipe := open_recipe(typed)).name == attack)
     one = replace(plan, datasets=(task.name,), attacks=(attack,), eps=tuple(eps_of_numbers([eps], plan.norm)))
-    indices = np.array(sorted(w.index for w in wanted), dtype=np.int64)
-    found = attack_task(one, model, replace(task, indices=indices), recipe, {"costs": []}, progress)
-    images = {image.index: image for image in found.images}
-    for row in wanted:
-        image = images[row.index]
-        same = image.broken and image.row["adv_pred"] == row.prediction
-        yield row, image if same else "Attacked on this machine, the image came out otherwise than in the run"
+    indices = np.array(sorted(request.index for request in requests), dtype=np.int64)
+    attacked = attack_task(one, model, replace(task, indices=indices), recipe, progress)
+    images = {image.index: image for image in attacked.images}
+    return [_compare_with_run(request, images[request.index]) for request in requests]
+
+
+def _compare_with_run(request: ReplayRequest, image: AdversarialImage) -> Replay:
+    if image.broken and image.row["adv_pred"] == request.prediction:
+        return Replay(request, image)
+    return Replay(request, None, "Attacked on this machine, the image came out otherwise than in the run")

@@ -15,35 +15,35 @@ from torch import Tensor
 
 from clipguard.benchmark.results.result import SCHEMA, Cell
 from clipguard.core.eps import PIXEL
-from clipguard.core.samples import parquet_bytes, sample_frame
+from clipguard.core.prediction import Prediction
+from clipguard.core.run_record import RunRecord
+from clipguard.core.samples import Sample, parquet_bytes, sample_frame
 
 RUN_FILE = "run.json"
 PREDICTED = "predicted"  # `run["labels"]` of image files without labels
 
 
 @dataclass(frozen=True)
-class Opinion:
-    """What the model says of a picture: the class, and its softmax share."""
-
-    prediction: int
-    confidence: float
-
-
-@dataclass(frozen=True)
 class AdversarialImage:
-    """One image before and after, (3, H, W) float32 in [0,1], and the model's opinion of it.
+    """One image before and after the attack, and what the model says of it.
 
-    `row` is its line of `samples.parquet`. `png` is about the adversarial image rounded to 8 bits, and `png_in_ball`
-    tells whether that is still within eps of the clean one.
+    Attributes:
+        row: its line of `samples.parquet`.
+        clean: (3, H, W) float32 in [0,1].
+        x_adv: the same, under attack.
+        before: of the clean image.
+        after: of the adversarial image.
+        png: of the adversarial image rounded to 8 bits.
+        png_in_ball: whether that one is still within eps of the clean one.
     """
 
-    row: dict[str, Any]
+    row: Sample
     clean: Tensor
     x_adv: Tensor
+    before: Prediction
+    after: Prediction
+    png: Prediction
     png_in_ball: bool
-    before: Opinion
-    after: Opinion
-    png: Opinion
 
     @property
     def index(self) -> int:
@@ -63,14 +63,14 @@ class AdversarialImage:
     @property
     def robust_as_png(self) -> bool:
         """Whether the rounded adversarial image is classified correctly."""
-        return self.png.prediction == self.label
+        return self.png.right
 
 
 @dataclass
 class AdversarialResult:
     """Provenance (`run`), summaries (`cells`: clean, then attacked), and the images in the order of their indices."""
 
-    run: dict[str, Any]
+    run: RunRecord
     class_names: list[str]
     cells: list[Cell]
     images: list[AdversarialImage]
@@ -104,11 +104,18 @@ class AdversarialResult:
         return json.dumps(content, indent=2, allow_nan=False)
 
     def _describe(self, image: AdversarialImage) -> dict[str, Any]:
-        opinions = {"clean": image.before, "adversarial": image.after, "png": image.png}
-        said = {k: {"class": self.class_names[o.prediction], "confidence": o.confidence} for k, o in opinions.items()}
-        found = {key: image.row[key] for key in ("robust", "broken_by", "distance", "margin")}
-        rounded = {"robust_as_png": image.robust_as_png, "png_in_ball": image.png_in_ball}
-        return {"index": image.index, "label": self.class_names[image.label], **said, **found, **rounded}
+        predictions = {"clean": image.before, "adversarial": image.after, "png": image.png}
+        return {
+            "index": image.index,
+            "label": self.class_names[image.label],
+            **{of: {"class": p.name, "confidence": p.confidence} for of, p in predictions.items()},
+            "robust": image.row["robust"],
+            "broken_by": image.row["broken_by"],
+            "distance": image.row["distance"],
+            "margin": image.row["margin"],
+            "robust_as_png": image.robust_as_png,
+            "png_in_ball": image.png_in_ball,
+        }
 
     def tensors(self) -> dict[str, Tensor]:
         """The content of `adversarial.safetensors`: `x_adv` and `clean`, `indices` and `labels` (N,) int64.

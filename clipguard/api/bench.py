@@ -11,7 +11,7 @@ from typing_extensions import Unpack
 from clipguard.api.options import BenchOptions, Eps
 from clipguard.benchmark.protocols import make_plan
 from clipguard.benchmark.results.result import BenchResult
-from clipguard.benchmark.runner import bench as run_plan
+from clipguard.benchmark.runner import run_plan
 from clipguard.core.checking import check_type
 from clipguard.store.store import Store
 

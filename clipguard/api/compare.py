@@ -10,7 +10,7 @@ from typing_extensions import Unpack
 
 from clipguard.api.bench import open_store
 from clipguard.api.options import CompareOptions
-from clipguard.benchmark.runner import bench as run_plan
+from clipguard.benchmark.runner import run_plan
 from clipguard.comparison.compare import Comparison, compare_results
 from clipguard.comparison.inputs import find_sides
 from clipguard.comparison.rules import METRICS, Rules

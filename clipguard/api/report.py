@@ -4,20 +4,19 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 from urllib.parse import quote
 
-from clipguard.adversarial.replay import Wanted, attack_again
-from clipguard.adversarial.result import AdversarialImage
+from clipguard.adversarial.replay import Replay, ReplayRequest, replay_images
 from clipguard.core.errors import ClipguardError
 from clipguard.core.output import OutputFile, OutputFolder
 from clipguard.core.progress import Progress, Silent
 from clipguard.report.board import Images, Run, read_runs
-from clipguard.report.gallery import MOST_PICTURES, Picture, recompute, stored
+from clipguard.report.gallery import MOST_PICTURES, Picture, replayed_pictures, stored_pictures
 from clipguard.report.page import Report, make_report
 
 MOST_BYTES = 10_000_000  # of a page that opens quickly
@@ -90,14 +89,14 @@ def _add_gallery(made: Report, runs: list[Run], kept: list[Images], n: int, prog
     pictures: list[Picture] = []
     notes: list[str] = []
     for images in kept:
-        pictures += stored(images, n - len(pictures))
+        pictures += stored_pictures(images, n - len(pictures))
 
-    def open_images(run: int, wanted: Sequence[Wanted]) -> Iterator[tuple[Wanted, AdversarialImage | str]]:
+    def replay(run: int, requests: Sequence[ReplayRequest]) -> list[Replay]:
         result = next(r.result for r in runs if r.number == run)
-        return attack_again(result.run, wanted, progress)
+        return replay_images(result.run, requests, progress)
 
     for section in made.sections:
-        recomputed, why_not = recompute(section.board, n - len(pictures), open_images)
+        recomputed, why_not = replayed_pictures(section.board, n - len(pictures), replay)
         pictures += recomputed
         notes += why_not
     for note in notes:

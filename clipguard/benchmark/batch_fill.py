@@ -19,6 +19,7 @@ from clipguard.attacks.engine.batch_invariance import FILLS, find_fill
 from clipguard.attacks.engine.evaluator import Evaluator
 from clipguard.attacks.engine.options import EngineOptions
 from clipguard.core.provenance import versions
+from clipguard.core.run_record import BatchInvariance
 from clipguard.models.classifier import ZeroShotClassifier
 from clipguard.models.loading import LoadedModel
 
@@ -26,16 +27,22 @@ TEST = 1  # increase it when the self-test changes: answers of another one are n
 PACKAGES = ("torch", "torchvision", "open_clip_torch", "timm")
 KERNEL_VARIABLES = ("ATEN_", "CUBLAS_", "CUDNN_", "DNNL_", "KMP_", "MKL_", "NVIDIA_", "OMP_", "ONEDNN_", "TORCH_")
 log = logging.getLogger("clipguard")
-_found: dict[Path, dict[str, Any]] = {}  # in this process: the cache may not be writable
+_answers: dict[Path, BatchInvariance] = {}  # in this process: the cache may not be writable
 
 
 def settle_fill(
     model: LoadedModel, classifier: ZeroShotClassifier, image: Tensor, options: EngineOptions, *, attacked: bool
-) -> tuple[EngineOptions, dict[str, Any]]:
-    """The options with the fill to use, and the answer for the record: `holds`, and how passes are filled up.
+) -> tuple[EngineOptions, BatchInvariance]:
+    """The options with the fill to use, and the answer for the record.
 
-    image: (C, H, W), one of those of the run. attacked: whether it needs gradients. The answer is looked up, or found
-    by passes of a few batches and kept in the user's cache.
+    It is looked up, or found by passes of a few batches and kept in the user's cache.
+
+    Args:
+        model: what is run.
+        classifier: the same with its classes.
+        image: (C, H, W), one of those of the run.
+        options: without a fill that is known to be right.
+        attacked: whether the run needs gradients.
     """
     batch_size = options.batch_size or Evaluator(classifier, 1).fitting_batch_size(image)
     key = {
@@ -53,7 +60,7 @@ def settle_fill(
         "attacked": attacked,
     }
     file = _folder() / f"{hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()}.json"
-    answer = _found.get(file) or _read(file)
+    answer = _answers.get(file) or _read(file)
     if answer is None:
         log.info("Self-test: do the results of %s depend on the batch, on this processor?", model.info.name)
         fill, holds = find_fill(
@@ -66,7 +73,7 @@ def settle_fill(
         )
         answer = {"holds": holds, "fill": fill}
         _keep(file, {"key": key, "answer": answer})
-    _found[file] = answer
+    _answers[file] = answer
     if not answer["holds"]:
         log.warning("%s: %s", model.info.name, NO_PROMISE)
     return replace(options, batch_size=batch_size, fill=answer["fill"]), answer
@@ -94,7 +101,7 @@ def _folder() -> Path:
     return (Path(cache) if cache else Path("~/.cache").expanduser()) / "clipguard" / "batch-invariance"
 
 
-def _read(file: Path) -> dict[str, Any] | None:
+def _read(file: Path) -> BatchInvariance | None:
     """An answer that was kept; None if there is none, or none that can be read: then the test is made again."""
     try:
         answer = json.loads(file.read_text(encoding="utf-8"))["answer"]

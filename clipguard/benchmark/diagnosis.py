@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import json
 import logging
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 
@@ -15,7 +15,7 @@ from clipguard.benchmark.findings import pick_images, with_prompts
 from clipguard.benchmark.plan import BenchPlan
 from clipguard.benchmark.preprocess import prepare
 from clipguard.benchmark.recipe_files import open_recipe
-from clipguard.benchmark.runner import provenance
+from clipguard.benchmark.run_record import start_record
 from clipguard.benchmark.task import open_task
 from clipguard.core.device import choose_device
 from clipguard.core.errors import AttackError
@@ -37,7 +37,7 @@ log = logging.getLogger("clipguard")
 class Diagnosis:
     """The findings of `clipguard doctor`, and where they came from."""
 
-    run: dict[str, Any]
+    run: Mapping[str, object]
     findings: list[Finding]
 
     @property
@@ -96,8 +96,7 @@ def _diagnose(plan: BenchPlan, transfer_from: str | None, progress: Progress, no
         if transfer_from
         else None
     )
-    run = provenance(plan, {model.info.name: model.info for model in models}, [task], [recipe], device)
-    run |= {"examined": index.tolist(), "transfer_from": transfer_from, "notices": notices}
+    record = start_record(plan, {model.info.name: model.info for model in models}, [task], [recipe], device)
     progress.start(f"{plan.models[0]} · {task.name} · {recipe.name}", len(CHECKS))
     findings = []
     for finding in examine(subject, recipe, other):
@@ -106,7 +105,7 @@ def _diagnose(plan: BenchPlan, transfer_from: str | None, progress: Progress, no
         findings.append(finding)
         progress.advance(finding.id)
     say([entry(plan.models[0], task.name, findings)])
-    for unused in ("batch_invariant", "costs", "wall_seconds"):
-        del run[unused]
-    run["complete"] = True
+    record["complete"] = True
+    run = {key: value for key, value in record.items() if key not in ("batch_invariant", "costs", "wall_seconds")}
+    run |= {"examined": index.tolist(), "transfer_from": transfer_from, "notices": notices}
     return Diagnosis(run, findings)

@@ -17,35 +17,41 @@ from torch import Tensor
 from clipguard.attacks.recipes import Recipe
 from clipguard.benchmark.plan import BenchPlan
 from clipguard.benchmark.results.result import BenchResult
+from clipguard.core.run_record import FindingsRecord
 from clipguard.data import ZeroShotDataset
 from clipguard.sanity.checks import CHECKS, Finding, weightier
-from clipguard.sanity.entries import Entry, entry
+from clipguard.sanity.entries import entry
 from clipguard.sanity.predictions import prediction_findings
 from clipguard.sanity.rows import row_findings
 
 log = logging.getLogger("clipguard")
 
 
-def find(
+def run_findings(
     plan: BenchPlan,
     dataset: ZeroShotDataset,
     recipes: Sequence[Recipe],
     samples: pd.DataFrame,
     probe: Callable[[Recipe], list[Finding]],
 ) -> list[Finding]:
-    """The findings about one model on one data set, whose rows are `samples`.
+    """What the sanity checks find about one model on one data set.
 
-    `probe` gives those of the probes; it is only called where something was attacked.
+    Args:
+        plan: of the run.
+        dataset: the data set.
+        recipes: all that were run.
+        samples: the rows of the model on the data set.
+        probe: makes the checks that take passes of their own; it is only called where something was attacked.
     """
-    found = {finding.id: finding for finding in of_predictions(samples, dataset.class_names)}
+    findings = {finding.id: finding for finding in of_predictions(samples, dataset.class_names)}
     attacked = [recipe for recipe in recipes if recipe.stages]
     if attacked and plan.eps[-1].pixels > 0:
         stages = tuple(stage for recipe in attacked for stage in recipe.stages)
         recipe = Recipe(" and ".join(recipe.name for recipe in attacked), stages)
         for finding in (*probe(recipe), *row_findings(samples, attacked, plan.norm)):
-            found[finding.id] = weightier(found.get(finding.id, finding), finding)
-        found["duplicate-classes"] = with_prompts(found["duplicate-classes"], dataset.templates)
-    return [found[check] for check in CHECKS if check in found]
+            findings[finding.id] = weightier(findings.get(finding.id, finding), finding)
+        findings["duplicate-classes"] = with_prompts(findings["duplicate-classes"], dataset.templates)
+    return [findings[check] for check in CHECKS if check in findings]
 
 
 def of_predictions(samples: pd.DataFrame, class_names: Sequence[str]) -> list[Finding]:
@@ -54,11 +60,11 @@ def of_predictions(samples: pd.DataFrame, class_names: Sequence[str]) -> list[Fi
     return prediction_findings(clean["label"], clean["clean_pred"], len(class_names), class_names)
 
 
-def prediction_entries(result: BenchResult) -> list[Entry]:
+def prediction_entries(result: BenchResult) -> list[FindingsRecord]:
     """The same for every model and data set of a result, whatever clipguard it is of: its rows tell."""
     groups = result.samples.groupby(["model", "dataset"], sort=False)
     return [
-        entry(str(model), str(dataset), of_predictions(rows, result.run["datasets"][dataset]["class_names"]))
+        entry(str(model), str(dataset), of_predictions(rows, result.run["datasets"][str(dataset)]["class_names"]))
         for (model, dataset), rows in groups
         if (rows["attack"] == "none").any()
     ]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -18,7 +18,9 @@ from clipguard.attacks.engine.evaluator import Evaluator, Objective
 from clipguard.attacks.recipes import Recipe
 from clipguard.benchmark.findings import pick_images
 from clipguard.benchmark.plan import BenchPlan
-from clipguard.data import ZeroShotDataset
+from clipguard.benchmark.results.sample_rows import RowNames, cost_table
+from clipguard.benchmark.task import Task
+from clipguard.core.run_record import CostRecord, StageCosts
 from clipguard.sanity.checks import Finding, not_checked
 from clipguard.sanity.entries import NO_PROBES
 from clipguard.sanity.probes import PROBE_CHECKS, probe
@@ -54,22 +56,21 @@ class Prober:
 
     plan: BenchPlan
     classifier: nn.Module
-    dataset: ZeroShotDataset
-    hashes: Mapping[int, str]  # of its images, by index
+    task: Task
     preprocess: Callable[[Image], Tensor]
     device: str
     samples: pd.DataFrame
     store: Store | None = None
     cells: Sequence[str] = ()
     costs: dict[str, Cost] = field(default_factory=dict)
-    stored: dict[str, Any] = field(default_factory=dict)  # what the findings took that were not computed again
+    stored: StageCosts = field(default_factory=dict)  # what the findings took that were not computed again
 
     def __call__(self, recipe: Recipe) -> list[Finding]:
         """The findings of `PROBE_CHECKS`."""
         clean = self.samples[self.samples["attack"] == "none"]
         right = clean[clean["robust"]]
         indices = (right if len(right) else clean)["index"].to_numpy()
-        index, x = pick_images(self.dataset, self.preprocess, indices, PROBED_IMAGES)
+        index, x = pick_images(self.task.dataset, self.preprocess, indices, PROBED_IMAGES)
         if self.store is None:
             return self._probe(recipe, index, x)
         key = self._key(index)
@@ -77,9 +78,21 @@ class Prober:
         if kept is not None:
             self.stored = kept["costs"]
             return [Finding(**finding) for finding in kept["findings"]]
-        found = self._probe(recipe, index, x)
-        write(self.store, key, found, {name: asdict(cost) for name, cost in self.costs.items()})
-        return found
+        findings = self._probe(recipe, index, x)
+        write(self.store, key, findings, {stage: asdict(cost) for stage, cost in self.costs.items()})
+        return findings
+
+    def cost_record(self, names: RowNames) -> CostRecord:
+        """What the probes took, now or when they were computed."""
+        return {
+            **names,
+            "attack": PROBES,
+            "batch_size": PROBED_IMAGES if self.costs else None,
+            "stages": cost_table(self.costs),
+            "reused": 0,
+            "computed": 0,
+            "stored": self.stored,
+        }
 
     def _probe(self, recipe: Recipe, index: npt.NDArray[np.int64], x: Tensor) -> list[Finding]:
         evaluator = ChargedEvaluator(self.classifier, PROBED_IMAGES)
@@ -87,12 +100,12 @@ class Prober:
         subject = Subject(
             evaluator,
             x.to(self.device),
-            torch.from_numpy(self.dataset.labels[index]).long().to(self.device),
+            torch.from_numpy(self.task.dataset.labels[index]).long().to(self.device),
             index.tolist(),
             self.plan.norm,
             self.plan.eps[-1].pixels,
             self.plan.seed,
-            self.dataset.class_names,
+            self.task.dataset.class_names,
         )
         return list(probe(subject, recipe))
 
@@ -101,8 +114,8 @@ class Prober:
             "version": VERSION,
             "cells": list(self.cells),
             "eps": self.plan.eps[-1].pixels,
-            "images": [[i, self.hashes[i], int(self.dataset.labels[i])] for i in index.tolist()],
-            "class_names": self.dataset.class_names,
+            "images": [[i, self.task.hashes[i], int(self.task.dataset.labels[i])] for i in index.tolist()],
+            "class_names": self.task.dataset.class_names,
         }
 
 

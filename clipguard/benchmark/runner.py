@@ -1,220 +1,252 @@
-"""Runs a plan: loads, checks everything once, then attacks cell by cell."""
+"""`clipguard bench`: check everything once, then measure every model on every data set, recipe by recipe."""
 
 from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Mapping
-from dataclasses import replace
-from datetime import datetime, timezone
-from typing import Any
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 
+from clipguard.attacks.engine.costs import Cost
 from clipguard.attacks.engine.engine import Engine
+from clipguard.attacks.engine.outcome import EpsOutcome, Example, ImageOutcome
 from clipguard.attacks.engine.reference import ReferenceEngine
 from clipguard.attacks.recipes import Recipe
 from clipguard.attacks.threat import ThreatModel
 from clipguard.benchmark.batch_fill import settle_fill
 from clipguard.benchmark.cell_key import cell_key
-from clipguard.benchmark.findings import find
+from clipguard.benchmark.findings import run_findings
 from clipguard.benchmark.plan import BenchPlan
 from clipguard.benchmark.preprocess import prepare
-from clipguard.benchmark.probing import PROBED_IMAGES, PROBES, Prober, switched_off
+from clipguard.benchmark.probing import Prober, switched_off
+from clipguard.benchmark.recall import Recalled, recall_outcomes
 from clipguard.benchmark.recipe_files import open_recipe
 from clipguard.benchmark.results.result import BenchResult
-from clipguard.benchmark.results.sample_rows import attack_rows, clean_row, cost_table
-from clipguard.benchmark.session import Ledger
+from clipguard.benchmark.results.sample_rows import RowNames, attacked_samples, clean_sample, cost_table
+from clipguard.benchmark.run_record import start_record
+from clipguard.benchmark.store_session import StoreSession
 from clipguard.benchmark.task import Task, engine_options, open_task
 from clipguard.core.device import choose_device
-from clipguard.core.eps import notice_small_eps
 from clipguard.core.errors import AttackError
-from clipguard.core.notices import Notice, noticing
+from clipguard.core.notices import noticing
 from clipguard.core.progress import Progress, Silent
-from clipguard.core.provenance import machine, versions
-from clipguard.data import ZeroShotDataset
 from clipguard.models import parse_source
 from clipguard.models.description import describe_model
 from clipguard.models.loading import LoadedModel, ModelInfo, load_model
 from clipguard.models.text.encoding import tokenize
 from clipguard.sanity.entries import entry, say
-from clipguard.store.store import Store
+from clipguard.store.store import Store, StoredCell
 
 log = logging.getLogger("clipguard")
 
 
-def bench(
-    plan: BenchPlan,
-    result: BenchResult | None = None,
-    progress: Progress | None = None,
-    store: Store | None = None,
-    *,
-    probes: bool = True,
+def run_plan(
+    plan: BenchPlan, progress: Progress | None = None, store: Store | None = None, *, probes: bool = True
 ) -> BenchResult:
-    """Run a plan and return its result.
+    """Run a plan to its end; see `BenchRun`."""
+    return BenchRun(plan, progress or Silent(), store, probes=probes).execute()
 
-    A `result` given is filled cell by cell, so that its finished cells survive an interruption. What a `store` holds is
-    not computed again, and what is computed goes there. `probes`: also the sanity checks that take passes of their own.
-    Raises ClipguardError for anything wrong with the plan, the models or the data, before the first attack.
+
+@dataclass
+class BenchRun:
+    """One run of a plan.
+
+    Attributes:
+        plan: what to measure.
+        progress: is told of every image.
+        store: what it holds is not computed again, and what is computed goes there.
+        probes: also make the sanity checks that take passes of their own.
+        result: the cells that are finished, at any moment, so that they survive an interruption; None until everything
+            has been checked.
     """
-    with noticing() as notices:
-        filled = result if result is not None else BenchResult({})
-        return _bench(plan, filled, progress or Silent(), store, probes, notices)
+
+    plan: BenchPlan
+    progress: Progress = field(default_factory=Silent)
+    store: Store | None = None
+    probes: bool = True
+    result: BenchResult | None = field(default=None, init=False)
+
+    def execute(self) -> BenchResult:
+        """Run the plan to its end.
+
+        Raises:
+            ClipguardError: for anything wrong with the plan, the models or the data, before the first attack.
+        """
+        plan = self.plan
+        with noticing() as notices:
+            plan.check()
+            recipes = _open_recipes(plan)
+            for name in plan.models:
+                parse_source(name)
+            device = choose_device(plan.device)
+            tasks = [open_task(plan, name, self.progress) for name in plan.datasets]
+            model, infos = _load_and_check(plan, tasks, device)
+            _say_what_is_left_out(plan, tasks)
+            started = time.monotonic()
+            record = start_record(plan, infos, tasks, recipes, device)
+            record["notices"], record["probes"] = notices, self.probes
+            self.result = BenchResult(record)
+            for number, name in enumerate(plan.models):
+                if number > 0:  # read a second time: all models at once may not fit in memory
+                    model = load_model(name, device=device, text=plan.text)
+                for line in describe_model(model):
+                    log.info(line)
+                for task in tasks:
+                    _ModelOnTask(self, self.result, model, task, device).measure(recipes)
+                    record["wall_seconds"] = round(time.monotonic() - started, 3)
+            record["complete"] = True
+            return self.result
 
 
-def _bench(
-    plan: BenchPlan, result: BenchResult, progress: Progress, store: Store | None, probes: bool, notices: list[Notice]
-) -> BenchResult:
-    plan.check()
+def _open_recipes(plan: BenchPlan) -> list[Recipe]:
     recipes = [open_recipe(name) for name in plan.attacks]
     if plan.eps_mode == "nested":  # outcomes at smaller eps are not what the attack alone would give: never unlabelled
         recipes = [replace(recipe, name=f"{recipe.name} [nested]") for recipe in recipes]
     if len({recipe.name for recipe in recipes}) < len(recipes):
-        raise AttackError("--attack: two recipes have the same name; give one of the files another `name`.")
-    for name in plan.models:
-        parse_source(name)
-    device = choose_device(plan.device)
-    tasks = [open_task(plan, name, progress) for name in plan.datasets]
-    model = load_model(plan.models[0], device=device, text=plan.text)
-    # The others are read once now, so that a bad name is not found hours into the run.
-    infos = {}
-    for number, name in enumerate(plan.models):
-        read = model if number == 0 else load_model(name, text=plan.text)
-        infos[read.info.name] = read.info
+        raise AttackError("`attacks`: two recipes have the same name; give one of the files another name.")
+    return recipes
+
+
+def _load_and_check(plan: BenchPlan, tasks: Sequence[Task], device: str) -> tuple[LoadedModel, dict[str, ModelInfo]]:
+    """The first model on its device, and what all of them are.
+
+    The others are read and let go again, so that a bad name or a prompt that is too long is not found hours into the
+    run. Raises ModelError for either.
+    """
+    first = load_model(plan.models[0], device=device, text=plan.text)
+    infos = {first.info.name: first.info}
+    for task in tasks:  # encoded, which is kept for the run
+        first.text_features(task.dataset.class_names, task.dataset.templates, duplicates=plan.duplicate_names)
+    for name in plan.models[1:]:
+        other = load_model(name, text=plan.text)
+        infos[other.info.name] = other.info
         for task in tasks:
-            _check_text(plan, read, task.dataset, encode=number == 0)
+            names, templates = task.dataset.class_names, task.dataset.templates
+            tokenize(other.tokenizer, names, templates, duplicates=plan.duplicate_names)
+    return first, infos
+
+
+def _say_what_is_left_out(plan: BenchPlan, tasks: Sequence[Task]) -> None:
     for task in tasks if plan.part is None else []:
         n, of = len(task.indices), len(task.dataset)
         if n < of:
-            log.info("%s: %s of %s images, --n-samples all for the rest", task.name, f"{n:,}", f"{of:,}")
-    started = time.monotonic()
-    result.run.update(provenance(plan, infos, tasks, recipes, device) | {"notices": notices, "probes": probes})
-    for number, name in enumerate(plan.models):
-        model = model if number == 0 else load_model(name, device=device, text=plan.text)
-        for line in describe_model(model):
-            log.info(line)
-        for task in tasks:
-            _run_task(plan, model, task, recipes, device, result, progress, store, probes)
-            result.run["wall_seconds"] = round(time.monotonic() - started, 3)
-    result.run["complete"] = True
-    return result
+            log.info("%s: %s of %s images, `n_samples=all` for the rest", task.name, f"{n:,}", f"{of:,}")
 
 
-def _check_text(plan: BenchPlan, model: LoadedModel, dataset: ZeroShotDataset, *, encode: bool) -> None:
-    """Raise ModelError for prompts that no model could use. `encode`: keep the text for the run that follows."""
-    names, templates = dataset.class_names, dataset.templates
-    if encode:
-        model.text_features(names, templates, duplicates=plan.duplicate_names)
-    else:
-        tokenize(model.tokenizer, names, templates, duplicates=plan.duplicate_names)
+class _ModelOnTask:
+    """One model on the images of one data set: its cells, recipe by recipe, then the sanity checks of them all."""
 
+    def __init__(self, run: BenchRun, result: BenchResult, model: LoadedModel, task: Task, device: str) -> None:
+        self.run, self.plan, self.result = run, run.plan, result
+        self.model, self.task, self.device = model, task, device
+        self.classifier, self.preprocess = prepare(self.plan, model, task.dataset)
+        self.options = engine_options(self.plan, device)
+        self.names: RowNames = {"model": model.info.name, "dataset": task.name, "norm": self.plan.norm}
+        self.attacked_cells: list[str] = []  # of the store, by name
 
-def provenance(
-    plan: BenchPlan, infos: Mapping[str, ModelInfo], tasks: list[Task], recipes: list[Recipe], device: str
-) -> dict[str, Any]:
-    """`run` in the result files, as a run starts: everything that can change a number."""
-    notice_small_eps(plan.eps, plan.norm)
-    return {
-        "complete": False,
-        "started": datetime.now(timezone.utc).isoformat(timespec="seconds"),
-        "wall_seconds": 0.0,
-        "versions": versions(),
-        "machine": machine(device),
-        "plan": plan.to_dict(),
-        "seed": plan.seed,
-        "norm": plan.norm,
-        "eps": [r.typed for r in plan.eps],
-        "eps_mode": plan.eps_mode,
-        "protocol": {"name": plan.protocol, "overrides": dict(plan.overrides)} if plan.protocol else None,
-        "resolution": plan.resolution,
-        "resize": plan.resize,
-        "decode": plan.decode,
-        "logit_scale": plan.logit_scale or "model",
-        "class_names": plan.class_names,
-        "quantize": plan.quantize,
-        "engine": plan.engine,
-        "precision": engine_options(plan, device).precision,
-        "compile": plan.compile,
-        "batch_size": plan.batch_size or "auto",
-        "text": plan.text,
-        "models": {name: info.to_dict() for name, info in infos.items()},
-        "datasets": {task.name: task.describe() for task in tasks},
-        "attacks": {r.name: r.parameters() for r in recipes},
-        "batch_invariant": {},
-        "costs": [],
-    }
+    def measure(self, recipes: Sequence[Recipe]) -> None:
+        """Add the cells of all recipes to the result, with what they cost, and the findings."""
+        for number, recipe in enumerate(recipes):
+            outcomes = self._run_recipe(recipe)
+            if number == 0:
+                self.result.add([clean_sample(self.names, outcome) for outcome in outcomes])
+            if recipe.stages:
+                eps = self.plan.eps
+                self.result.add([s for o in outcomes for s in attacked_samples(self.names, recipe.name, o, eps)])
+            log.info("%s on %s: %d images done", recipe.name, self.task.name, len(outcomes))
+        self._check(recipes)
 
+    def _run_recipe(self, recipe: Recipe) -> list[ImageOutcome]:
+        """Outcomes of all images, in the order of their indices: what the store knows, and the rest attacked now."""
+        plan, task, progress = self.plan, self.task, self.run.progress
+        eps = [one.pixels for one in plan.eps]
+        cell = self._cell(recipe)
+        recalled = recall_outcomes(cell, plan, task, eps if recipe.stages else [])
+        if cell:
+            reused = f"{recipe.name} on {task.name}: {recalled.reused:,} of {recalled.asked:,}"
+            log.info("%s image results from %s", reused, cell.store.path)
+        done = {outcome.index for outcome in recalled.outcomes}
+        missing = len(task.indices) - len(done)
+        if missing and plan.engine == "clipguard":
+            self._settle_fill(recipe, done)
+        session = StoreSession(cell, self.names, recipe.name, task.hashes, plan.eps)
 
-def _run_task(
-    plan: BenchPlan,
-    model: LoadedModel,
-    task: Task,
-    recipes: list[Recipe],
-    device: str,
-    result: BenchResult,
-    progress: Progress,
-    store: Store | None,
-    probes: bool,
-) -> None:
-    """All cells of one model on one data set."""
-    classifier, preprocess = prepare(plan, model, task.dataset)
-    options = engine_options(plan, device)
-    threat = ThreatModel(plan.norm, plan.quantize)
-    attacked: list[str] = []  # names of cells in the store
-    for number, recipe in enumerate(recipes):
-        base = {"model": model.info.name, "dataset": task.name, "norm": plan.norm}
-        radii = [r.pixels for r in plan.eps]
-        cell = None
-        if store:
-            key = cell_key(plan, model, classifier, task.dataset.name, recipe, options, task.indices.tolist())
-            cell = store.cell(key)
-            attacked += [cell.name] if recipe.stages else []
-        ledger = Ledger(cell, plan, base | {"attack": recipe.name}, task.hashes)
-        outcomes, known = ledger.recall(task.labels(), radii if recipe.stages else [])
-        stored_costs = ledger.stored_costs()
-        if store:
-            what = f"{recipe.name} on {task.name}: {ledger.reused:,} of {ledger.of:,}"
-            log.info("%s image results from %s", what, store.path)
-        done = {outcome.index for outcome in outcomes}
-        if len(done) < len(task.indices) and plan.engine == "clipguard":
-            image = next(task.examples(preprocess, device, done)).image
-            options, answer = settle_fill(model, classifier, image, options, attacked=bool(recipe.stages))
-            result.run["batch_invariant"].setdefault(model.info.name, answer)
+        def note(example: Example, clean_prediction: int, outcome: EpsOutcome) -> None:
+            session.add(example, clean_prediction, outcome)
+            if session.is_due():
+                session.flush(engine.costs)
+
         engine_class = ReferenceEngine if plan.engine == "reference" else Engine
-        engine = engine_class(classifier, recipe, threat, radii, options, ledger.note)
-        ledger.costs = engine.evaluator.costs
-        if len(outcomes) < len(task.indices):
-            progress.start(f"{model.info.name} · {task.name} · {recipe.name}", len(task.indices) - len(outcomes))
-        with ledger:
-            for outcome in engine.run(task.examples(preprocess, device, done, known)):
+        threat = ThreatModel(plan.norm, plan.quantize)
+        engine = engine_class(self.classifier, recipe, threat, eps, self.options, note)
+        if missing:
+            progress.start(f"{self.model.info.name} · {task.name} · {recipe.name}", missing)
+        outcomes = [*recalled.outcomes]
+        try:
+            for outcome in engine.run(task.examples(self.preprocess, self.device, done, recalled.partly)):
                 outcomes.append(outcome)
-                progress.advance(f"{sum(c.forward for c in engine.costs.values()):,} passes")
-        outcomes.sort(key=lambda o: o.index)
-        if number == 0:
-            result.add([base | clean_row(o) for o in outcomes])
+                progress.advance(f"{sum(cost.forward for cost in engine.costs.values()):,} passes")
+        finally:  # also after Ctrl-C: what was found is kept
+            session.flush(engine.costs)
+        session.merge()
+        self._charge(recipe, engine.costs, engine.evaluator.batch_size, recalled)
+        return sorted(outcomes, key=lambda outcome: outcome.index)
+
+    def _cell(self, recipe: Recipe) -> StoredCell | None:
+        """Where the store keeps the outcomes of a recipe; None without a store."""
+        if self.run.store is None:
+            return None
+        task, indices = self.task, self.task.indices.tolist()
+        cell = self.run.store.cell(
+            cell_key(self.plan, self.model, self.classifier, task.dataset.name, recipe, self.options, indices)
+        )
         if recipe.stages:
-            result.add([base | row for o in outcomes for row in attack_rows(o, recipe, plan)])
-        result.run["costs"].append(
+            self.attacked_cells.append(cell.name)
+        return cell
+
+    def _settle_fill(self, recipe: Recipe, done: set[int]) -> None:
+        """How passes are filled up from now on, so that an image's bits do not depend on its batch."""
+        image = next(self.task.examples(self.preprocess, self.device, done)).image
+        self.options, answer = settle_fill(
+            self.model, self.classifier, image, self.options, attacked=bool(recipe.stages)
+        )
+        self.result.run["batch_invariant"].setdefault(self.model.info.name, answer)
+
+    def _charge(self, recipe: Recipe, costs: dict[str, Cost], batch_size: int, recalled: Recalled) -> None:
+        self.result.run["costs"].append(
             {
-                **base,
+                **self.names,
                 "attack": recipe.name,
-                "batch_size": engine.evaluator.batch_size if engine.costs else None,
-                "stages": cost_table(engine.costs),
-                "reused": ledger.reused,
-                "computed": ledger.of - ledger.reused,
-                "stored": stored_costs,
+                "batch_size": batch_size if costs else None,
+                "stages": cost_table(costs),
+                "reused": recalled.reused,
+                "computed": recalled.asked - recalled.reused,
+                "stored": recalled.costs,
             }
         )
-        log.info("%s on %s: %d images done", recipe.name, task.name, len(outcomes))
-    mine = (result.samples["model"] == model.info.name) & (result.samples["dataset"] == task.name)
-    samples = result.samples[mine]
-    prober = Prober(
-        plan, classifier, task.dataset, task.hashes, preprocess, device, samples, store=store, cells=attacked
-    )
-    findings = find(plan, task.dataset, recipes, samples, prober if probes else switched_off)
-    if prober.costs or prober.stored:
-        about = {"model": model.info.name, "dataset": task.name, "norm": plan.norm, "attack": PROBES}
-        size = {"batch_size": PROBED_IMAGES if prober.costs else None}
-        reused = {"reused": 0, "computed": 0, "stored": prober.stored}
-        result.run["costs"].append({**about, **size, "stages": cost_table(prober.costs), **reused})
-    result.run.setdefault("findings", []).append(entry(model.info.name, task.name, findings))
-    if plan.part is None:  # of a part, who asked for it says it of all
-        say(result.run["findings"][-1:])
+
+    def _check(self, recipes: Sequence[Recipe]) -> None:
+        """The sanity checks of all cells together; those of the predictions are said at once."""
+        samples = self.result.samples
+        samples = samples[(samples["model"] == self.names["model"]) & (samples["dataset"] == self.names["dataset"])]
+        prober = Prober(
+            self.plan,
+            self.classifier,
+            self.task,
+            self.preprocess,
+            self.device,
+            samples,
+            store=self.run.store,
+            cells=self.attacked_cells,
+        )
+        probe = prober if self.run.probes else switched_off
+        findings = entry(
+            self.names["model"],
+            self.names["dataset"],
+            run_findings(self.plan, self.task.dataset, recipes, samples, probe),
+        )
+        if prober.costs or prober.stored:
+            self.result.run["costs"].append(prober.cost_record(self.names))
+        self.result.run.setdefault("findings", []).append(findings)
+        if self.plan.part is None:  # of a part, who asked for it says it of all
+            say([findings])

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Container, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -12,15 +11,17 @@ from PIL.Image import Image
 from torch import Tensor
 
 from clipguard.attacks.engine.options import EngineOptions
-from clipguard.attacks.engine.outcome import Example
+from clipguard.attacks.engine.outcome import EpsOutcome, Example
 from clipguard.benchmark.plan import BenchPlan
-from clipguard.benchmark.session import Known
 from clipguard.core.errors import DatasetError
 from clipguard.core.progress import Progress
 from clipguard.core.provenance import fingerprint, image_hash
+from clipguard.core.run_record import DatasetRecord
 from clipguard.data import ZeroShotDataset, load_dataset
 from clipguard.data.dataset import in_random_order
 from clipguard.data.decoding import PixelCount
+
+KnownOutcomes = Mapping[float, EpsOutcome]  # of an image, by eps in pixels of [0,1]; 0 is the clean image
 
 
 @dataclass(frozen=True)
@@ -34,17 +35,17 @@ class Task:
     hashes: dict[int, str]  # of the images, by index
     pixels: dict[str, int]  # how many images decoding changed, by what it did
 
-    def describe(self) -> dict[str, Any]:
-        """Its part of the provenance."""
-        d = self.dataset
+    def record(self) -> DatasetRecord:
+        """Its entry in `run.datasets`."""
+        dataset = self.dataset
         return {
-            "source": d.source,
-            "split": d.split,
+            "source": dataset.source,
+            "split": dataset.split,
             "n": len(self.indices),
-            "of": len(d),
+            "of": len(dataset),
             "fingerprint": self.fingerprint,
-            "class_names": d.class_names,
-            "templates": d.templates,
+            "class_names": dataset.class_names,
+            "templates": dataset.templates,
             "pixels": self.pixels,
             "indices": self.indices.tolist(),
         }
@@ -58,9 +59,16 @@ class Task:
         preprocess: Callable[[Image], Tensor],
         device: str,
         done: Container[int] = (),
-        known: Mapping[int, Known] | None = None,
+        known: Mapping[int, KnownOutcomes] | None = None,
     ) -> Iterator[Example]:
-        """The images as the engine wants them, one after the other, but for those that are done."""
+        """The images as the engine takes them, one after the other.
+
+        Args:
+            preprocess: from a PIL image to pixels (3, H, W) in [0,1].
+            device: where the pixels go.
+            done: indices of images to leave out.
+            known: by index, outcomes that need not be computed again.
+        """
         for index in self.indices.tolist():
             if index not in done:
                 image = preprocess(self.dataset.image(index)).to(device)

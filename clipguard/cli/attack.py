@@ -160,18 +160,15 @@ def _image_files(images: Sequence[Path] | None, given: Mapping[str, Any], labels
 
 def _grid(result: AdversarialResult, plan: BenchPlan) -> bytes:
     from clipguard.core.eps import show_eps
-    from clipguard.figures.grid import MOST, Caption, Triple, draw_grid
+    from clipguard.figures.grid import MOST, Triple, draw_grid
 
     names = result.class_names
 
     def triple(number: int) -> Triple:
         image = result.images[number]
         clean, x_adv = (x.permute(1, 2, 0).numpy() for x in (image.clean, image.x_adv))
-        before, after = (
-            Caption(names[o.prediction], o.confidence, o.prediction == image.label) for o in (image.before, image.after)
-        )
         title = f"#{image.index}  {names[image.label]}"
-        return Triple(title, clean, x_adv, before, after, image.row["broken_by"])
+        return Triple(title, clean, x_adv, image.before, image.after, image.row["broken_by"])
 
     if len(result.images) > MOST:
         log.info("grid.png shows the first %d of %d images; all are in png/", MOST, len(result.images))

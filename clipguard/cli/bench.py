@@ -62,24 +62,23 @@ def bench(given: dict[str, Any]) -> None:
 
 
 def _run(plan: BenchPlan, folder: ResultFolder, store: Path | None, output_format: str, probes: bool) -> None:
-    from clipguard.benchmark.results.result import BenchResult
-    from clipguard.benchmark.runner import bench as run_bench
+    from clipguard.benchmark.runner import BenchRun
     from clipguard.cli.console.progress import RichProgress
     from clipguard.store.store import Store
 
-    result = BenchResult({})
-    kept = Store(store) if store else None
+    progress = RichProgress()
+    run = BenchRun(plan, progress, Store(store) if store else None, probes=probes)
     try:
-        with RichProgress() as progress:
-            run_bench(plan, result, progress, kept, probes=probes)
+        with progress:
+            run.execute()
     except KeyboardInterrupt:
-        if kept and result.run:
+        if run.store and run.result:
             log.info("What is done is kept in %s: the same command goes on from there.", store)
         raise
     finally:
         # Also after Ctrl-C, or an error in a later cell: what is finished is kept.
-        if result.cells:
-            _deliver(result, folder, output_format)
+        if run.result and run.result.cells:
+            _deliver(run.result, folder, output_format)
 
 
 def _deliver(result: BenchResult, folder: ResultFolder, output_format: str) -> None:

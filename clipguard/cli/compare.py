@@ -126,12 +126,12 @@ def compare(
 def _measure(plan: BenchPlan, store: Path | None, probes: bool) -> BenchResult:
     """Bench models into a new folder below runs/."""
     from clipguard.benchmark.results.folder import ResultFolder
-    from clipguard.benchmark.runner import bench
+    from clipguard.benchmark.runner import run_plan
     from clipguard.cli.console.progress import RichProgress
     from clipguard.store.store import Store
 
     with ResultFolder.by_default(plan.models[-1]) as folder, RichProgress() as progress:
-        result = bench(plan, progress=progress, store=Store(store) if store else None, probes=probes)
+        result = run_plan(plan, progress=progress, store=Store(store) if store else None, probes=probes)
         _write(result, folder)
     return result
 
@@ -141,14 +141,14 @@ def _compare_in_batches(
 ) -> Comparison:
     """The same for `--sequential`: one folder, of the images that were needed."""
     from clipguard.benchmark.results.folder import ResultFolder
-    from clipguard.benchmark.runner import bench
+    from clipguard.benchmark.runner import run_plan
     from clipguard.cli.console.progress import RichProgress
     from clipguard.comparison.sequential import FIRST, compare_in_batches
     from clipguard.store.store import Store
 
     name = sides.plan.models[-1] if sides.plan else ""
     with ResultFolder.by_default(name) as folder, RichProgress() as progress:
-        measure = partial(bench, progress=progress, store=Store(store) if store else None, probes=probes)
+        measure = partial(run_plan, progress=progress, store=Store(store) if store else None, probes=probes)
         first = FIRST if first is None else first
         comparison, result = compare_in_batches(sides, rules, measure, first=first, force=force, progress=progress)
         _write(result, folder)

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, cast
 
 from clipguard.benchmark.results.result import BenchResult
 from clipguard.benchmark.results.table import protocol_line
 from clipguard.core.errors import ResultError
+from clipguard.core.run_record import ProtocolRecord, RunRecord
 
 # What a run was, but for the model and for how it was computed.
 RUN_FIELDS = (
@@ -46,17 +47,16 @@ def differences(base: BenchResult, candidate: BenchResult) -> list[str]:
     return [*unlike(base.run, candidate.run), *_one_sided(base, candidate)]
 
 
-def unlike(
-    one: Mapping[str, Any], other: Mapping[str, Any], sides: tuple[str, str] = ("BASE", "CANDIDATE")
-) -> list[str]:
-    """What two runs (`BenchResult.run`) were set to do differently; none if nothing but models and cells differ."""
+def unlike(one: RunRecord, other: RunRecord, sides: tuple[str, str] = ("BASE", "CANDIDATE")) -> list[str]:
+    """What two runs were set to do differently; none if nothing but models and cells differ."""
     reasons = [
         f"{name} is {_plain(_value(one, name))} in {sides[0]} and {_plain(_value(other, name))} in {sides[1]}"
         for name in RUN_FIELDS  # an older run may lack some
         if _value(one, name) != _value(other, name)
     ]
     for name in _shared(one["datasets"], other["datasets"]):
-        first, second = one["datasets"][name], other["datasets"][name]
+        first: Mapping[str, object] = one["datasets"][name]
+        second: Mapping[str, object] = other["datasets"][name]
         other_fields = [text for field, text in DATASET_FIELDS.items() if first[field] != second[field]]
         # The fingerprint covers images and names: on its own it tells that pixels or labels changed.
         reasons += [f"{name} has {other_fields[0]}"] if other_fields else []
@@ -92,6 +92,6 @@ def _describe(dataset: str, attack: str, eps: float) -> str:
 
 
 def _plain(value: Any) -> str:
-    if isinstance(value, Mapping):  # a protocol
-        return protocol_line(value).removeprefix("protocol ")
+    if isinstance(value, dict):  # a protocol
+        return protocol_line(cast(ProtocolRecord, value)).removeprefix("protocol ")
     return "none" if value is None else str(value)

@@ -22,7 +22,8 @@ from clipguard.core.checking import check_type
 from clipguard.core.errors import ClipguardError, ResultError
 from clipguard.core.notices import noticing
 from clipguard.core.progress import Progress, Silent
-from clipguard.sanity.entries import Entry, say
+from clipguard.core.run_record import FindingsRecord
+from clipguard.sanity.entries import say
 from clipguard.sanity.predictions import PREDICTION_CHECKS
 
 FIRST = 50
@@ -74,7 +75,7 @@ def _compare_in_batches(
         start = looks[-1] if looks else 0
         parts.append(measure(_batch(plan, order, start, stop)))
         looks = (*looks, stop)
-        measured = _join(parts, {task.name: task.describe() for task in tasks})
+        measured = _join(parts, {task.name: task.record() for task in tasks})
         comparison = compare_results(*sides.fill(measured), rules, force=force, batches=Batches(order, looks))
         log.info("%d of %d images a data set: %s", stop, most, comparison.verdict)
         if comparison.settled:
@@ -117,7 +118,7 @@ def _join(parts: Sequence[BenchResult], datasets: dict[str, Any]) -> BenchResult
     return result
 
 
-def _of_batch(entry: Entry) -> Entry:
+def _of_batch(entry: FindingsRecord) -> FindingsRecord:
     """The findings of a batch, but for those that its images alone are too few for."""
     return {**entry, "findings": [f for f in entry["findings"] if f["id"] not in PREDICTION_CHECKS]}
 
@@ -128,4 +129,4 @@ def _label(result: BenchResult, plan: BenchPlan, tasks: Sequence[Task], stop: in
         skipped = plan.part[0] if plan.part else 0
         plan = replace(plan, part=(skipped, skipped + stop))
     result.run["plan"] = plan.to_dict()
-    result.run["datasets"] = {task.name: task.describe() for task in tasks}
+    result.run["datasets"] = {task.name: task.record() for task in tasks}

@@ -3,28 +3,35 @@
 from __future__ import annotations
 
 import io
-from typing import Any
+from collections.abc import Sequence
+from typing import TypedDict, get_type_hints
 
 import pandas as pd
 
-SAMPLE_COLUMNS = {
-    "model": "string",
-    "dataset": "string",
-    "index": "int64",
-    "label": "int64",
-    "norm": "string",
-    "eps": "float64",
-    "attack": "string",
-    "clean_pred": "int64",
-    "adv_pred": "int64",
-    "robust": "bool",
-    "broken_by": "string",
-    "distance": "float64",
-    "margin": "float64",
-}
+
+class Sample(TypedDict):
+    """One row of samples.parquet: how one image fared in one cell (docs/results.md)."""
+
+    model: str
+    dataset: str
+    index: int
+    label: int
+    norm: str
+    eps: float  # as in the tables: units of 1/255 for linf
+    attack: str
+    clean_pred: int
+    adv_pred: int
+    robust: bool
+    broken_by: str | None
+    distance: float  # in the units of eps
+    margin: float
 
 
-def sample_frame(rows: list[dict[str, Any]]) -> pd.DataFrame:
+_DTYPES = {str: "string", str | None: "string", int: "int64", float: "float64", bool: "bool"}
+SAMPLE_COLUMNS = {name: _DTYPES[hint] for name, hint in get_type_hints(Sample).items()}
+
+
+def sample_frame(rows: Sequence[Sample]) -> pd.DataFrame:
     """Per-image rows with the documented columns and types."""
     return pd.DataFrame(rows, columns=list(SAMPLE_COLUMNS)).astype(SAMPLE_COLUMNS)
 

@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
+from clipguard.core.prediction import Prediction
 from clipguard.figures.text import Page, Ruler
 
 Pixels = npt.NDArray[np.float32]
@@ -26,15 +27,6 @@ LABEL_BOX = {"boxstyle": "round,pad=0.25", "facecolor": "white", "edgecolor": "n
 
 
 @dataclass(frozen=True)
-class Caption:
-    """A prediction: class name, softmax share in [0,1], and whether it is right."""
-
-    name: str
-    confidence: float
-    right: bool
-
-
-@dataclass(frozen=True)
 class Triple:
     """One image before and after, (H, W, 3) in [0,1], what it is, and what the model says of it.
 
@@ -44,8 +36,8 @@ class Triple:
     title: str
     clean: Pixels
     x_adv: Pixels
-    before: Caption
-    after: Caption
+    before: Prediction
+    after: Prediction
     broken_by: str | None
 
 
@@ -84,9 +76,9 @@ class _Grid:
         self.width = 2 * MARGIN - GUTTER + self.columns * (self.card[0] + GUTTER)
         self.title = self.ruler.wrap(title, self.width - 2 * MARGIN, self.font + 2, lines=2, bold=True)
 
-    def _wrap(self, caption: Caption) -> list[str]:
-        mark = "✓" if caption.right else "✗"
-        return self.ruler.wrap(f"{mark} {caption.name}", self.slot_width, self.font, lines=2, bold=True)
+    def _wrap(self, prediction: Prediction) -> list[str]:
+        mark = "✓" if prediction.right else "✗"
+        return self.ruler.wrap(f"{mark} {prediction.name}", self.slot_width, self.font, lines=2, bold=True)
 
     def png(self) -> bytes:
         page = self._paint()
@@ -145,9 +137,9 @@ class _Grid:
         page.text(
             x, baseline, self.ruler.fit(triple.title, room, self.font, bold=True), self.font, color=INK, bold=True
         )
-        for panel, caption, name in ((0, triple.before, 0), (2, triple.after, 1)):
-            color = RIGHT if caption.right else WRONG
-            self._caption(page, number, panel, self.names[number][name], f"{100 * caption.confidence:.1f} %", color)
+        for panel, prediction, name in ((0, triple.before, 0), (2, triple.after, 1)):
+            color = RIGHT if prediction.right else WRONG
+            self._caption(page, number, panel, self.names[number][name], f"{100 * prediction.confidence:.1f} %", color)
         largest = float(np.abs(triple.x_adv - triple.clean).max())
         size = f"at most {255 * largest:.3g}/255" if largest else "none"
         self._caption(page, number, 1, ["perturbation"], size, FAINT, bold=False)

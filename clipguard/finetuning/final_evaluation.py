@@ -8,12 +8,13 @@ import torch
 
 from clipguard.attacks.engine.outcome import Example
 from clipguard.core.progress import Progress
+from clipguard.core.run_record import FindingsRecord
 from clipguard.data import ZeroShotDataset
 from clipguard.finetuning.config import FinetuneConfig
 from clipguard.finetuning.training.accuracy import ATTACK, PASSES, Accuracies, Score, score
 from clipguard.finetuning.training.data import Indices, TrainingData
 from clipguard.models.loading import LoadedModel
-from clipguard.sanity.entries import Entry, entry, say
+from clipguard.sanity.entries import entry, say
 from clipguard.sanity.predictions import prediction_findings
 
 
@@ -27,7 +28,7 @@ class _Evaluation(TypedDict):
 class EvaluationRecord(_Evaluation, total=False):
     """`evaluation` of `run.json`: which images, and accuracies by model; `findings` where there are scores."""
 
-    findings: list[Entry]
+    findings: list[FindingsRecord]
 
 
 class EvaluationImages(NamedTuple):

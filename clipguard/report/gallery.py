@@ -14,9 +14,10 @@ import numpy as np
 from PIL import Image
 from safetensors import safe_open
 
-from clipguard.adversarial.replay import Wanted
+from clipguard.adversarial.replay import Replay, ReplayRequest
 from clipguard.adversarial.result import AdversarialImage
 from clipguard.core.errors import ResultError, first_line
+from clipguard.core.prediction import Prediction
 from clipguard.figures.grid import Pixels, amplification, fit_image
 from clipguard.report.board import CLEAN, Board, Images
 from clipguard.report.classes import class_table, pairs
@@ -24,15 +25,7 @@ from clipguard.report.classes import class_table, pairs
 MOST_PICTURES = 16  # so that the page stays below 10 MB, whatever is on the images
 EDGE = 192  # pixels of an embedded image's longer edge, at most
 TENSORS = "adversarial.safetensors"
-Open = Callable[[int, Sequence[Wanted]], Iterator[tuple[Wanted, AdversarialImage | str]]]
-
-
-@dataclass(frozen=True)
-class Says:
-    """What a model says of an image: the class, and its softmax share in [0,1]."""
-
-    name: str
-    confidence: float
+ReplayRun = Callable[[int, Sequence[ReplayRequest]], Sequence[Replay]]  # images of the run of a number
 
 
 @dataclass(frozen=True)
@@ -51,8 +44,8 @@ class Picture:
     adversarial: str
     factor: str
     largest: str
-    before: Says
-    after: Says
+    before: Prediction
+    after: Prediction
 
 
 @dataclass(frozen=True)
@@ -60,7 +53,7 @@ class Choice:
     """A row to show, the number of its run, its model's label, and how robust its class is."""
 
     run: int
-    wanted: Wanted
+    request: ReplayRequest
     model: str
     why: str
 
@@ -90,33 +83,34 @@ def _candidates(board: Board, model: str, dataset: str) -> Iterator[Choice]:
         place = rank + 1 if end == "least" else len(order) - rank
         ordinal = "" if place == 1 else f"no. {place} of the "
         why = f"{ordinal}{end} robust {'class' if place == 1 else 'classes'}"
-        wanted = Wanted(
+        request = ReplayRequest(
             row["typed"], dataset, row["attack"], float(row["eps"]), int(row["index"]), int(row["adv_pred"])
         )
-        yield Choice(int(row["run"]), wanted, model, why)
+        yield Choice(int(row["run"]), request, model, why)
 
 
-def recompute(board: Board, n: int, open_images: Open) -> tuple[list[Picture], list[str]]:
-    """Pictures of chosen rows, attacked again by `open_images`, and notes on those that could not be had."""
+def replayed_pictures(board: Board, n: int, replay: ReplayRun) -> tuple[list[Picture], list[str]]:
+    """Pictures of chosen rows, attacked again by `replay`, and notes on those that could not be had."""
     chosen = choose(board, n)
-    found: dict[tuple[int, Wanted], AdversarialImage] = {}
-    missing: Counter[str] = Counter()
+    images: dict[tuple[int, ReplayRequest], AdversarialImage] = {}
+    problems: Counter[str] = Counter()
     for run in dict.fromkeys(choice.run for choice in chosen):
-        for wanted, image in open_images(run, [c.wanted for c in chosen if c.run == run]):
-            if isinstance(image, str):
-                missing[image.rstrip(".")] += 1
+        for result in replay(run, [choice.request for choice in chosen if choice.run == run]):
+            if result.image is None:
+                problems[result.problem.rstrip(".")] += 1
             else:
-                found[run, wanted] = image
-    notes = [f"{k} of {len(chosen)} images could not be attacked again: {text}." for text, k in missing.items()]
-    return [_picture(board, c, found[c.run, c.wanted]) for c in chosen if (c.run, c.wanted) in found], notes
+                images[run, result.request] = result.image
+    notes = [f"{k} of {len(chosen)} images could not be attacked again: {text}." for text, k in problems.items()]
+    pictures = [_picture(board, c, images[c.run, c.request]) for c in chosen if (c.run, c.request) in images]
+    return pictures, notes
 
 
 def _picture(board: Board, choice: Choice, image: AdversarialImage) -> Picture:
-    wanted, names = choice.wanted, board.class_names[choice.model, choice.wanted.dataset]
+    row, names = choice.request, board.class_names[choice.model, choice.request.dataset]
     clean, x_adv = (x.permute(1, 2, 0).numpy() for x in (image.clean, image.x_adv))
-    before, after = (Says(names[o.prediction], o.confidence) for o in (image.before, image.after))
-    where = (choice.model, wanted.dataset, wanted.index, names[image.label])
-    return Picture(*where, wanted.attack, board.budget(wanted.eps), choice.why, *_uris(clean, x_adv), before, after)
+    where = (choice.model, row.dataset, row.index, names[image.label])
+    what = (row.attack, board.budget(row.eps), choice.why)
+    return Picture(*where, *what, *_uris(clean, x_adv), image.before, image.after)
 
 
 def _uris(clean: Pixels, x_adv: Pixels) -> tuple[str, str, str, str, str]:
@@ -136,7 +130,7 @@ def data_uri(pixels: Pixels, smooth: bool = True) -> str:
     return f"data:image/png;base64,{base64.b64encode(content.getvalue()).decode()}"
 
 
-def stored(images: Images, n: int) -> list[Picture]:
+def stored_pictures(images: Images, n: int) -> list[Picture]:
     """The first `n` broken images that a folder of `clipguard attack` keeps. Raises ResultError for a damaged one."""
     norm = images.content["run"]["norm"]
     cell = images.content["cells"][1]
@@ -154,8 +148,8 @@ def stored(images: Images, n: int) -> list[Picture]:
                     eps,
                     f"of run {images.number}",
                     *_uris(*_pair(file, i["index"])),
-                    _says(i["clean"]),
-                    _says(i["adversarial"]),
+                    _prediction(i["clean"], i["label"]),
+                    _prediction(i["adversarial"], i["label"]),
                 )
                 for i in broken
             ]
@@ -164,8 +158,8 @@ def stored(images: Images, n: int) -> list[Picture]:
         raise ResultError(f"{what}; attack the images again.") from error
 
 
-def _says(said: Mapping[str, Any]) -> Says:
-    return Says(said["class"], said["confidence"])
+def _prediction(stored: Mapping[str, Any], label: str) -> Prediction:
+    return Prediction(stored["class"], stored["confidence"], stored["class"] == label)
 
 
 def _pair(file: Any, index: int) -> tuple[Pixels, Pixels]:

@@ -7,9 +7,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from clipguard.adversarial.replay import Rerun, rerun
 from clipguard.attacks.methods.pgd import PGD
 from clipguard.attacks.registry import ATTACKS, attack_class
+from clipguard.benchmark.rerun_command import Rerun, rerun
 from clipguard.benchmark.results.table import protocol_line
 from clipguard.models.published import find_published, published_models
 from clipguard.models.source import HUB_PREFIX

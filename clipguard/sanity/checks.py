@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Literal, TypedDict, get_args
+from typing import Literal, get_args
 
 from scipy.stats import binomtest
 
+from clipguard.core.run_record import FindingRecord
 from clipguard.statistics.intervals import wilson_interval
 
 Verdict = Literal["failure", "warning", "not checked", "ok"]  # worst first
@@ -146,16 +147,6 @@ CHECKS: dict[str, Check] = {
         PINTOR,
     ),
 }
-
-
-class FindingRecord(TypedDict):
-    """A finding in a result file."""
-
-    id: str
-    verdict: Verdict
-    evidence: str
-    numbers: dict[str, float]
-    advice: str
 
 
 @dataclass(frozen=True)

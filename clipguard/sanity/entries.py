@@ -5,39 +5,22 @@ from __future__ import annotations
 import logging
 from collections import Counter
 from collections.abc import Container, Sequence
-from typing import TypedDict
 
-from clipguard.sanity.checks import CHECKS, Finding, FindingRecord
+from clipguard.core.run_record import FindingsRecord
+from clipguard.sanity.checks import CHECKS, Finding
 from clipguard.sanity.predictions import PREDICTION_CHECKS
 
 log = logging.getLogger("clipguard")
 NO_PROBES = "--no-probes"  # how probes are switched off
 
 
-class Entry(TypedDict):
-    """One of `run.findings` in a result file."""
-
-    model: str
-    dataset: str
-    findings: list[FindingRecord]
-
-
-def entry(model: str, dataset: str, findings: Sequence[Finding]) -> Entry:
-    """What was found out about a model on a data set, for the result file."""
+def entry(model: str, dataset: str, findings: Sequence[Finding]) -> FindingsRecord:
+    """One of `run.findings`."""
     return {"model": model, "dataset": dataset, "findings": [finding.to_dict() for finding in findings]}
 
 
-def alarms(findings: Sequence[Entry], checks: Container[str] = CHECKS, *, undecided: bool = True) -> list[str]:
-    """Lines for people.
-
-    Args:
-        findings: `run.findings`.
-        checks: those that are told of.
-        undecided: whether to tell also where there are too few images to tell.
-
-    Returns:
-        A line for each warning and failure.
-    """
+def alarms(findings: Sequence[FindingsRecord], checks: Container[str] = CHECKS, *, undecided: bool = True) -> list[str]:
+    """A line for each warning and failure of these checks in `run.findings`, and where chance cannot be told."""
     return [
         f"{f['verdict'].upper()} {f['id']}, {entry['model']} on {entry['dataset']}: {f['evidence']}. {f['advice']}"
         for entry in findings
@@ -46,13 +29,13 @@ def alarms(findings: Sequence[Entry], checks: Container[str] = CHECKS, *, undeci
     ]
 
 
-def say(findings: Sequence[Entry], *, undecided: bool = True) -> None:
+def say(findings: Sequence[FindingsRecord], *, undecided: bool = True) -> None:
     """Log what the predictions give away: nothing that is computed from them can be trusted before it is understood."""
     for line in alarms(findings, PREDICTION_CHECKS, undecided=undecided):
         log.warning(line.removeprefix("WARNING "))  # which the log says itself
 
 
-def finding_lines(findings: Sequence[Entry]) -> list[str]:
+def finding_lines(findings: Sequence[FindingsRecord]) -> list[str]:
     """`run.findings` for people: a line for each warning and failure, and one that counts all."""
     if not findings:
         return []

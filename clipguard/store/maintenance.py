@@ -59,7 +59,7 @@ class Summary:
             len(rows),
             len(segments),
             sum(sizes),
-            max(entry["to"] for segment in segments for entry in segment.wrote),
+            max(entry["to"] for segment in segments for entry in segment.cost_log),
         )
 
     def cells(self) -> list[str]:

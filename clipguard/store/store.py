@@ -1,4 +1,4 @@
-"""The store: how every image fared at every radius, under a hash of all that can change it (docs/store.md).
+"""The store: how every image fared at every eps, under a hash of all that can change it (docs/store.md).
 
 No file in it is ever changed. Writers only add segments, whose names are the SHA-256 of their content, so any number of
 processes can share a store without locks, and a damaged segment shows.
@@ -23,13 +23,14 @@ import pyarrow.parquet as pq
 
 from clipguard.core.errors import OutputError, ResultError, first_line
 from clipguard.core.output import make_folders
-from clipguard.core.samples import SAMPLE_COLUMNS
+from clipguard.core.run_record import CostLogEntry, StageCost
+from clipguard.core.samples import SAMPLE_COLUMNS, Sample
 
 FORMAT = 1
 MARKER, CELLS, DAMAGED, PARTS, KEY = "store.json", "cells", "damaged", "parts", "_key.json"
 COLUMNS = {"cell": "string", "image": "string"} | SAMPLE_COLUMNS
 ROW_KEY = ["index", "image", "label", "eps"]
-WROTE = b"clipguard"  # in a segment's metadata: who computed its rows, and what they cost
+COST_LOG = b"clipguard"  # key in a segment's metadata
 log = logging.getLogger("clipguard")
 
 
@@ -43,13 +44,20 @@ def sha256(content: bytes) -> str:
     return hashlib.sha256(content).hexdigest()
 
 
+class StoredSample(Sample):
+    """A row of the store: the cell that it belongs to, and the SHA-256 of its image."""
+
+    cell: str
+    image: str
+
+
 @dataclass(frozen=True)
 class Segment:
-    """Rows that were written together (`COLUMNS`), and a list of who computed how many of them, when, at what cost."""
+    """Rows that were written together (`COLUMNS`), and who computed how many of them, when, at what cost."""
 
     path: Path
     rows: pd.DataFrame
-    wrote: list[dict[str, Any]]
+    cost_log: list[CostLogEntry]
 
     @classmethod
     def parse(cls, path: Path, content: bytes) -> Segment:
@@ -60,7 +68,7 @@ class Segment:
         rows = table.to_pandas()[list(COLUMNS)].astype(COLUMNS)
         if set(rows["cell"]) != {path.parent.name}:
             raise ValueError("it belongs to another cell")
-        return cls(path, rows, json.loads(table.schema.metadata[WROTE]))
+        return cls(path, rows, json.loads(table.schema.metadata[COST_LOG]))
 
 
 class Store:
@@ -156,28 +164,28 @@ class StoredCell:
     def segments(self) -> list[Segment]:
         """All that are whole, by name; damaged ones are set aside with a warning."""
         while True:
-            found = self._read()
-            if found is not None:
-                return found
+            segments = self._read()
+            if segments is not None:
+                return segments
 
     def _read(self) -> list[Segment] | None:
         """The segments, or None if one went away meanwhile: another process has merged it into a new one."""
-        found = []
+        segments = []
         for path in sorted(self.folder.glob("*.parquet")):
             try:
-                found.append(Segment.parse(path, path.read_bytes()))
+                segments.append(Segment.parse(path, path.read_bytes()))
             except FileNotFoundError:
                 return None
             except (OSError, ValueError, KeyError, TypeError) as error:  # pyarrow's errors are ValueErrors and OSErrors
                 self.store.set_aside(path, first_line(error))
-        return found
+        return segments
 
-    def add(self, rows: pd.DataFrame, wrote: list[dict[str, Any]]) -> Path:
+    def add(self, rows: pd.DataFrame, cost_log: list[CostLogEntry]) -> Path:
         """Write a segment. Raises OutputError if the disk does not take it."""
         if read_key(self.folder) != self.key:
             self.store.write(self.folder / KEY, f"{canonical(self.key)}\n".encode())
         table = pa.Table.from_pandas(rows[list(COLUMNS)].astype(COLUMNS), preserve_index=False)
-        metadata = {**(table.schema.metadata or {}), WROTE: canonical(wrote).encode()}
+        metadata = {**(table.schema.metadata or {}), COST_LOG: canonical(cost_log).encode()}
         content = io.BytesIO()
         pq.write_table(table.replace_schema_metadata(metadata), content)
         path = self.folder / f"{sha256(content.getvalue())}.parquet"
@@ -190,7 +198,7 @@ class StoredCell:
         if len(segments) < 2 or not self.key:
             return 0
         rows = distinct(segments).sort_values(ROW_KEY, kind="stable")
-        kept = self.add(rows, sum_costs(entry for segment in segments for entry in segment.wrote))
+        kept = self.add(rows, sum_costs(entry for segment in segments for entry in segment.cost_log))
         old = [segment.path for segment in segments if segment.path != kept]
         for path in old:
             path.unlink(missing_ok=True)
@@ -204,20 +212,28 @@ def distinct(segments: list[Segment]) -> pd.DataFrame:
     return pd.concat([s.rows for s in segments], ignore_index=True).drop_duplicates(ROW_KEY, ignore_index=True)
 
 
-def sum_costs(entries: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
+def sum_costs(entries: Iterable[CostLogEntry]) -> list[CostLogEntry]:
     """Entries of the same versions and machine as one."""
-    found: dict[str, dict[str, Any]] = {}
+    totals: dict[str, CostLogEntry] = {}
     for entry in entries:
         who = canonical({"versions": entry["versions"], "device": entry["device"]})
-        if who not in found:
-            found[who] = {**entry, "stages": {}, "rows": 0}
-        total = found[who]
+        if who not in totals:
+            totals[who] = {**entry, "stages": {}, "rows": 0}
+        total = totals[who]
         total["rows"] += entry["rows"]
         total["from"], total["to"] = min(total["from"], entry["from"]), max(total["to"], entry["to"])
         for stage, cost in entry["stages"].items():
-            sums = total["stages"].setdefault(stage, dict.fromkeys(cost, 0))
-            total["stages"][stage] = {name: sums[name] + value for name, value in cost.items()}
-    return list(found.values())
+            before = total["stages"].get(stage)
+            total["stages"][stage] = cost if before is None else _sum(before, cost)
+    return list(totals.values())
+
+
+def _sum(one: StageCost, other: StageCost) -> StageCost:
+    return {
+        "forward": one["forward"] + other["forward"],
+        "backward": one["backward"] + other["backward"],
+        "seconds": one["seconds"] + other["seconds"],
+    }
 
 
 def read_key(folder: Path) -> dict[str, Any]:

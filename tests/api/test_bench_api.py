@@ -11,7 +11,7 @@ import pytest
 import torch
 
 import clipguard
-from clipguard.adversarial.replay import rerun
+from clipguard.benchmark.rerun_command import rerun
 from clipguard.cli import run
 from clipguard.core.errors import ClipguardError
 

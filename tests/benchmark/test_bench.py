@@ -181,5 +181,5 @@ def test_how_many_images_are_left_out_is_said_once_for_each_set(caplog: pytest.L
     size = len(clipguard.load_dataset("emoji-food"))
     with caplog.at_level("INFO", logger="clipguard"):
         run(n_samples=5, attacks=["none", "pgd-2"], eps=["1"])
-    said = [record.getMessage() for record in caplog.records if "--n-samples" in record.getMessage()]
-    assert said == [f"emoji-food: 5 of {size} images, --n-samples all for the rest"]
+    said = [record.getMessage() for record in caplog.records if "n_samples" in record.getMessage()]
+    assert said == [f"emoji-food: 5 of {size} images, `n_samples=all` for the rest"]

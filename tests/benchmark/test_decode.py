@@ -12,7 +12,7 @@ import pytest
 import torch
 
 import clipguard
-from clipguard.adversarial.replay import rerun
+from clipguard.benchmark.rerun_command import rerun
 from clipguard.benchmark.results.result import BenchResult
 from clipguard.cli import run
 from clipguard.comparison.comparability import unlike

@@ -57,7 +57,7 @@ def test_an_answer_that_cannot_be_read_or_kept_is_found_again(
     assert json.loads(kept.read_text())["answer"] == answer["tiny"]
     kept.write_text("{")
     made = len(tests_made)
-    monkeypatch.setattr(benchmark, "_found", {})  # as in another process
+    monkeypatch.setattr(benchmark, "_answers", {})  # as in another process
     assert measure().run["batch_invariant"] == answer
     assert len(tests_made) > made
     (tmp_path / "file").write_text("")

@@ -15,9 +15,9 @@ import pytest
 import typer
 
 import clipguard
-from clipguard.adversarial.replay import NO_OPTION, rerun
 from clipguard.benchmark.plan import BenchPlan
 from clipguard.benchmark.protocols import PROTOCOLS, make_plan
+from clipguard.benchmark.rerun_command import NO_OPTION, rerun
 from clipguard.cli import app, run
 from clipguard.core.errors import ClipguardError
 from clipguard.models.inspection import bench_command

@@ -17,7 +17,7 @@ from clipguard.benchmark.plan import BenchPlan
 from clipguard.benchmark.results.folder import ResultFolder
 from clipguard.benchmark.results.result import BenchResult
 from clipguard.benchmark.results.table import to_markdown
-from clipguard.benchmark.runner import bench
+from clipguard.benchmark.runner import run_plan
 from clipguard.comparison.compare import Comparison
 from clipguard.comparison.inputs import find_sides
 from clipguard.comparison.output import comparison_notes
@@ -32,18 +32,23 @@ CLEAN: dict[str, Any] = {"datasets": SETS, "attacks": ("none",)}
 
 
 class Measured:
-    """`bench`, and the plans it was asked for."""
+    """`run_plan`, and the plans it was asked for."""
 
     def __init__(self) -> None:
         self.plans: list[BenchPlan] = []
 
     def __call__(self, plan: BenchPlan) -> BenchResult:
         self.plans.append(plan)
-        return bench(plan)
+        return run_plan(plan)
 
 
 def run(
-    base: str, candidate: str, measure: Callable[[BenchPlan], BenchResult] = bench, *, first: int = 20, **options: Any
+    base: str,
+    candidate: str,
+    measure: Callable[[BenchPlan], BenchResult] = run_plan,
+    *,
+    first: int = 20,
+    **options: Any,
 ) -> tuple[Comparison, BenchResult]:
     rules = Rules(options.pop("max_drop", 1.0), metrics=options.pop("metrics", ("clean", "robust", "average")))
     return compare_in_batches(find_sides(base, candidate, options), rules, measure, first=first)

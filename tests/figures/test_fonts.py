@@ -13,9 +13,10 @@ from fontTools.fontBuilder import FontBuilder
 from fontTools.pens.ttGlyphPen import TTGlyphPen
 from matplotlib.font_manager import fontManager
 
+from clipguard.core.prediction import Prediction
 from clipguard.figures import fonts
 from clipguard.figures.fonts import families, lacking
-from clipguard.figures.grid import Caption, Triple, draw_grid
+from clipguard.figures.grid import Triple, draw_grid
 from clipguard.figures.style import SERIES, Plot, label, new_figure, style
 from clipguard.figures.text import Page
 
@@ -84,7 +85,7 @@ def test_what_no_font_has_stays_text_in_svg() -> None:
 def test_boxes_are_told(caplog: pytest.LogCaptureFixture) -> None:
     grey = np.full((8, 8, 3), 0.5, np.float32)
     with caplog.at_level(logging.WARNING, logger="clipguard"):
-        draw_grid([Triple("#0", grey, grey, Caption(CAT, 0.5, True), Caption("dog", 0.5, False), None)], "title")
+        draw_grid([Triple("#0", grey, grey, Prediction(CAT, 0.5, True), Prediction("dog", 0.5, False), None)], "title")
     (message,) = caplog.messages
     assert message.startswith(f"grid.png: no font here has {CAT}, which are drawn as boxes")
 
@@ -97,7 +98,7 @@ def test_an_installed_font_draws_what_ours_lacks(caplog: pytest.LogCaptureFixtur
     assert words(files["p.svg"].decode()) == []
     grey = np.full((8, 8, 3), 0.5, np.float32)
     with caplog.at_level(logging.WARNING, logger="clipguard"):
-        draw_grid([Triple(CAT, grey, grey, Caption(CAT, 0.5, True), Caption("dog", 0.5, False), None)], CAT)
+        draw_grid([Triple(CAT, grey, grey, Prediction(CAT, 0.5, True), Prediction("dog", 0.5, False), None)], CAT)
     assert "clipguard" not in [record.name for record in caplog.records]
     page = Page(np.full((60, 60, 3), 255, np.uint8))
     page.text(0, 50, CAT[0], 50, color="black")

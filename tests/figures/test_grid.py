@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from clipguard.core.prediction import Prediction
 from clipguard.figures import grid
-from clipguard.figures.grid import Caption, Triple, amplification, choose_columns, draw_grid, fit_image
+from clipguard.figures.grid import Triple, amplification, choose_columns, draw_grid, fit_image
 from clipguard.figures.text import Ruler
 
 LONG = "a class name that goes on $ and on $ much longer than any panel is wide, 日本語 included"
@@ -23,8 +24,8 @@ def triple(number: int, size: tuple[int, int] = (48, 48), name: str = "cat") -> 
     by = ("apgd-ce", None, "clean")[number % 3]
     noise = 4 / 255 * rng.choice([-1, 1], clean.shape).astype(np.float32)
     x_adv = clean if by == "clean" else (clean + noise).clip(0, 1)
-    before = Caption(name, 0.91, by != "clean")
-    after = Caption("dog", 0.5, True) if by is None else Caption("dog", 0.5, False)
+    before = Prediction(name, 0.91, by != "clean")
+    after = Prediction("dog", 0.5, True) if by is None else Prediction("dog", 0.5, False)
     return Triple(f"#{number}  {name}", clean, x_adv, before, after, by)
 
 
@@ -75,7 +76,7 @@ def test_odd_shapes_long_names_and_other_scripts(caplog: pytest.LogCaptureFixtur
 
 def test_marks_tell_right_from_wrong_without_colour() -> None:
     right, wrong = (
-        draw_grid([Triple("t", x, x, Caption("cat", 0.5, good), Caption("cat", 0.5, good), None)], "t")
+        draw_grid([Triple("t", x, x, Prediction("cat", 0.5, good), Prediction("cat", 0.5, good), None)], "t")
         for x in [np.full((8, 8, 3), 0.5, np.float32)]
         for good in (True, False)
     )

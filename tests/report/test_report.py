@@ -15,12 +15,12 @@ import pandas as pd
 import pytest
 from PIL import Image
 
-from clipguard.adversarial.replay import Wanted, attack_again
+from clipguard.adversarial.replay import ReplayRequest, replay_images
 from clipguard.benchmark.results.result import BenchResult
 from clipguard.cli import run
 from clipguard.report import classes, page
 from clipguard.report.board import CLEAN, Board, make_boards, read_runs, short_names
-from clipguard.report.gallery import choose, stored
+from clipguard.report.gallery import choose, stored_pictures
 from clipguard.report.plots import ROBUST, WRONG, share_table
 from clipguard.sanity.checks import VERDICTS
 from clipguard.statistics.intervals import wilson_interval
@@ -152,21 +152,22 @@ def test_shares_are_those_of_the_rows(board: Board) -> None:
 
 def test_the_gallery_is_of_broken_images_of_many_classes(board: Board) -> None:
     chosen = choose(board, 8)
-    assert len({(c.model, c.wanted.dataset, c.wanted.index) for c in chosen}) == 8
-    assert len({(c.model, c.wanted.dataset) for c in chosen}) == 4
+    assert len({(c.model, c.request.dataset, c.request.index) for c in chosen}) == 8
+    assert len({(c.model, c.request.dataset) for c in chosen}) == 4
     s = board.samples
     for c in chosen:
-        image = s[(s["model"] == c.model) & (s["dataset"] == c.wanted.dataset) & (s["index"] == c.wanted.index)]
+        image = s[(s["model"] == c.model) & (s["dataset"] == c.request.dataset) & (s["index"] == c.request.index)]
         broken = image[(image["attack"] != CLEAN) & ~image["robust"]]
-        assert c.wanted.eps == broken["eps"].min()
+        assert c.request.eps == broken["eps"].min()
 
 
 def test_an_image_attacked_again_comes_out_as_it_was(runs: Path, board: Board) -> None:
     result = BenchResult.read(runs / "both")
-    wanted = choose(board, 1)[0].wanted
-    ((row, image),) = attack_again(result.run, [wanted])
-    assert row == wanted
-    assert not isinstance(image, str)
+    wanted = choose(board, 1)[0].request
+    (replay,) = replay_images(result.run, [wanted])
+    image = replay.image
+    assert replay.request == wanted
+    assert image is not None
     s = result.samples
     then = s[(s["index"] == wanted.index) & (s["eps"] == wanted.eps) & (s["attack"] == wanted.attack)]
     then = then[(then["model"] == "tiny") & (then["dataset"] == wanted.dataset)].iloc[0]
@@ -187,10 +188,9 @@ CHANGED: dict[str, tuple[Edit, str]] = {
 def test_what_cannot_be_attacked_again_has_a_reason(what: str, runs: Path, tmp_path: Path) -> None:
     edit, note = CHANGED[what]
     result = BenchResult.read(edited(runs / "both", tmp_path / "run", edit))
-    wanted = Wanted("tiny", "emoji-food", "pgd-10", 4.0, 0, 0)
-    ((_, reason),) = attack_again(result.run, [wanted])
-    assert isinstance(reason, str)
-    assert note in reason
+    (replay,) = replay_images(result.run, [ReplayRequest("tiny", "emoji-food", "pgd-10", 4.0, 0, 0)])
+    assert replay.image is None
+    assert note in replay.problem
 
 
 def test_a_missing_picture_is_a_note_and_no_failure(runs: Path, tmp_path: Path) -> None:
@@ -202,10 +202,9 @@ def test_a_missing_picture_is_a_note_and_no_failure(runs: Path, tmp_path: Path) 
 
 def test_a_model_that_is_gone_gives_a_reason(runs: Path) -> None:
     result = BenchResult.read(runs / "both")
-    gone = Wanted("local-dir:nowhere", "emoji-food", "pgd-10", 4.0, 0, 0)
-    ((_, reason),) = attack_again(result.run, [gone])
-    assert isinstance(reason, str)
-    assert "nowhere" in reason
+    (replay,) = replay_images(result.run, [ReplayRequest("local-dir:nowhere", "emoji-food", "pgd-10", 4.0, 0, 0)])
+    assert replay.image is None
+    assert "nowhere" in replay.problem
 
 
 BAD = {
@@ -284,7 +283,7 @@ def test_findings_are_shown_worst_first(runs: Path, tmp_path: Path) -> None:
 
 def test_the_picture_of_a_stored_image_is_the_image(runs: Path) -> None:
     _, (images,) = read_runs([runs / "both", runs / "images"])
-    pictures = stored(images, 2)
+    pictures = stored_pictures(images, 2)
     assert pictures
     for picture in pictures:
         png = base64.b64decode(picture.adversarial.partition(",")[2])

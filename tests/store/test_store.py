@@ -20,12 +20,12 @@ from torch import nn
 
 import clipguard
 from clipguard.attacks.engine.batch_invariance import find_fill
-from clipguard.benchmark import session as ledger
+from clipguard.benchmark import store_session
 from clipguard.benchmark.plan import BenchPlan
 from clipguard.benchmark.results.folder import ResultFolder
 from clipguard.benchmark.results.result import BenchResult
 from clipguard.benchmark.results.table import to_markdown
-from clipguard.benchmark.runner import bench as run_plan
+from clipguard.benchmark.runner import run_plan
 from clipguard.cli import run
 from clipguard.core.eps import read_eps
 from clipguard.core.errors import OutputError, ResultError
@@ -44,8 +44,8 @@ HARNESS = Path(__file__).with_name("killed_runs.py")
 
 @pytest.fixture(autouse=True)
 def segments_of_every_result(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(ledger, "FLUSH_SECONDS", 0.0)
-    monkeypatch.setattr(ledger, "MANY", 1000)
+    monkeypatch.setattr(store_session, "FLUSH_SECONDS", 0.0)
+    monkeypatch.setattr(store_session, "MOST_SEGMENTS", 1000)
 
 
 @pytest.fixture(scope="module")
@@ -57,8 +57,8 @@ def fresh() -> BenchResult:
 def filled(tmp_path_factory: pytest.TempPathFactory) -> Path:
     store = tmp_path_factory.mktemp("filled") / "store"
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(ledger, "FLUSH_SECONDS", 0.0)
-        patch.setattr(ledger, "MANY", 1000)  # not merged
+        patch.setattr(store_session, "FLUSH_SECONDS", 0.0)
+        patch.setattr(store_session, "MOST_SEGMENTS", 1000)  # not merged
         measure(store)
     return store
 
@@ -301,7 +301,7 @@ def test_the_reference_is_reused_whole_or_not_at_all(tmp_path: Path) -> None:
 def test_many_segments_are_merged_when_a_run_is_done(filled: Path, tmp_path: Path, monkeypatch: Any) -> None:
     store = shutil.copytree(filled, tmp_path / "store")
     assert len(segments(store)) > 16
-    monkeypatch.setattr(ledger, "MANY", 16)
+    monkeypatch.setattr(store_session, "MOST_SEGMENTS", 16)
     before = measure(store)
     assert len(segments(store)) == 1
     after = measure(store)
@@ -449,12 +449,12 @@ class StopsAfter:
 
 @pytest.mark.parametrize("images", [1, 3, 7, 11])
 def test_an_interrupted_run_goes_on(images: int, fresh: BenchResult, tmp_path: Path, monkeypatch: Any) -> None:
-    monkeypatch.setattr(ledger, "FLUSH_SECONDS", 1e9)  # only what is written on the way out
+    monkeypatch.setattr(store_session, "FLUSH_SECONDS", 1e9)  # only what is written on the way out
     eps = tuple(read_eps(["1,4"], "linf"))
     plan = BenchPlan(("tiny",), ("emoji-food",), eps, attacks=tuple(FAST["attacks"]), n_samples=12, device="cpu")
     with pytest.raises(StopError):
         run_plan(plan, progress=StopsAfter(images), store=Store(tmp_path / "store"))
-    monkeypatch.setattr(ledger, "FLUSH_SECONDS", 0.0)
+    monkeypatch.setattr(store_session, "FLUSH_SECONDS", 0.0)
     resumed = measure(tmp_path / "store")
     assert counts(resumed)[0] >= images
     assert files(resumed, tmp_path / "resumed") == files(fresh, tmp_path / "fresh")

@@ -10,7 +10,8 @@ from typing import Any
 import pandas as pd
 
 from clipguard.core.errors import ResultError, first_line
-from clipguard.core.samples import SAMPLE_COLUMNS, sample_frame
+from clipguard.core.run_record import RunRecord
+from clipguard.core.samples import SAMPLE_COLUMNS, Sample, sample_frame
 from clipguard.statistics.intervals import wilson_interval
 
 SCHEMA = 1
@@ -62,7 +63,7 @@ class Cell:
 class BenchResult:
     """A run's cells (`cells`), per-image rows (`samples`), and provenance (`run`)."""
 
-    run: dict[str, Any]
+    run: RunRecord
     cells: list[Cell] = field(default_factory=list)
     samples: pd.DataFrame = field(default_factory=lambda: sample_frame([]))
 
@@ -89,7 +90,7 @@ class BenchResult:
             raise ResultError(f"{file} and the {SAMPLES} beside it are not of one run; copy both files of a run.")
         return result
 
-    def add(self, rows: list[dict[str, Any]] | pd.DataFrame) -> None:
+    def add(self, rows: list[Sample] | pd.DataFrame) -> None:
         """Append the rows of one or more complete cells, and their summaries."""
         frame = rows if isinstance(rows, pd.DataFrame) else sample_frame(rows)
         keys = ["model", "dataset", "norm", "attack", "eps"]

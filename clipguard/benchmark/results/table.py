@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
 from clipguard.benchmark.results.result import BenchResult, Cell
+from clipguard.core.run_record import ProtocolRecord
 from clipguard.sanity.entries import finding_lines
 
 AVERAGE = "average"
@@ -77,7 +78,7 @@ def caption(result: BenchResult) -> str:
     return f"Accuracy in %, with 95 % Wilson intervals; {what}{nested}{protocol}; {seed}.{digits}{partial}"
 
 
-def protocol_line(protocol: Mapping[str, Any]) -> str:
+def protocol_line(protocol: ProtocolRecord) -> str:
     """`protocol fare`, and what was changed beside it."""
     changes = ", ".join(f"{key} {_plain(value)}" for key, value in protocol["overrides"].items())
     return f"protocol {protocol['name']}{f' CHANGED: {changes}' if changes else ''}"

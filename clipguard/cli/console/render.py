@@ -10,12 +10,13 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from clipguard.adversarial.result import PREDICTED, AdversarialImage, AdversarialResult, Opinion
+from clipguard.adversarial.result import PREDICTED, AdversarialImage, AdversarialResult
 from clipguard.benchmark.diagnosis import Diagnosis
 from clipguard.benchmark.results.result import BenchResult
 from clipguard.benchmark.results.table import AVERAGE, caption, columns, heading, interval, rows
 from clipguard.comparison.compare import Comparison
 from clipguard.comparison.output import cell_values, comparison_notes
+from clipguard.core.prediction import Prediction
 from clipguard.sanity.checks import VERDICTS
 from clipguard.sanity.entries import alarms, finding_lines
 
@@ -121,7 +122,7 @@ def print_images(result: AdversarialResult) -> None:
     table.add_column("as PNG", no_wrap=True)
     for image in result.images:
         label, broken_by = result.class_names[image.label], image.row["broken_by"] or "–"
-        before, after = (_opinion(o, image.label, result.class_names) for o in (image.before, image.after))
+        before, after = (_prediction(p) for p in (image.before, image.after))
         after = Text("not attacked", style="dim") if image.row["broken_by"] == "clean" else after
         distance = f"{image.row['distance']:.3g}{unit}" if image.broken else "–"
         table.add_row(str(image.index), Text(label), before, after, Text(broken_by), distance, _as_png(image))
@@ -132,10 +133,10 @@ def print_images(result: AdversarialResult) -> None:
     print_findings(console, alarms(result.run.get("findings", [])))
 
 
-def _opinion(opinion: Opinion, label: int, names: list[str]) -> Text:
-    right = opinion.prediction == label
-    text = Text(f"{'✓' if right else '✗'} {names[opinion.prediction]} ", style="green" if right else "red")
-    return text.append(f"{100 * opinion.confidence:.0f}%", style="dim")
+def _prediction(prediction: Prediction) -> Text:
+    mark, colour = ("✓", "green") if prediction.right else ("✗", "red")
+    text = Text(f"{mark} {prediction.name} ", style=colour)
+    return text.append(f"{100 * prediction.confidence:.0f}%", style="dim")
 
 
 def _as_png(image: AdversarialImage) -> str:

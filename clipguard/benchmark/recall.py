@@ -1,0 +1,90 @@
+"""What the store knows of a recipe on the images of a data set, so that it need not be computed again."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import pandas as pd
+import torch
+
+from clipguard.attacks.engine.options import EpsMode
+from clipguard.attacks.engine.outcome import EpsOutcome, Example, ImageOutcome
+from clipguard.attacks.engine.schedule import recall
+from clipguard.benchmark.plan import BenchPlan
+from clipguard.benchmark.results.sample_rows import table_unit
+from clipguard.benchmark.task import KnownOutcomes, Task
+from clipguard.core.run_record import StageCost, StageCosts
+from clipguard.store.store import Segment, StoredCell, distinct, sum_costs
+
+
+@dataclass(frozen=True)
+class Recalled:
+    """What is known already.
+
+    Results are counted one for each image and eps, and one for the clean image.
+
+    Attributes:
+        outcomes: of the images that are known at every eps.
+        partly: by index, what is known of the other images.
+        reused: results that need not be computed.
+        asked: all results that were asked for.
+        costs: what the reused results took when they were computed.
+    """
+
+    outcomes: list[ImageOutcome]
+    partly: dict[int, KnownOutcomes]
+    reused: int
+    asked: int
+    costs: StageCosts = field(default_factory=dict)
+
+
+def recall_outcomes(cell: StoredCell | None, plan: BenchPlan, task: Task, eps: Sequence[float]) -> Recalled:
+    """What a cell of the store knows of the images of a task at these eps (pixels of [0,1]); nothing without a cell."""
+    segments = cell.segments() if cell else []
+    known = _known_outcomes(segments, task, table_unit(plan.norm))
+    mode: EpsMode = "independent" if plan.engine == "reference" else plan.eps_mode
+    examples = [Example(i, torch.empty(0), label, known.get(i, {})) for i, label in task.labels().items()]
+    outcomes = [outcome for example in examples if (outcome := recall(example, list(eps), mode))]
+    if plan.engine == "reference" and len(outcomes) < len(examples):  # outcomes of one batch belong together
+        outcomes, known = [], {}
+    for outcome in outcomes:
+        known.pop(outcome.index)
+    results = {0.0, *eps}
+    reused = len(outcomes) * len(results) + sum(len(results & set(part)) for part in known.values())
+    return Recalled(outcomes, known, reused, len(examples) * len(results), _share_of_costs(segments, task))
+
+
+def _known_outcomes(segments: list[Segment], task: Task, unit: int) -> dict[int, KnownOutcomes]:
+    """The rows of these very images (same pixels, index and label), by index and eps."""
+    labels = task.labels()
+    known: dict[int, dict[float, EpsOutcome]] = defaultdict(dict)
+    for row in distinct(segments).to_dict("records"):
+        index, eps = row["index"], row["eps"] / unit
+        if task.hashes.get(index) == row["image"] and labels[index] == row["label"]:
+            broken_by = None if pd.isna(row["broken_by"]) else row["broken_by"]
+            distance = row["distance"] / unit
+            known[index][eps] = EpsOutcome(eps, row["robust"], row["adv_pred"], broken_by, distance, row["margin"])
+    return dict(known)
+
+
+def _share_of_costs(segments: list[Segment], task: Task) -> StageCosts:
+    """What the rows of these images took: of each segment, their share of its rows."""
+    total: dict[str, dict[str, float]] = {}
+    for segment in segments:
+        rows = zip(segment.rows["index"], segment.rows["image"], strict=True)
+        share = sum(task.hashes.get(index) == image for index, image in rows) / len(segment.rows)
+        for entry in sum_costs(segment.cost_log):
+            for stage, cost in entry["stages"].items():
+                sums = total.setdefault(stage, dict.fromkeys(cost, 0.0))
+                total[stage] = {name: sums[name] + share * value for name, value in cost.items()}
+    return {stage: _rounded(cost) for stage, cost in total.items()}
+
+
+def _rounded(cost: dict[str, float]) -> StageCost:
+    return {
+        "forward": round(cost["forward"]),
+        "backward": round(cost["backward"]),
+        "seconds": round(cost["seconds"], 3),
+    }

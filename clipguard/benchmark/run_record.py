@@ -1,0 +1,51 @@
+"""The record of a run as it starts: everything that can change a number."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from datetime import datetime, timezone
+from typing import cast
+
+from clipguard.attacks.recipes import Recipe
+from clipguard.benchmark.plan import BenchPlan
+from clipguard.benchmark.task import Task, engine_options
+from clipguard.core.eps import notice_small_eps
+from clipguard.core.provenance import machine, versions
+from clipguard.core.run_record import AttackRecord, ModelRecord, RunRecord
+from clipguard.models.loading import ModelInfo
+
+
+def start_record(
+    plan: BenchPlan, infos: Mapping[str, ModelInfo], tasks: Sequence[Task], recipes: Sequence[Recipe], device: str
+) -> RunRecord:
+    """`run` of the result files, still without costs and findings; `infos` by the models' names as typed."""
+    notice_small_eps(plan.eps, plan.norm)
+    return {
+        "complete": False,
+        "started": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        "wall_seconds": 0.0,
+        "versions": versions(),
+        "machine": machine(device),
+        "plan": plan.to_dict(),
+        "seed": plan.seed,
+        "norm": plan.norm,
+        "eps": [eps.typed for eps in plan.eps],
+        "eps_mode": plan.eps_mode,
+        "protocol": {"name": plan.protocol, "overrides": dict(plan.overrides)} if plan.protocol else None,
+        "resolution": plan.resolution,
+        "resize": plan.resize,
+        "decode": plan.decode,
+        "logit_scale": plan.logit_scale or "model",
+        "class_names": plan.class_names,
+        "quantize": plan.quantize,
+        "engine": plan.engine,
+        "precision": engine_options(plan, device).precision,
+        "compile": plan.compile,
+        "batch_size": plan.batch_size or "auto",
+        "text": plan.text,
+        "models": {name: cast(ModelRecord, info.to_dict()) for name, info in infos.items()},
+        "datasets": {task.name: task.record() for task in tasks},
+        "attacks": {recipe.name: cast(AttackRecord, recipe.parameters()) for recipe in recipes},
+        "batch_invariant": {},
+        "costs": [],
+    }

@@ -1,0 +1,165 @@
+"""The record of a run, typed: `run` in results.json and its parts. docs/results.md says what each key means."""
+
+from __future__ import annotations
+
+from typing import Any, Literal, TypedDict
+
+from clipguard.core.notices import Notice
+from clipguard.core.provenance import Machine
+
+
+class StageCost(TypedDict):
+    """Passes, counted in images, and seconds of one attack, of "clean" or of "verification"."""
+
+    forward: int
+    backward: int
+    seconds: float
+
+
+StageCosts = dict[str, StageCost]  # by attack
+
+
+class _CostOfRows(TypedDict):
+    model: str
+    dataset: str
+    norm: str
+    attack: str
+    batch_size: int | None
+    stages: StageCosts
+
+
+class CostRecord(_CostOfRows, total=False):
+    """One of `run.costs`. The last three are of runs with a store; `stored` is what the reused results took."""
+
+    reused: int
+    computed: int
+    stored: StageCosts
+
+
+CostLogEntry = TypedDict(  # a class cannot have the key "from"
+    "CostLogEntry",
+    {"versions": dict[str, str], "device": str, "from": str, "to": str, "rows": int, "stages": StageCosts},
+)
+"""Who computed how many rows of the store, when (UTC, ISO 8601), on what, and what it took."""
+
+
+class FindingRecord(TypedDict):
+    """One answer of a sanity check (docs/doctor.md)."""
+
+    id: str
+    verdict: Literal["ok", "warning", "failure", "not checked"]
+    evidence: str
+    numbers: dict[str, float]
+    advice: str
+
+
+class FindingsRecord(TypedDict):
+    """One of `run.findings`: the answers about one model on one data set."""
+
+    model: str
+    dataset: str
+    findings: list[FindingRecord]
+
+
+class ModelRecord(TypedDict):
+    """One of `run.models`: `ModelInfo` as JSON."""
+
+    name: str
+    architecture: str
+    weights: str
+    sha256: str
+    activation: str
+    mean: list[float]
+    std: list[float]
+    image_size: list[int]
+    interpolation: str
+    resize_mode: str
+    parameters: int
+    image_parameters: int
+    logit_scale: float
+    logit_bias: float | None
+    text: str
+    text_sha256: str | None
+    format: str
+    base: str | None
+    base_sha256: str | None
+    base_cosine: float | None
+    detected: list[str]
+
+
+class DatasetRecord(TypedDict):
+    """One of `run.datasets`: which images were evaluated (`n` of `of`), and what they were classified by."""
+
+    source: str
+    split: str
+    n: int
+    of: int
+    fingerprint: str
+    class_names: list[str]
+    templates: list[str]
+    pixels: dict[str, int]
+    indices: list[int]
+
+
+class AttackRecord(TypedDict):
+    """One of `run.attacks`: every parameter of a recipe, stage by stage."""
+
+    name: str
+    eot: int
+    stages: list[dict[str, Any]]
+
+
+class ProtocolRecord(TypedDict):
+    """The protocol of a run, and every setting that differs from it."""
+
+    name: str
+    overrides: dict[str, Any]
+
+
+class BatchInvariance(TypedDict):
+    """Whether an image's bits are the same in any batch, and how passes are filled up for it."""
+
+    holds: bool
+    fill: Literal["least", "multiple", "full", "alone"]
+
+
+class _AlwaysRecorded(TypedDict):
+    complete: bool
+    started: str
+    wall_seconds: float
+    versions: dict[str, str]
+    machine: Machine
+    seed: int
+    norm: str
+    eps: list[float]
+    eps_mode: str
+    resolution: str
+    quantize: bool
+    engine: str
+    precision: str
+    compile: bool
+    batch_size: int | str
+    text: str
+    models: dict[str, ModelRecord]
+    datasets: dict[str, DatasetRecord]
+    attacks: dict[str, AttackRecord]
+    costs: list[CostRecord]
+
+
+class RunRecord(_AlwaysRecorded, total=False):
+    """`run` in results.json and run.json: everything that can change a number, and what came of it beside the cells.
+
+    Runs of an older clipguard lack some of the keys: read those that were added with `get`.
+    """
+
+    plan: dict[str, Any]
+    protocol: ProtocolRecord | None
+    resize: str
+    decode: str
+    logit_scale: float | str
+    class_names: str
+    batch_invariant: dict[str, BatchInvariance]
+    notices: list[Notice]
+    probes: bool
+    findings: list[FindingsRecord]
+    labels: str  # `clipguard attack`: where they come from
