@@ -8,6 +8,7 @@ from typing import Any
 
 import yaml
 
+from clipguard.core.eps import show_eps
 from clipguard.finetuning.record import RunRecord
 from clipguard.finetuning.training.accuracy import Accuracy
 from clipguard.sanity.entries import alarms
@@ -104,5 +105,4 @@ def percent(accuracy: Accuracy) -> str:
 
 def eps_label(config: Mapping[str, Any]) -> str:
     """`linf eps 8/255`, from the settings of a run."""
-    unit = "/255" if config["norm"] == "linf" else ""
-    return f"{config['norm']} eps {config['eps']:g}{unit}"
+    return f"{config['norm']} eps {show_eps(config['eps'], config['norm'])}"

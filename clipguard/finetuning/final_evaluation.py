@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple, TypedDict
+from typing import TYPE_CHECKING, NamedTuple, TypedDict
 
 import torch
 
@@ -17,18 +17,18 @@ from clipguard.models.loading import LoadedModel
 from clipguard.sanity.entries import entry, say
 from clipguard.sanity.predictions import prediction_findings
 
+if TYPE_CHECKING:
+    from typing_extensions import NotRequired
 
-class _Evaluation(TypedDict):
-    images: str
+
+class EvaluationRecord(TypedDict):
+    """`evaluation` of `run.json`."""
+
+    images: str  # which, in words; "none: ..." says why there are none
     indices: list[int]
     attack: str
-    scores: dict[str, Accuracies]
-
-
-class EvaluationRecord(_Evaluation, total=False):
-    """`evaluation` of `run.json`: which images, and accuracies by model; `findings` where there are scores."""
-
-    findings: list[FindingsRecord]
+    scores: dict[str, Accuracies]  # by model
+    findings: NotRequired[list[FindingsRecord]]  # where there are scores
 
 
 class EvaluationImages(NamedTuple):

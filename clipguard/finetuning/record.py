@@ -6,7 +6,7 @@ import json
 from datetime import datetime, timezone
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, TypedDict, cast
+from typing import TYPE_CHECKING, Any, TypedDict, cast
 
 from clipguard.core.eps import PIXEL
 from clipguard.core.errors import FinetuneError
@@ -18,10 +18,15 @@ from clipguard.finetuning.training.data import TrainingData
 from clipguard.finetuning.training.trainer import Trainer
 from clipguard.models.loading import LoadedModel
 
+if TYPE_CHECKING:
+    from typing_extensions import NotRequired
+
 SCHEMA, RUN_NAME = 1, "run.json"
 
 
-class _Resolved(TypedDict):
+class Resolved(TypedDict):
+    """What the settings came to; `step_size` is in the units of eps."""
+
     steps: int
     images_per_step: int
     warmup_steps: int
@@ -32,12 +37,7 @@ class _Resolved(TypedDict):
     precision: str
     processes: int
     chosen_by: str
-
-
-class Resolved(_Resolved, total=False):
-    """What the settings came to; `step_size` in the units of eps. `exported_step` is there once the run is complete."""
-
-    exported_step: int
+    exported_step: NotRequired[int]  # once the run is complete
 
 
 class DatasetRecord(TypedDict):
@@ -54,7 +54,9 @@ class DatasetRecord(TypedDict):
     validation_indices: list[int]
 
 
-class _StartedRun(TypedDict):
+class RunRecord(TypedDict):
+    """The content of `run.json`."""
+
     schema: int
     complete: bool
     started: str
@@ -66,15 +68,11 @@ class _StartedRun(TypedDict):
     base: dict[str, Any]  # fields of `ModelInfo`
     dataset: DatasetRecord
     notices: list[Notice]
-
-
-class RunRecord(_StartedRun, total=False):
-    """The content of `run.json`. From `training_seconds` on, keys are there once the run is complete."""
-
-    training_seconds: float
-    sha256: str
-    text: str
-    evaluation: EvaluationRecord
+    # Once the run is complete:
+    training_seconds: NotRequired[float]
+    sha256: NotRequired[str]  # of the tuned weights
+    text: NotRequired[str]  # what became of it, for the model card
+    evaluation: NotRequired[EvaluationRecord]
 
 
 def start_record(

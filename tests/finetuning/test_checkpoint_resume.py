@@ -7,6 +7,7 @@ import random
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -53,11 +54,10 @@ def wait_for_steps(out: Path, steps: int) -> None:
     raise AssertionError(f"no checkpoint of {steps} steps in {out}")
 
 
-def test_killed_and_resumed_it_ends_bit_identical(tmp_path: Path) -> None:
-    model, dataset = write_vit(tmp_path / "vit"), write_images(tmp_path / "d")
+def test_killed_and_resumed_it_ends_bit_identical(vit: str, images: str, tmp_path: Path) -> None:
     whole, killed = tmp_path / "whole", tmp_path / "killed"
-    assert run(arguments(model, dataset, whole, method="tima")) == 0
-    process = start(arguments(model, dataset, killed, method="tima"))
+    assert run(arguments(vit, images, whole, method="tima")) == 0
+    process = start(arguments(vit, images, killed, method="tima"))
     wait_for_steps(killed, 9)
     time.sleep(random.uniform(0, 0.2))  # in the middle of whatever it does
     process.kill()
@@ -69,14 +69,24 @@ def test_killed_and_resumed_it_ends_bit_identical(tmp_path: Path) -> None:
     assert not (killed / "checkpoints").exists()
 
 
-def test_ctrl_c_keeps_a_checkpoint_and_says_how_to_go_on(tmp_path: Path) -> None:
-    model, dataset, out = write_vit(tmp_path / "vit"), write_images(tmp_path / "d"), tmp_path / "out"
-    process = start(arguments(model, dataset, out, method="tecoa", steps=100_000))
-    wait_for_steps(out, 3)
-    process.send_signal(signal.SIGINT)
-    assert process.wait(60) == 130
-    assert process.stderr is not None
-    message = process.stderr.read()
+def press_ctrl_c_after(out: Path, steps: int) -> None:
+    wait_for_steps(out, steps)
+    os.kill(os.getpid(), signal.SIGINT)
+
+
+def test_ctrl_c_keeps_a_checkpoint_and_says_how_to_go_on(
+    vit: str, images: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    out, before = tmp_path / "out", signal.getsignal(signal.SIGINT)
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # whoever runs the tests may ignore Ctrl-C
+    presser = threading.Thread(target=press_ctrl_c_after, args=(out, 3))
+    presser.start()
+    try:
+        assert run(arguments(vit, images, out, method="tecoa", steps=100_000)) == 130
+    finally:
+        presser.join()
+        signal.signal(signal.SIGINT, before)
+    message = capfd.readouterr().err
     assert f"clipguard finetune --resume {out}" in message
     assert "Traceback" not in message
     state = Checkpoints(out).latest()
@@ -104,22 +114,23 @@ def interrupted(model: str, dataset: str, out: Path, **settings: object) -> Path
     return out
 
 
-def test_stopped_between_checkpoints_it_goes_back_to_the_last(tmp_path: Path) -> None:
-    model, dataset = write_vit(tmp_path / "vit"), write_images(tmp_path / "d")
-    out = interrupted(model, dataset, tmp_path / "stopped", accumulate=2, lora=2)
+def test_stopped_between_checkpoints_it_goes_back_to_the_last(vit: str, images: str, tmp_path: Path) -> None:
+    out = interrupted(vit, images, tmp_path / "stopped", accumulate=2, lora=2, steps=12)
     resumed = resume_finetune(out)
     whole = run_finetune(FinetuneConfig(**resumed.run["config"]), tmp_path / "whole", "")
     assert resumed.run["sha256"] == whole.run["sha256"]
     assert (out / "metrics.jsonl").read_bytes() == (tmp_path / "whole" / "metrics.jsonl").read_bytes()
 
 
-def test_a_run_that_is_finished_or_none_is_not_resumed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    model, dataset, out = write_vit(tmp_path / "vit"), write_images(tmp_path / "d"), tmp_path / "out"
-    assert run(arguments(model, dataset, out, method="tecoa", steps=2)) == 0
+def test_a_run_that_is_finished_or_none_is_not_resumed(
+    vit: str, images: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "out"
+    assert run(arguments(vit, images, out, method="tecoa", steps=2)) == 0
     before = {path.name: path.read_bytes() for path in out.iterdir()}
     assert run(["-q", "finetune", "--resume", str(out)]) == 2
     assert "is finished" in capsys.readouterr().err
-    assert run(["-q", "finetune", "--resume", str(tmp_path / "d")]) == 2
+    assert run(["-q", "finetune", "--resume", images]) == 2
     assert "holds no fine-tuning run" in capsys.readouterr().err
     assert {path.name: path.read_bytes() for path in out.iterdir()} == before
 

@@ -2,39 +2,63 @@
 
 from __future__ import annotations
 
+import io
 import json
+from collections.abc import Callable
+from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
+from shutil import copyfile
+from typing import NamedTuple
 
 import open_clip
 import pytest
 import torch
 import yaml
 from PIL import Image
-from training_runs import write_images, write_vit
+from training_runs import write_images
 
 import clipguard
 from clipguard.cli import run
 from clipguard.core.quiet_libraries import quiet_libraries
+from clipguard.finetuning.settings import resolve
 
 FILES = {"README.md", "curves.png", "metrics.jsonl", "open_clip_config.json", "open_clip_model.safetensors", "run.json"}
 SMALL = ["--steps", "3", "--batch-size", "4", "--attack-steps", "2", "--eps", "8", "--lr", "1e-3", "--preset", "none"]
 
 
-@pytest.fixture
-def vit(tmp_path: Path) -> str:
-    return write_vit(tmp_path / "vit")
+class Run(NamedTuple):
+    """The folder of a finished run, and what it printed."""
+
+    out: Path
+    stdout: str
+    stderr: str
 
 
-@pytest.fixture
-def images(tmp_path: Path) -> str:
-    return write_images(tmp_path / "images")
+Finetune = Callable[..., Run]
+
+
+@pytest.fixture(scope="module")
+def finetuned(vit: str, images: str, tmp_path_factory: pytest.TempPathFactory) -> Finetune:
+    """A run of a method with some options, made once for all tests that only look at it."""
+    runs: dict[tuple[str, ...], Run] = {}
+
+    def get(method: str, *extra: str) -> Run:
+        arguments = ("--method", method, *extra)
+        if arguments not in runs:
+            out, stdout, stderr = tmp_path_factory.mktemp("runs") / "out", io.StringIO(), io.StringIO()
+            with redirect_stdout(stdout), redirect_stderr(stderr):
+                assert run(["finetune", *arguments, "-m", vit, "-d", images, *SMALL, "--out", str(out)]) == 0
+            runs[arguments] = Run(out, stdout.getvalue(), " ".join(stderr.getvalue().split()))
+        return runs[arguments]
+
+    return get
 
 
 def test_the_default_gains_robust_accuracy(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """The embedded model by TIMA, with fewer steps than the default: at eps 8/255 on the test split, PGD-10."""
     out = tmp_path / "tuned"
-    command = ["finetune", "--steps", "40", "--batch-size", "48", "--eval-every", "40", "--eval-samples", "120"]
-    assert run([*command, "--out", str(out), "--format", "json"]) == 0
+    command = ["finetune", "--steps", "40", "--batch-size", "24", "--eval-every", "40", "--eval-samples", "60"]
+    assert run([*command, "--val-fraction", "0.03", "--out", str(out), "--format", "json"]) == 0
     captured = capsys.readouterr()
     result = json.loads(captured.out)
     assert captured.out == (out / "run.json").read_text()
@@ -43,12 +67,12 @@ def test_the_default_gains_robust_accuracy(tmp_path: Path, capsys: pytest.Captur
     assert before["robust"]["accuracy"] < 0.1
     assert after["robust"]["accuracy"] > before["robust"]["accuracy"] + 0.1
     assert after["clean"]["accuracy"] > before["clean"]["accuracy"] - 0.15
-    assert result["evaluation"]["images"] == "120 held-out images of emoji-animals, split test"
+    assert result["evaluation"]["images"] == "60 held-out images of emoji-animals, split test"
     assert result["config"]["method"] == "tima"
     assert result["complete"]
     assert "Settings: method tima" in " ".join(captured.err.split())
     bench = clipguard.bench(
-        [f"local-dir:{out}"], ["emoji-animals"], ["8"], ["pgd-10"], n_samples=120, templates="single"
+        f"local-dir:{out}", "emoji-animals", "8", "pgd-10", n_samples=60, templates="single", probes=False
     )
     clean, robust = (cell.correct for cell in bench.cells)
     assert (clean, robust) == (after["clean"]["correct"], after["robust"]["correct"])
@@ -57,10 +81,9 @@ def test_the_default_gains_robust_accuracy(tmp_path: Path, capsys: pytest.Captur
 @pytest.mark.parametrize("extra", [[], ["--lora", "2"], ["--ema", "0.5"], ["--wise-ft", "0.6"]])
 @pytest.mark.parametrize("method", ["tecoa", "tima"])
 def test_open_clip_loads_what_is_written_with_equal_logits(
-    method: str, extra: list[str], vit: str, images: str, tmp_path: Path
+    method: str, extra: list[str], vit: str, images: str, finetuned: Finetune
 ) -> None:
-    out = tmp_path / "out"
-    assert run(["-q", "finetune", "--method", method, "-m", vit, "-d", images, *SMALL, *extra, "--out", str(out)]) == 0
+    out = finetuned(method, *extra).out
     with quiet_libraries():
         model, _, preprocess = open_clip.create_model_and_transforms(f"local-dir:{out}")
         tokenizer = open_clip.get_tokenizer(f"local-dir:{out}")
@@ -79,10 +102,8 @@ def test_open_clip_loads_what_is_written_with_equal_logits(
     assert all(value.dtype == torch.float32 for value in model.state_dict().values() if value.is_floating_point())
 
 
-def test_the_card_and_the_record(vit: str, images: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    out = tmp_path / "out"
-    assert run(["finetune", "--method", "tecoa", "-m", vit, "-d", images, *SMALL, "--out", str(out)]) == 0
-    table = capsys.readouterr().out
+def test_the_card_and_the_record(finetuned: Finetune) -> None:
+    out, table, _ = finetuned("tecoa")
     assert "PGD-10, linf eps 8/255" in table
     assert f"local-dir:{out}" in table.replace("\n", "")
     card = (out / "README.md").read_text()
@@ -105,7 +126,7 @@ def test_methods_without_labels_take_a_flat_folder(vit: str, images: str, tmp_pa
     flat = tmp_path / "flat"
     flat.mkdir()
     for number, path in enumerate(sorted(Path(images).rglob("*.png"))):
-        path.rename(flat / f"{number}.png")
+        copyfile(path, flat / f"{number}.png")
     out = tmp_path / "out"
     command = ["-q", "finetune", "--method", "fare", "-m", vit, "-d", str(flat), *SMALL]
     assert run([*command, "--out", str(out)]) == 0
@@ -193,27 +214,21 @@ def test_methods_are_listed_with_options_and_presets(capsys: pytest.CaptureFixtu
     assert "--preset paper" in listed
 
 
-def test_the_evaluation_is_announced_told_and_can_be_left_out(
-    vit: str, images: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_the_evaluation_is_announced_told_and_can_be_left_out(finetuned: Finetune, tmp_path: Path) -> None:
     """Said before the first step: how many images and passes; without it every output says that there was none."""
-    common = ["finetune", "--method", "tecoa", "-m", vit, "-d", images, *SMALL]
-    assert run([*common, "--eval-samples", "2", "--out", str(tmp_path / "with")]) == 0
-    said = " ".join(capsys.readouterr().err.split())
+    out, _, said = finetuned("tecoa")
     announced = "The evaluation at the end: 2 validation images"
     assert announced in said
     assert "at most 52 passes. --eval-samples N takes fewer images, --no-evaluation none" in said
     assert said.index(announced) < said.index("Step ")
-    evaluation = json.loads((tmp_path / "with" / "run.json").read_text(encoding="utf-8"))["evaluation"]
+    evaluation = json.loads((out / "run.json").read_text(encoding="utf-8"))["evaluation"]
     assert evaluation["scores"]["fine-tuned"]["clean"]["n"] == 2
     (tmp_path / "settings.yaml").write_text("evaluation: false\n", encoding="utf-8")
-    for number, flags in enumerate((["--no-evaluation"], ["--config", str(tmp_path / "settings.yaml")])):
-        out = tmp_path / f"without {number}"
-        assert run([*common, *flags, "--out", str(out)]) == 0
-        captured = capsys.readouterr()
-        assert "The evaluation at the end" not in " ".join(captured.err.split())
-        assert "Not evaluated: switched off, by --no-evaluation." in captured.out
-        recorded = json.loads((out / "run.json").read_text(encoding="utf-8"))
-        assert recorded["config"]["evaluation"] is False
-        assert recorded["evaluation"]["scores"] == {}
-        assert "Not measured: switched off, by --no-evaluation." in (out / "README.md").read_text(encoding="utf-8")
+    assert resolve({}, tmp_path / "settings.yaml").evaluation is False
+    out, table, said = finetuned("tecoa", "--no-evaluation")
+    assert "The evaluation at the end" not in said
+    assert "Not evaluated: switched off, by --no-evaluation." in table
+    recorded = json.loads((out / "run.json").read_text(encoding="utf-8"))
+    assert recorded["config"]["evaluation"] is False
+    assert recorded["evaluation"]["scores"] == {}
+    assert "Not measured: switched off, by --no-evaluation." in (out / "README.md").read_text(encoding="utf-8")

@@ -16,7 +16,14 @@ import time
 from pathlib import Path
 from typing import NamedTuple, NoReturn
 
-HEAVY = ["benchmark.run", "benchmark.attack", "finetuning.run", "finetuning.merge", "models.convert", "report.page"]
+HEAVY = [
+    "benchmark.runner",
+    "adversarial.generate",
+    "finetuning.run",
+    "finetuning.merge",
+    "models.convert",
+    "report.page",
+]
 
 
 class Ended(NamedTuple):

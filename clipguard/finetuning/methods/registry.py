@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
+import re
 from dataclasses import fields
-from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
+from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from clipguard.core.errors import FinetuneError, did_you_mean
 from clipguard.core.spec import Value, parse_call
@@ -17,24 +18,30 @@ from clipguard.finetuning.methods.tecoa import TeCoA
 from clipguard.finetuning.methods.tima import TIMA
 from clipguard.finetuning.methods.trades import TRADES
 
-METHODS: dict[str, type[Method]] = {}
-MethodClass = TypeVar("MethodClass", bound=type[Method])
+METHODS: dict[str, type[Method]] = {kind.name: kind for kind in (TIMA, TeCoA, FARE, PMGAFT, SimCLIP, TRADES, Clean)}
+NAME = re.compile(r"[a-z][a-z0-9-]*")  # as `parse_call` reads it
 
 
-def register_method(kind: MethodClass) -> MethodClass:
-    """Add a method class under its `name`; usable as a decorator.
+def register_method(kind: type[Method]) -> type[Method]:
+    """Make one more method known by its name. Can be a class decorator.
+
+    Args:
+        kind: a frozen dataclass with `name`, `summary` and `citation`; all its options have defaults.
+
+    Returns:
+        The same class.
 
     Raises:
-        FinetuneError: if another class has the name.
+        FinetuneError: for a name that is taken, or that cannot be written where a method is named.
     """
-    if METHODS.get(kind.name, kind) is not kind:
-        raise FinetuneError(f"There is a fine-tuning method {kind.name!r} already; give the new one another name.")
+    if kind.name in METHODS:
+        raise FinetuneError(f"There is a method {kind.name!r} already; give {kind.__name__} another name.")
+    if not NAME.fullmatch(kind.name):
+        raise FinetuneError(
+            f"{kind.name!r} is no name of a method: lower-case letters, digits and dashes, as in pmg-aft."
+        )
     METHODS[kind.name] = kind
     return kind
-
-
-for _kind in (TIMA, TeCoA, FARE, PMGAFT, SimCLIP, TRADES, Clean):
-    register_method(_kind)
 
 
 def parse_method(text: str) -> Method:

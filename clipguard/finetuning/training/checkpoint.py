@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 from pathlib import Path
 from typing import Any
@@ -26,7 +25,16 @@ class Checkpoints:
         self.folder = out / FOLDER
 
     def save(self, step: int, state: dict[str, Any], best_step: int | None) -> None:
-        """Write a checkpoint, then remove older ones. Raises OutputError if the disk does not take it."""
+        """Write a checkpoint, then remove older ones.
+
+        Args:
+            step: steps done.
+            state: what a run goes on from.
+            best_step: step of the best weights so far, which stay; None if there are none.
+
+        Raises:
+            OutputError: if the disk does not take it.
+        """
         path = self._path("step", step)
         _write(path, state)
         keep = {path, self._path("best", best_step)}
@@ -40,8 +48,8 @@ class Checkpoints:
 
     def latest(self) -> dict[str, Any] | None:
         """The newest checkpoint's state; None if the run was stopped before its first."""
-        found = sorted(self.folder.glob("step-*.pt")) if self.folder.is_dir() else []
-        return _read(found[-1]) if found else None
+        paths = sorted(self.folder.glob("step-*.pt")) if self.folder.is_dir() else []
+        return _read(paths[-1]) if paths else None
 
     def best(self, step: int) -> dict[str, Any]:
         """The weights that `save_best` wrote at that step."""
@@ -56,16 +64,10 @@ class Checkpoints:
 
 
 def _write(path: Path, content: dict[str, Any]) -> None:
-    """Under another name until it is on the disk, as a whole."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with replacing(path) as part, part.open("wb") as file:
+        with replacing(path, durable=True) as part, part.open("wb") as file:
             torch.save(content, file)
-            file.flush()
-            os.fsync(file.fileno())
-        folder = os.open(path.parent, os.O_RDONLY)
-        os.fsync(folder)
-        os.close(folder)
     except (OSError, RuntimeError) as error:  # torch reports a full disk as RuntimeError
         raise OutputError(f"Cannot write {path}: {first_line(error)}. The checkpoint before it is kept.") from error
 
