@@ -19,6 +19,7 @@ from training_runs import write_images
 
 import clipguard
 from clipguard.cli import run
+from clipguard.core.config_files import read_config_file
 from clipguard.core.quiet_libraries import quiet_libraries
 from clipguard.finetuning.settings import resolve
 
@@ -224,7 +225,7 @@ def test_the_evaluation_is_announced_told_and_can_be_left_out(finetuned: Finetun
     evaluation = json.loads((out / "run.json").read_text(encoding="utf-8"))["evaluation"]
     assert evaluation["scores"]["fine-tuned"]["clean"]["n"] == 2
     (tmp_path / "settings.yaml").write_text("evaluation: false\n", encoding="utf-8")
-    assert resolve({}, tmp_path / "settings.yaml").evaluation is False
+    assert resolve({}, read_config_file(tmp_path / "settings.yaml")).evaluation is False
     out, table, said = finetuned("tecoa", "--no-evaluation")
     assert "The evaluation at the end" not in said
     assert "Not evaluated: switched off, by --no-evaluation." in table
