@@ -11,7 +11,7 @@ from text_models import write_export
 
 import clipguard
 from clipguard.cli import run
-from clipguard.finetuning.training.text_side import TextSide
+from clipguard.finetuning.training.class_text import ClassText
 from clipguard.models.text.tuned import ORIGINAL_FILE
 
 BENCH = ["bench", "-d", "emoji-food", "--attack", "none", "-n", "30", "--format", "json", "--no-store"]
@@ -31,7 +31,7 @@ def test_bench_scores_tuned_or_original_text(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     loaded, data = clipguard.load_model("tiny"), clipguard.load_dataset("emoji-food")
-    side = TextSide(loaded, data.class_names, data.templates, "head")
+    side = ClassText(loaded, data.class_names, data.templates, "head")
     (weight,) = side.tuned_parameters()
     torch.nn.init.normal_(weight, generator=torch.Generator().manual_seed(0))  # ruins the text
     write_export(tmp_path / "ruined", TINY, loaded, side.export(loaded.model))

@@ -16,9 +16,9 @@ from clipguard.attacks.threat import ThreatModel
 from clipguard.finetuning.config import FinetuneConfig
 from clipguard.finetuning.methods.base import Batch, Method, TextMode
 from clipguard.finetuning.training.batches import ImageBatch
+from clipguard.finetuning.training.class_text import ClassText
 from clipguard.finetuning.training.data import TrainingData
 from clipguard.finetuning.training.image_tower import ImageTower, choose_weights
-from clipguard.finetuning.training.text_side import TextSide
 from clipguard.finetuning.training.training_attack import TrainingAttack
 from clipguard.finetuning.training.tuned_model import TunedModel
 from clipguard.models.loading import LoadedModel
@@ -141,7 +141,7 @@ def make_objective(
     keeps_original = method.all_needs() & {"original_clean", "original_adversarial"}
     original = copy.deepcopy(tower) if keeps_original else None  # frozen and in eval mode, as all that is loaded
     choose_weights(visual, config)
-    text = TextSide(loaded, data.class_names, data.templates, text_mode) if data.class_names else None
+    text = ClassText(loaded, data.class_names, data.templates, text_mode) if data.class_names else None
     attack = TrainingAttack(
         ThreatModel(config.norm), config.eps_pixels, config.attack_steps, config.attack_step, config.random_start
     )

@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from clipguard.finetuning.training.class_text import ClassText
 from clipguard.finetuning.training.image_tower import ImageTower
-from clipguard.finetuning.training.text_side import TextSide
 
 
 class TunedModel(nn.Module):
@@ -16,7 +16,7 @@ class TunedModel(nn.Module):
     for both, so that accelerate wraps, and a checkpoint holds, all that is trained.
     """
 
-    def __init__(self, image: ImageTower, text: TextSide | None) -> None:
+    def __init__(self, image: ImageTower, text: ClassText | None) -> None:
         super().__init__()
         self.image, self.text = image, text
 

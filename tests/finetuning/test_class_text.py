@@ -16,7 +16,7 @@ from torch.nn import functional as F
 
 import clipguard
 from clipguard.core.errors import FinetuneError, ModelError
-from clipguard.finetuning.training.text_side import TextSide, fold
+from clipguard.finetuning.training.class_text import ClassText, fold
 from clipguard.models.loading import LoadedModel, load_model
 from clipguard.models.text.tuned import ORIGINAL_FILE, TEXT_FILE, LaatMap
 
@@ -39,14 +39,14 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
     return get
 
 
-def tuned_head(loaded: LoadedModel, templates: list[str] = TEMPLATES) -> TextSide:
-    side = TextSide(loaded, TRAINED, templates, "head")
+def tuned_head(loaded: LoadedModel, templates: list[str] = TEMPLATES) -> ClassText:
+    side = ClassText(loaded, TRAINED, templates, "head")
     (weight,) = side.tuned_parameters()
     torch.nn.init.normal_(weight, std=0.1, generator=torch.Generator().manual_seed(1))
     return side
 
 
-def mapped(side: TextSide, rows: Tensor) -> Tensor:
+def mapped(side: ClassText, rows: Tensor) -> Tensor:
     """norm(t0 (I + W)) in float64."""
     (weight,) = side.tuned_parameters()
     return F.normalize(rows.double() @ (torch.eye(len(weight)) + weight.detach()).double(), dim=-1).float()
@@ -122,7 +122,7 @@ def test_a_head_on_a_tower_without_projection_is_kept_beside_the_weights(
 def test_a_zero_head_is_the_model_itself() -> None:
     """Same embeddings, same predictions, hence CLIP's zero-shot accuracy."""
     loaded, data = load_model("tiny"), clipguard.load_dataset("emoji-food")
-    side = TextSide(loaded, data.class_names, data.templates, "head")
+    side = ClassText(loaded, data.class_names, data.templates, "head")
     torch.testing.assert_close(side(), side.original, **EXACT)
     classifier = loaded.classifier(data.class_names, data.templates)
     preprocess = loaded.preprocess()
@@ -138,7 +138,7 @@ def test_a_zero_head_is_the_model_itself() -> None:
 
 def test_frozen_text_is_the_original_and_leaves_nothing(folder: Callable[[str], Path]) -> None:
     loaded = load_model(f"local-dir:{folder('parameter')}")
-    side = TextSide(loaded, TRAINED, TEMPLATES, "frozen")
+    side = ClassText(loaded, TRAINED, TEMPLATES, "frozen")
     assert side() is side.original
     assert torch.equal(side.original, loaded.text_features(TRAINED, TEMPLATES).T)
     assert side.tuned_parameters() == []
@@ -149,7 +149,7 @@ def test_frozen_text_is_the_original_and_leaves_nothing(folder: Callable[[str], 
 def test_only_what_is_tuned_is_state(folder: Callable[[str], Path]) -> None:
     side = tuned_head(load_model(f"local-dir:{folder('parameter')}"))
     assert set(side.state_dict()) == {"map.weight"}
-    again = TextSide(load_model(f"local-dir:{folder('parameter')}"), TRAINED, TEMPLATES, "head")
+    again = ClassText(load_model(f"local-dir:{folder('parameter')}"), TRAINED, TEMPLATES, "head")
     again.load_state_dict(side.state_dict())
     assert torch.equal(again(), side())
 
@@ -157,7 +157,7 @@ def test_only_what_is_tuned_is_state(folder: Callable[[str], Path]) -> None:
 @pytest.mark.parametrize("kind", ["parameter", "custom-linear"])
 def test_a_tuned_encoder_becomes_the_text_tower(kind: str, folder: Callable[[str], Path], tmp_path: Path) -> None:
     loaded = load_model(f"local-dir:{folder(kind)}")
-    side = TextSide(loaded, TRAINED, TEMPLATES, "encoder")
+    side = ClassText(loaded, TRAINED, TEMPLATES, "encoder")
     torch.testing.assert_close(side(), side.original, **EXACT)
     side.train()
     side()[0, 0].backward()
@@ -195,7 +195,7 @@ def test_laat_stretches_the_widest_angle_to_ninety_degrees() -> None:
 
 def test_laat_is_kept_beside_the_weights_and_holds_for_new_names(folder: Callable[[str], Path], tmp_path: Path) -> None:
     loaded = load_model(f"local-dir:{folder('parameter')}")
-    side = TextSide(loaded, TRAINED, TEMPLATES, "laat")
+    side = ClassText(loaded, TRAINED, TEMPLATES, "laat")
     assert side.tuned_parameters() == []
     assert side.map is not None
     out = write_export(tmp_path / "out", folder("parameter"), loaded, side.export(loaded.model))
@@ -208,8 +208,8 @@ def test_laat_is_kept_beside_the_weights_and_holds_for_new_names(folder: Callabl
     assert (off_diagonal_mean(side()) + 0.05) < off_diagonal_mean(side.original)
 
     with pytest.raises(FinetuneError, match=r"tuned already .*laat.* text=frozen"):
-        TextSide(exported, TRAINED, TEMPLATES, "head")
-    carried = TextSide(exported, TRAINED, TEMPLATES, "frozen")
+        ClassText(exported, TRAINED, TEMPLATES, "head")
+    carried = ClassText(exported, TRAINED, TEMPLATES, "frozen")
     torch.testing.assert_close(carried(), side(), **EXACT)
     assert carried.export(exported.model) == {TEXT_FILE: (out / TEXT_FILE).read_bytes()}
 
@@ -222,7 +222,7 @@ def off_diagonal_mean(rows: Tensor) -> float:
 def test_a_free_table_scores_its_classes_and_no_other(folder: Callable[[str], Path], tmp_path: Path) -> None:
     loaded = load_model(f"local-dir:{folder('parameter')}")
     names = [*TRAINED, "cat"]  # two classes of one name share a vector, here as in the exported model
-    side = TextSide(loaded, names, TEMPLATES, "free")
+    side = ClassText(loaded, names, TEMPLATES, "free")
     torch.testing.assert_close(side(), side.original, **EXACT)
     (table,) = side.tuned_parameters()
     torch.nn.init.normal_(table, generator=torch.Generator().manual_seed(2))
@@ -246,9 +246,9 @@ def test_a_model_without_original_text_says_so() -> None:
 
 def test_damaged_files_beside_the_weights_are_refused(folder: Callable[[str], Path], tmp_path: Path) -> None:
     loaded = load_model(f"local-dir:{folder('parameter')}")
-    files = TextSide(loaded, TRAINED, TEMPLATES, "laat").export(loaded.model)
+    files = ClassText(loaded, TRAINED, TEMPLATES, "laat").export(loaded.model)
     out = write_export(tmp_path / "out", folder("parameter"), loaded, files)
-    other = TextSide(load_model("tiny"), TRAINED, TEMPLATES, "laat").export(load_model("tiny").model)
+    other = ClassText(load_model("tiny"), TRAINED, TEMPLATES, "laat").export(load_model("tiny").model)
     for content in (b"", files[TEXT_FILE][:-4], other[TEXT_FILE], (out / "open_clip_model.safetensors").read_bytes()):
         (out / TEXT_FILE).write_bytes(content)
         with pytest.raises(ModelError, match=f"{TEXT_FILE} is no text map for this model .*export the model again"):

@@ -1,4 +1,4 @@
-"""The text side of a fine-tuning run: class embeddings, tuned or not, and how they become part of a checkpoint."""
+"""Class texts in training: embeddings, tuned or not, and how they become part of a checkpoint."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from clipguard.models.text.encoding import class_rows, encode_prompts, tokenize
 from clipguard.models.text.tuned import ORIGINAL_FILE, TEXT_FILE, LaatMap, LinearMap, TableMap, TextMap
 
 
-class TextSide(nn.Module):
+class ClassText(nn.Module):
     """Class embeddings of the training classes, as the exported checkpoint will compute them.
 
     Calling it gives (C, D) unit rows, with gradients to what is tuned. Tuned maps act on the embedding of every prompt,
@@ -68,7 +68,7 @@ class TextSide(nn.Module):
         """What is trained: none for "frozen" and "laat", whose embeddings are the same at every call."""
         return [p for p in self.parameters() if p.requires_grad]
 
-    def train(self, mode: bool = True) -> TextSide:  # noqa: ARG002
+    def train(self, mode: bool = True) -> ClassText:  # noqa: ARG002
         """Stay in eval mode."""
         return super().train(False)
 
