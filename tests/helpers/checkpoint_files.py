@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 from argparse import Namespace
 from collections import OrderedDict
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +21,12 @@ NAMES, TEMPLATE = ["cat", "dog", "fire engine"], "a photo of a {}."
 
 
 def tuned_model(base: Path) -> torch.nn.Module:
-    """The base model with another image tower, near its own."""
+    """The model of a shared folder with another image tower, near its own; to be changed at will."""
+    return copy.deepcopy(_tuned_model(base))
+
+
+@cache
+def _tuned_model(base: Path) -> torch.nn.Module:
     model = reference_model(base)
     generator = torch.Generator().manual_seed(7)
     with torch.no_grad():
