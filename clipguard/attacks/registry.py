@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from typing import Any
 
 from clipguard.attacks.base import Attack
 from clipguard.attacks.methods.apgd import APGD, APGDDLR, APGDTargeted
@@ -11,6 +12,7 @@ from clipguard.attacks.methods.fab import FABTargeted
 from clipguard.attacks.methods.pgd import CW, FGSM, PGD
 from clipguard.attacks.methods.square import Square
 from clipguard.core.errors import AttackError
+from clipguard.core.plugins import Registry
 
 
 @dataclass(frozen=True)
@@ -21,9 +23,6 @@ class Suite:
     summary: str
 
 
-ATTACKS: dict[str, type[Attack]] = {
-    kind.name: kind for kind in (FGSM, PGD, CW, APGD, APGDDLR, APGDTargeted, FABTargeted, Square)
-}
 SUITES: dict[str, Suite] = {
     "none": Suite((), "clean accuracy only"),
     "autoattack-fast": Suite(("apgd-ce", "apgd-t"), "apgd-ce + apgd-t: the protocol of FARE's tables, the default"),
@@ -32,6 +31,20 @@ SUITES: dict[str, Suite] = {
     ),
 }
 NAME = re.compile(r"[a-z][a-z0-9]*(-[a-z][a-z0-9]*)*")  # no part is a number: `pgd-10` is pgd with 10 steps
+
+
+def _add_plugin(_: str, kind: Any) -> None:
+    """An attack of another package; the name of its entry point means nothing."""
+    if not (isinstance(kind, type) and issubclass(kind, Attack)):
+        raise AttackError(f"it must be a subclass of clipguard.attacks.base.Attack, not {kind!r}")
+    register_attack(kind)
+
+
+ATTACKS: Registry[type[Attack]] = Registry(
+    {kind.name: kind for kind in (FGSM, PGD, CW, APGD, APGDDLR, APGDTargeted, FABTargeted, Square)},
+    "clipguard.attacks",
+    _add_plugin,
+)
 
 
 def register_attack(kind: type[Attack]) -> type[Attack]:

@@ -9,6 +9,7 @@ from typing import Any
 from clipguard.benchmark.plan import BenchPlan
 from clipguard.core.eps import DEFAULT_EPS, read_eps
 from clipguard.core.errors import ClipguardError, did_you_mean
+from clipguard.core.plugins import Registry
 from clipguard.core.settings import read_settings, settings_of
 from clipguard.data import expand_groups
 
@@ -41,7 +42,7 @@ class Protocol:
         return {name: value for name, value in fields.items() if name not in ("summary", "datasets")}
 
 
-PROTOCOLS: dict[str, Protocol] = {
+OWN: dict[str, Protocol] = {
     "clipguard": Protocol("ours: ensembles, AutoAttack on the resized image, float32, a fixed subset of 1,000 images"),
     # Schlarmann et al. 2024 (FARE), and Sim-CLIP, LEAF, CLIPure after it.
     "fare": Protocol(
@@ -104,6 +105,18 @@ PROTOCOLS: dict[str, Protocol] = {
         decode="plain",
     ),
 }
+
+
+def _add_plugin(name: str, protocol: Any) -> None:
+    """A protocol of another package, under the name of its entry point."""
+    if not isinstance(protocol, Protocol):
+        raise ClipguardError(f"it must be a clipguard.benchmark.protocols.Protocol, not {protocol!r}")
+    if name in PROTOCOLS:
+        raise ClipguardError(f"there is a protocol {name!r} already")
+    PROTOCOLS[name] = protocol
+
+
+PROTOCOLS: Registry[Protocol] = Registry(OWN, "clipguard.protocols", _add_plugin)
 
 
 # Nobody's protocol has these, so that they are changes, too: field of `BenchPlan` -> its default.

@@ -119,7 +119,7 @@ def _datasets() -> None:
     echo()
     for e in registry().values():
         notes = f" ({e.notes})" if e.notes else ""
-        echo(f"{e.name:<16} {e.classes:>4} classes {e.size:>7} images  {e.source or 'a copy'}{notes}")
+        echo(f"{e.name:<16} {e.classes or '?':>4} classes {e.size or '?':>7} images  {e.source or 'a copy'}{notes}")
     echo("\nCopies of these in DIR/<name> are used first: --data-root DIR, or CLIPGUARD_DATA=DIR. Groups:")
     for name, members in groups().items():
         echo(f"{name:<16} {', '.join(members)}")
@@ -141,5 +141,6 @@ def _models() -> None:
         echo(f"{entry.name:<24} {entry.method}, {entry.architecture}, eps {entry.eps}; {entry.source}")
         echo(f"{'':<24} trained on {entry.trained_on}; {entry.paper}")
         echo(f"{'':<24} reported: {entry.results or 'see the paper'}; {entry.evaluated}")
-        echo(f"{'':<24} not verified: {', '.join(entry.unverified)}")
+        if entry.unverified:
+            echo(f"{'':<24} not verified: {', '.join(entry.unverified)}")
     echo("\nor FILE, ARCH:FILE, FILE@BASE, hf-hub:ORG/REPO, local-dir:FOLDER")

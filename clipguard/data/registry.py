@@ -12,6 +12,7 @@ from typing import Any
 
 from clipguard.core.config_files import SUFFIXES, read_config_file
 from clipguard.core.errors import DatasetError, did_you_mean
+from clipguard.core.plugins import load_plugins
 from clipguard.data.classes.labels import GivenNames
 from clipguard.data.classes.lists import read_class_list
 from clipguard.data.formats.embedded import embedded_folders
@@ -126,8 +127,20 @@ def _content() -> dict[str, Any]:
 
 @cache
 def registry() -> dict[str, DatasetEntry]:
-    """All registered data sets by id, in the order of registry.toml."""
-    return {name: read_entry(name, table) for name, table in _content().items() if name != "groups"}
+    """All registered data sets by id, in the order of registry.toml; those of plug-ins (`clipguard.datasets`) last."""
+    entries = {name: read_entry(name, table) for name, table in _content().items() if name != "groups"}
+
+    def add(name: str, entry: object) -> None:
+        if isinstance(entry, (str, Path)):
+            entry = replace(_read_own(str(entry)), name=name)
+        if not isinstance(entry, DatasetEntry):
+            raise DatasetError(f"it must be a DatasetEntry or the path of a file that describes one, not {entry!r}")
+        if name in entries or name in groups():
+            raise DatasetError(f"there is a data set {name!r} already")
+        entries[name] = entry
+
+    load_plugins("clipguard.datasets", add)
+    return entries
 
 
 def groups() -> dict[str, tuple[str, ...]]:
@@ -154,6 +167,11 @@ def find_entry(name: str) -> DatasetEntry | None:
         raise DatasetError(f"a group of data sets ({', '.join(groups()[name])}), where one is needed; name one of them")
     if not name.lower().endswith(SUFFIXES):
         return registry().get(name)
+    return _read_own(name)
+
+
+def _read_own(name: str) -> DatasetEntry:
+    """The entry that a .toml or .yaml file describes."""
     path = Path(name).expanduser()
     entry = read_entry(name, read_config_file(path))
     if entry.source is None:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from clipguard.core.config_files import read_config_file
 from clipguard.core.errors import ModelError
+from clipguard.core.plugins import load_plugins
 
 TABLE = Path(__file__).with_name("published.toml")
 
@@ -24,6 +25,7 @@ class Published:
     paper: str
     evaluated: str  # how its published numbers were measured
     results: str = ""
+    at: str = ""  # a spec, for one that comes with an installed package
     hub: str = ""  # an open_clip repository of the Hugging Face hub
     file: str = ""  # else, the file's name
     where: str = ""  # and where it is published
@@ -39,7 +41,9 @@ class Published:
     @property
     def source(self) -> str:
         """Where it is, for people."""
-        return f"hf-hub:{self.hub}" if self.hub else f"{self.file}, {self.where}; base {self.base}"
+        if self.at or self.hub:
+            return self.at or f"hf-hub:{self.hub}"
+        return f"{self.file}, {self.where}; base {self.base}"
 
     def spec(self) -> str:
         """The spec that loads it.
@@ -47,8 +51,8 @@ class Published:
         Raises:
             ModelError: when it is not on the hub, so that somebody has to fetch it.
         """
-        if self.hub:
-            return f"hf-hub:{self.hub}"
+        if self.at or self.hub:
+            return self.at or f"hf-hub:{self.hub}"
         option = f"#normalization={self.normalization}" if self.normalization else ""
         raise ModelError(
             f"{self.name} is not on the Hugging Face hub: download {self.file} ({self.where}) and give it as `model`"
@@ -58,8 +62,18 @@ class Published:
 
 @cache
 def published_models() -> tuple[Published, ...]:
-    """Every checkpoint of the table."""
-    return tuple(Published(name=name, **entry) for name, entry in read_config_file(TABLE).items())
+    """Every checkpoint of the table, and those of plug-ins (`clipguard.models`)."""
+    table = {name: Published(name=name, **entry) for name, entry in read_config_file(TABLE).items()}
+
+    def add(_: str, checkpoint: object) -> None:
+        if not isinstance(checkpoint, Published):
+            raise ModelError(f"it must be a clipguard.models.published.Published, not {checkpoint!r}")
+        if checkpoint.name in table:
+            raise ModelError(f"there is a checkpoint {checkpoint.name!r} already")
+        table[checkpoint.name] = checkpoint
+
+    load_plugins("clipguard.models", add)
+    return tuple(table.values())
 
 
 def find_published(name: str) -> Published | None:

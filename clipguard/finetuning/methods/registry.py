@@ -8,6 +8,7 @@ from dataclasses import fields
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from clipguard.core.errors import FinetuneError, did_you_mean
+from clipguard.core.plugins import Registry
 from clipguard.core.spec import Value, parse_call
 from clipguard.finetuning.methods.base import Method
 from clipguard.finetuning.methods.clean import Clean
@@ -18,8 +19,19 @@ from clipguard.finetuning.methods.tecoa import TeCoA
 from clipguard.finetuning.methods.tima import TIMA
 from clipguard.finetuning.methods.trades import TRADES
 
-METHODS: dict[str, type[Method]] = {kind.name: kind for kind in (TIMA, TeCoA, FARE, PMGAFT, SimCLIP, TRADES, Clean)}
 NAME = re.compile(r"[a-z][a-z0-9-]*")  # as `parse_call` reads it
+
+
+def _add_plugin(_: str, kind: Any) -> None:
+    """A method of another package; the name of its entry point means nothing."""
+    if not (isinstance(kind, type) and issubclass(kind, Method)):
+        raise FinetuneError(f"it must be a subclass of clipguard.finetuning.methods.base.Method, not {kind!r}")
+    register_method(kind)
+
+
+METHODS: Registry[type[Method]] = Registry(
+    {kind.name: kind for kind in (TIMA, TeCoA, FARE, PMGAFT, SimCLIP, TRADES, Clean)}, "clipguard.methods", _add_plugin
+)
 
 
 def register_method(kind: type[Method]) -> type[Method]:
