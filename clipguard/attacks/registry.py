@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 from clipguard.attacks.base import Attack
 from clipguard.attacks.methods.apgd import APGD, APGDDLR, APGDTargeted
@@ -33,6 +33,9 @@ SUITES: dict[str, Suite] = {
 NAME = re.compile(r"[a-z][a-z0-9]*(-[a-z][a-z0-9]*)*")  # no part is a number: `pgd-10` is pgd with 10 steps
 
 
+AttackClass = TypeVar("AttackClass", bound=type[Attack])
+
+
 def _add_plugin(_: str, kind: Any) -> None:
     """An attack of another package; the name of its entry point means nothing."""
     if not (isinstance(kind, type) and issubclass(kind, Attack)):
@@ -47,8 +50,8 @@ ATTACKS: Registry[type[Attack]] = Registry(
 )
 
 
-def register_attack(kind: type[Attack]) -> type[Attack]:
-    """Make one more attack known by its name. Can be a class decorator.
+def register_attack(kind: AttackClass) -> AttackClass:
+    """Add an attack class under its `name`; usable as a decorator.
 
     Args:
         kind: a frozen dataclass with `name`, `summary` and `citation`; all its options have defaults.
@@ -57,9 +60,9 @@ def register_attack(kind: type[Attack]) -> type[Attack]:
         The same class.
 
     Raises:
-        AttackError: for a name that is taken, or that cannot be written where an attack is named.
+        AttackError: if another class or a suite has the name, or it cannot be written where an attack is named.
     """
-    if kind.name in ATTACKS or kind.name in SUITES:
+    if ATTACKS.get(kind.name, kind) is not kind or kind.name in SUITES:
         raise AttackError(f"There is an attack {kind.name!r} already; give {kind.__name__} another name.")
     if not NAME.fullmatch(kind.name):
         raise AttackError(

@@ -411,7 +411,7 @@ def test_a_recipe_is_doubled_where_it_can_be() -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"eps": 0.0}, "eps must be"),
+        ({"eps": 0.0}, "`eps` must be"),
         ({"norm": "l1"}, "Unknown norm"),
         ({"attack": "none"}, "perturbs nothing"),
         ({"labels": torch.tensor([99])}, "Labels must lie"),
