@@ -38,8 +38,8 @@ def run_attack(subject: Subject, recipe: Recipe, eps: float) -> list[EpsOutcome]
     """
     options = EngineOptions(subject.evaluator.batch_size, subject.seed, keep_images=True)
     engine = Engine(subject.evaluator.model, recipe, subject.threat, [eps], options)
-    examples = map(Example, subject.indices, subject.x, subject.labels.tolist())
-    outcomes = {outcome.index: outcome.eps_outcomes[0] for outcome in engine.run(examples)}
+    rows = zip(subject.indices, subject.x, subject.labels.tolist(), strict=True)
+    outcomes = {outcome.index: outcome.eps_outcomes[0] for outcome in engine.run(Example(*row) for row in rows)}
     return [outcomes[index] for index in subject.indices]
 
 
