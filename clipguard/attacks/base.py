@@ -24,7 +24,7 @@ class Attack(ABC):
     Attributes:
         name: how users name it and results call it; lower-case letters, digits and dashes.
         summary: one line of what it does, for `clipguard list attacks`.
-        citation: its paper, ending in `arXiv:NUMBER`, for reports.
+        citation: its paper for reports, ending in `arXiv:NUMBER` if it is there; "" for what has none.
         steps_in_name: whether its iterations are part of its name, as in `pgd-10`.
         fixed: fields that make the attack what it is, and so are no options.
         loss: what each step raises.
@@ -35,7 +35,7 @@ class Attack(ABC):
 
     name: ClassVar[str]
     summary: ClassVar[str]
-    citation: ClassVar[str]
+    citation: ClassVar[str] = ""
     steps_in_name: ClassVar[bool] = False
     fixed: ClassVar[tuple[str, ...]] = ()
     loss: Loss

@@ -54,7 +54,7 @@ def register_attack(kind: AttackClass) -> AttackClass:
     """Add an attack class under its `name`; usable as a decorator.
 
     Args:
-        kind: a frozen dataclass with `name`, `summary` and `citation`; all its options have defaults.
+        kind: a frozen dataclass with `name` and `summary`, whose options all have defaults.
 
     Returns:
         The same class.

@@ -123,10 +123,16 @@ def references(runs: Sequence[Run]) -> list[Reference]:
     ran = {attack_class(stage) for stage in stages}
     # In the order of the registry, but PGD before FGSM, as every report had it.
     papers = dict.fromkeys(a.citation for a in sorted(ATTACKS.values(), key=lambda a: a is not PGD) if a in ran)
-    out += [Reference(paper, f"https://arxiv.org/abs/{paper.rpartition(':')[2]}") for paper in papers]
+    out += [Reference(paper, _page(paper)) for paper in papers if paper]
     for name in dict.fromkeys(name for run in runs for name in run.result.run["models"]):
         out += _checkpoint(name)
     return out
+
+
+def _page(citation: str) -> str:
+    """The page of a paper whose citation ends in its number at arXiv."""
+    number = citation.rpartition("arXiv:")[2] if "arXiv:" in citation else ""
+    return number and f"https://arxiv.org/abs/{number}"
 
 
 def _checkpoint(name: str) -> list[Reference]:
