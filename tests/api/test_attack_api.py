@@ -81,8 +81,8 @@ def test_double_precision_images_are_taken_as_they_are_seen_by_the_model() -> No
         ({"images": torch.zeros(0, 3, 8, 8), "labels": torch.zeros(0).long()}, "at least one"),
         ({"labels": torch.tensor([0, 99, 1])}, "image 1 has 99"),
         ({"images": 255 * torch.ones(3, 3, 8, 8)}, r"\[0,1\]"),
-        ({"batch_size": 0}, "batch size"),
-        ({"eps_mode": "up"}, "Unknown eps mode 'up'"),
+        ({"batch_size": 0}, "`batch_size` must be at least 1"),
+        ({"eps_mode": "up"}, "Unknown `eps_mode` 'up'"),
     ],
 )
 def test_mistakes(changed: dict[str, Any], message: str) -> None:

@@ -41,10 +41,10 @@ class EngineOptions:
     fill: Fill = "least"
 
     def __post_init__(self) -> None:
-        check_type("batch_size", self.batch_size, int | None, AttackError)
-        check_type("seed", self.seed, int, AttackError)
+        check_type("`batch_size`", self.batch_size, int | None, AttackError)
+        check_type("`seed`", self.seed, int, AttackError)
         if self.batch_size is not None and self.batch_size < 1:
-            raise AttackError(f"The batch size must be at least 1, not {self.batch_size}.")
-        for what, value, known in (("eps mode", self.eps_mode, EPS_MODES), ("precision", self.precision, PRECISIONS)):
+            raise AttackError(f"`batch_size` must be at least 1, not {self.batch_size}.")
+        for name, value, known in (("eps_mode", self.eps_mode, EPS_MODES), ("precision", self.precision, PRECISIONS)):
             if value not in known:
-                raise AttackError(f"Unknown {what} {value!r}; use one of {', '.join(known)}.")
+                raise AttackError(f"Unknown `{name}` {value!r}; use one of {', '.join(known)}.")
