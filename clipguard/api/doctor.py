@@ -61,10 +61,10 @@ def doctor(
     eps_pixels = one_eps(eps, norm).pixels
     if eps_pixels == 0:
         raise AttackError("`eps` must be above 0: the doctor examines an attack.")
-    check_type("batch_size", batch_size, int, AttackError)
+    check_type("`batch_size`", batch_size, int, AttackError)
     EngineOptions(batch_size, seed)
     if class_names is not None:
-        check_type("class_names", class_names, list | tuple, AttackError)
+        check_type("`class_names`", class_names, list | tuple, AttackError)
     if transfer_from is not None:
         check_model(transfer_from, images)
     if not ((images >= 0) & (images <= 1)).all():

@@ -51,8 +51,8 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "a name": ({"model": "tiny"}, "must be a torch.nn.Module, not str: clipguard.bench takes names"),
     "another device": ({"model": small_conv().to("meta")}, r"give images.to\('meta'\)"),
     "double precision": ({"model": small_conv().double()}, r"give model.float\(\)"),
-    "batch size": ({"batch_size": "64"}, "batch_size must be a whole number"),
-    "seed": ({"seed": 1.5}, "seed must be a whole number"),
+    "batch size": ({"batch_size": "64"}, "`batch_size` must be a whole number"),
+    "seed": ({"seed": 1.5}, "`seed` must be a whole number"),
     "attack": ({"attack": 3}, "name must be a text"),
 }
 
