@@ -11,7 +11,11 @@ from torch import Tensor, nn
 
 from clipguard.attacks.engine.batching import is_out_of_memory
 from clipguard.attacks.engine.evaluator import Evaluator, require_finite
+from clipguard.attacks.engine.joint_pass import Query, evaluate
+from clipguard.attacks.methods.pgd import CW, PGD
+from clipguard.attacks.methods.square import Square
 from clipguard.attacks.recipes import Recipe, parse_recipe
+from clipguard.attacks.state import AttackState
 from clipguard.core.errors import AttackError
 
 TINY = 1e-6  # an eps at which nothing breaks
@@ -122,6 +126,29 @@ def test_gradients_can_be_written_to() -> None:
     grad[1] = 5
     assert torch.equal(grad[0], torch.ones(1, 4, 4))
     assert torch.equal(grad[1], torch.full((1, 4, 4), 5.0))
+
+
+def test_one_pass_for_several_attacks_gives_each_row_its_own() -> None:
+    """Rows that want a gradient are passed first; all come back in their order, with the others' gradients zero."""
+    model, x = hadamard_model(4), uniform(6, 1, 8, 8)
+    evaluator = Evaluator(model, 4)  # smaller than the pass
+    columns = {"item": torch.arange(6), "label": torch.zeros(6).long(), "target": torch.ones(6).long()}
+    attacks = [PGD(iterations=3), Square(), CW(iterations=3)]
+    steps = [torch.tensor([0, 9, 0, 9, 9, 0]), torch.zeros(6).long(), torch.zeros(6).long()]
+    states = [AttackState(columns, step=step) for step in steps]
+    queries = [Query(attack, state, x, x) for attack, state in zip(attacks, states, strict=True)]
+    for query, got in zip(queries, evaluate(evaluator, queries), strict=True):
+        leaf = x.clone().requires_grad_()
+        logits = model(leaf)
+        loss = query.attack.loss(logits, columns["label"], columns["target"])
+        gradient = (
+            torch.autograd.grad(loss.sum(), leaf)[0] * query.attack.wants_gradient(query.state)[:, None, None, None]
+        )
+        assert torch.allclose(got.logits, logits, rtol=1e-4, atol=1e-3)
+        assert torch.allclose(got.loss, loss, rtol=1e-4, atol=1e-3)
+        assert torch.allclose(got.gradient, gradient, rtol=1e-4, atol=1e-3)
+    counts = {name: (cost.forward, cost.backward) for name, cost in evaluator.costs.items()}
+    assert counts == {"pgd-3": (6, 3), "square": (6, 0), "cw-3": (6, 6)}
 
 
 # Memory ---------------------------------------------------------------------------------------------------------
