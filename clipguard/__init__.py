@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from clipguard.api.listing import list_attacks, list_datasets, list_methods, list_models, list_protocols
     from clipguard.api.report import report
     from clipguard.benchmark.results.result import BenchResult, Cell
-    from clipguard.comparison.compare import Comparison
+    from clipguard.comparison.result import Comparison
     from clipguard.data import ZeroShotDataset, load_dataset
     from clipguard.finetuning.merge import merge
     from clipguard.finetuning.run import FinetuneResult
@@ -65,7 +65,7 @@ _HOMES = {
     "AttackResult": "clipguard.api.attack",
     "BenchResult": "clipguard.benchmark.results.result",
     "Cell": "clipguard.benchmark.results.result",
-    "Comparison": "clipguard.comparison.compare",
+    "Comparison": "clipguard.comparison.result",
     "Finding": "clipguard.sanity.checks",
     "FinetuneResult": "clipguard.finetuning.run",
     "Inspection": "clipguard.models.inspection",

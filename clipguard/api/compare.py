@@ -11,10 +11,11 @@ from typing_extensions import Unpack
 from clipguard.api.bench import open_store
 from clipguard.api.options import CompareOptions
 from clipguard.benchmark.runner import run_plan
-from clipguard.comparison.compare import Comparison, compare_results
-from clipguard.comparison.inputs import find_sides
+from clipguard.comparison.compare import run_comparison
+from clipguard.comparison.inputs import read_inputs
+from clipguard.comparison.result import Comparison
 from clipguard.comparison.rules import METRICS, Rules
-from clipguard.comparison.sequential import FIRST, compare_in_batches
+from clipguard.comparison.sequential import FIRST
 from clipguard.core.checking import check_type
 from clipguard.core.settings import settings_of
 
@@ -45,7 +46,5 @@ def compare(
         check_type(f"{side}, a result or a model's name,", given, str | Path)
     rules = Rules(max_drop, alpha, settings_of(Rules)["metrics"].read(metrics))
     measure = partial(run_plan, store=open_store(store), probes=probes)
-    sides = find_sides(str(base), str(candidate), options)
-    if sequential:
-        return compare_in_batches(sides, rules, measure, first=first, force=force)[0]
-    return compare_results(*sides.fill(measure(sides.plan) if sides.plan else None), rules, force=force)
+    inputs = read_inputs(str(base), str(candidate), options)
+    return run_comparison(inputs, rules, measure, first=first if sequential else None, force=force)

@@ -21,8 +21,8 @@ from clipguard.core.settings import setting, settings_of
 if TYPE_CHECKING:
     from clipguard.benchmark.results.folder import ResultFolder
     from clipguard.benchmark.results.result import BenchResult
-    from clipguard.comparison.compare import Comparison
-    from clipguard.comparison.inputs import Sides
+    from clipguard.comparison.inputs import Inputs
+    from clipguard.comparison.result import Comparison
 
 EXAMPLES = """
 **Examples**
@@ -94,8 +94,7 @@ def compare(
     candidate: Annotated[str, typer.Argument(help="The same. A model is benched as the other side was.")],
 ) -> None:
     """Tell whether a model got worse than another, image by image and beyond chance; for CI."""
-    from clipguard.comparison.compare import compare_results
-    from clipguard.comparison.inputs import find_sides
+    from clipguard.comparison.inputs import read_inputs
     from clipguard.core.output import OutputFile
 
     how = pop_settings(given, COMPARING | STORED)
@@ -103,13 +102,7 @@ def compare(
         raise ClipguardError("`first` is for `sequential`.")
     rules = Rules(**pop_settings(given, RULES))
     report = OutputFile(how["junit"], option="--junit", replace=True) if how["junit"] else None
-    sides = find_sides(base, candidate, given)
-    store, probes, fail_on = how["store"], how["probes"], how["fail_on"]
-    if how["sequential"]:
-        comparison = _compare_in_batches(sides, rules, how["first"], how["force"], store, probes)
-    else:
-        results = sides.fill(_measure(sides.plan, store, probes) if sides.plan else None)
-        comparison = compare_results(*results, rules, force=how["force"])
+    comparison, fail_on = _compare(read_inputs(base, candidate, given), rules, how), how["fail_on"]
     if report:
         from clipguard.comparison.output import to_junit
 
@@ -123,39 +116,26 @@ def compare(
         raise typer.Exit(INCONCLUSIVE)
 
 
-def _measure(plan: BenchPlan, store: Path | None, probes: bool) -> BenchResult:
-    """Bench models into a new folder below runs/."""
+def _compare(inputs: Inputs, rules: Rules, how: dict[str, Any]) -> Comparison:
+    """Compare; what is measured for that goes into a new folder below runs/."""
     from clipguard.benchmark.results.folder import ResultFolder
     from clipguard.benchmark.runner import run_plan
     from clipguard.cli.console.progress import RichProgress
+    from clipguard.comparison.compare import run_comparison
+    from clipguard.comparison.sequential import FIRST
     from clipguard.store.store import Store
 
-    with ResultFolder.by_default(plan.models[-1]) as folder, RichProgress() as progress:
-        result = run_plan(plan, progress=progress, store=Store(store) if store else None, probes=probes)
-        _write(result, folder)
-    return result
+    first = (how["first"] or FIRST) if how["sequential"] else None
+    if inputs.plan is None:
+        return run_comparison(inputs, rules, run_plan, first=first, force=how["force"])
+    with ResultFolder.by_default(inputs.plan.models[-1]) as folder, RichProgress() as progress:
+        store = Store(how["store"]) if how["store"] else None
+        measure = partial(run_plan, progress=progress, store=store, probes=how["probes"])
+        keep = partial(_write, folder)
+        return run_comparison(inputs, rules, measure, first=first, force=how["force"], keep=keep, progress=progress)
 
 
-def _compare_in_batches(
-    sides: Sides, rules: Rules, first: int | None, force: bool, store: Path | None, probes: bool
-) -> Comparison:
-    """The same for `--sequential`: one folder, of the images that were needed."""
-    from clipguard.benchmark.results.folder import ResultFolder
-    from clipguard.benchmark.runner import run_plan
-    from clipguard.cli.console.progress import RichProgress
-    from clipguard.comparison.sequential import FIRST, compare_in_batches
-    from clipguard.store.store import Store
-
-    name = sides.plan.models[-1] if sides.plan else ""
-    with ResultFolder.by_default(name) as folder, RichProgress() as progress:
-        measure = partial(run_plan, progress=progress, store=Store(store) if store else None, probes=probes)
-        first = FIRST if first is None else first
-        comparison, result = compare_in_batches(sides, rules, measure, first=first, force=force, progress=progress)
-        _write(result, folder)
-    return comparison
-
-
-def _write(result: BenchResult, folder: ResultFolder) -> None:
+def _write(folder: ResultFolder, result: BenchResult) -> None:
     from clipguard.benchmark.results.table import to_markdown
 
     folder.write(result, to_markdown(result))

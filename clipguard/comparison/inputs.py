@@ -1,4 +1,4 @@
-"""BASE and CANDIDATE as they are named: results that are there, and models that are benched like the other side."""
+"""BASE and CANDIDATE as they are named: results to read, and models to measure as the other was."""
 
 from __future__ import annotations
 
@@ -16,46 +16,55 @@ from clipguard.core.errors import ModelError, ResultError
 from clipguard.models import parse_source
 from clipguard.sanity.entries import say
 
-HOW_FIELDS = ("device", "batch_size")  # of a plan: where it runs, which changes no outcome
-
-TYPED = {"datasets": "dataset", "attacks": "attack"}  # options whose fields have other names
+WHERE_IT_RUNS = ("device", "batch_size")  # fields of a plan that change no outcome
 
 
 @dataclass(frozen=True)
-class Sides:
-    """What was named: `names` by side, results that were `read`, and a `plan` for the models, if there are any."""
+class Inputs:
+    """What is to be compared.
+
+    Attributes:
+        names: as typed, by "BASE" and "CANDIDATE".
+        read: those of the two that are results.
+        plan: how to measure the models; None if there are none.
+    """
 
     names: Mapping[str, str]
     read: Mapping[str, BenchResult]
     plan: BenchPlan | None
 
-    def fill(self, measured: BenchResult | None) -> tuple[BenchResult, BenchResult]:
-        """The results of BASE and CANDIDATE: those of models from what was `measured`, None if there are none."""
-        sides = dict(self.read)
+    def results(self, measured: BenchResult | None) -> tuple[BenchResult, BenchResult]:
+        """The results of BASE and CANDIDATE: those of models are in what was measured; None if there are no models."""
+        results = dict(self.read)
         if measured is not None:
-            sides |= {side: measured.only(name) for side, name in self.names.items() if side not in sides}
-        return sides["BASE"], sides["CANDIDATE"]
+            results |= {side: measured.only(name) for side, name in self.names.items() if side not in results}
+        return results["BASE"], results["CANDIDATE"]
 
 
-def find_sides(base: str, candidate: str, options: Mapping[str, Any]) -> Sides:
-    """Read results, and plan a run for models: as the other side was.
+def read_inputs(base: str, candidate: str, settings: Mapping[str, Any]) -> Inputs:
+    """Read results, and plan how to measure models: as the other side was.
 
-    `options` (fields of `BenchPlan`, eps as typed) are for two models; next to a result only `device` and `batch_size`
-    may be given. Raises ClipguardError before anything is measured.
+    Args:
+        base: a folder of `clipguard bench`, its results.json, or a model.
+        candidate: the same.
+        settings: of a plan for two models, by name. Next to a result only `device` and `batch_size` may be given.
+
+    Raises:
+        ClipguardError: for what is neither, and for settings that have nothing to act on.
     """
     names = {"BASE": base, "CANDIDATE": candidate}
     results = {side: _read(name) for side, name in names.items()}
     read = {side: result for side, result in results.items() if result is not None}
     missing = [names[side] for side in names if side not in read]
-    unused = sorted(name for name in options if read and (name not in HOW_FIELDS or not missing))
+    unused = sorted(name for name in settings if read and (name not in WHERE_IT_RUNS or not missing))
     if unused:
-        given = ", ".join(f"--{TYPED.get(name, name).replace('_', '-')}" for name in unused)
+        named = ", ".join(f"`{name}`" for name in unused)
         measured = f"{' and '.join(read)} {'is' if len(read) == 1 else 'are'} measured already"
-        raise ResultError(f"{given} is for models to bench; {measured}. Leave it out.")
+        raise ResultError(f"{named} is for models to bench; {measured}. Leave it out.")
     for side, result in read.items():
         model_name(result, side)
         say(prediction_entries(result), undecided=False)
-    return Sides(names, read, _plan(missing, read, options) if missing else None)
+    return Inputs(names, read, _plan(missing, read, settings) if missing else None)
 
 
 def _read(name: str) -> BenchResult | None:
@@ -70,13 +79,11 @@ def _read(name: str) -> BenchResult | None:
     return None
 
 
-def _plan(models: list[str], read: Mapping[str, BenchResult], options: Mapping[str, Any]) -> BenchPlan:
+def _plan(models: list[str], read: Mapping[str, BenchResult], settings: Mapping[str, Any]) -> BenchPlan:
     models = list(dict.fromkeys(models))
     if not read:
-        datasets, protocol = options.get("datasets", ()), options.get("protocol")
-        rest = {name: value for name, value in options.items() if name not in ("datasets", "protocol")}
-        return make_plan(models, datasets, protocol=protocol, **rest)
+        return make_plan(models, **settings)
     ((side, result),) = read.items()
     if "plan" not in result.run:
         raise ResultError(f"{side} is of an older clipguard, which did not keep its plan: bench both again.")
-    return replace(BenchPlan.from_dict(result.run["plan"], models), **options)
+    return replace(BenchPlan.from_dict(result.run["plan"], models), **settings)

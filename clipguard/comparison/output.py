@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import math
 import xml.etree.ElementTree as ET
-from collections.abc import Mapping
 from datetime import datetime, timezone
-from typing import Any
 
 from clipguard.benchmark.results.table import heading
-from clipguard.comparison.compare import CellChange, Comparison
+from clipguard.comparison.result import CellChange, Comparison, StoppingPoint
+from clipguard.comparison.rules import FailOn
 
 HEADINGS = ("data set", "cell", "n", "base", "candidate", "change", "95 % interval", "lost", "gained", "p", "verdict")
 
@@ -72,7 +71,7 @@ def _how_it_was_decided(comparison: Comparison, allowed: str) -> list[str]:
     ]
 
 
-def stopping_point(sequential: Mapping[str, Any]) -> str:
+def stopping_point(sequential: StoppingPoint) -> str:
     """`stopped at 75 of 200 images (62 % saved), looked at 50, 75 a data set`: images of all data sets."""
     n, of = sum(sequential["n"].values()), sum(sequential["of"].values())
     taken = (
@@ -102,7 +101,7 @@ def describe_cell(cell: CellChange) -> str:
     return f"{text}; {_what_would_decide(cell)}" if cell.verdict == "inconclusive" else text
 
 
-def to_junit(comparison: Comparison, fail_on: str) -> bytes:
+def to_junit(comparison: Comparison, fail_on: FailOn) -> bytes:
     """A JUnit XML file: a test a cell, failed as `fail_on` says; else inconclusive ones are skipped.
 
     It has every element and attribute that Ant's schema asks for (windyroad's JUnit.xsd), so that all readers take it.
@@ -136,7 +135,7 @@ def to_junit(comparison: Comparison, fail_on: str) -> bytes:
     return bytes(ET.tostring(suites, encoding="utf-8", xml_declaration=True)) + b"\n"
 
 
-def github_annotations(comparison: Comparison, fail_on: str) -> list[str]:
+def github_annotations(comparison: Comparison, fail_on: FailOn) -> list[str]:
     """Workflow commands: an error for each failed cell, a warning for each inconclusive one and for what was forced."""
     failed = comparison.failed(fail_on)
     lines = [
@@ -148,7 +147,7 @@ def github_annotations(comparison: Comparison, fail_on: str) -> list[str]:
     return [*lines, *forced]
 
 
-def _properties(comparison: Comparison, fail_on: str) -> dict[str, str]:
+def _properties(comparison: Comparison, fail_on: FailOn) -> dict[str, str]:
     rules = comparison.rules
     return {
         "base": comparison.base,

@@ -6,7 +6,6 @@ import logging
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
-from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -15,75 +14,75 @@ from clipguard.benchmark.findings import prediction_entries
 from clipguard.benchmark.plan import BenchPlan
 from clipguard.benchmark.results.result import BenchResult
 from clipguard.benchmark.task import Task, choose_images, open_task, read_task
-from clipguard.comparison.compare import Batches, Comparison, compare_results
-from clipguard.comparison.inputs import Sides
+from clipguard.comparison.inputs import Inputs
+from clipguard.comparison.paired_cells import compare_results
+from clipguard.comparison.result import Batches, Comparison
 from clipguard.comparison.rules import Rules
 from clipguard.core.checking import check_type
 from clipguard.core.errors import ClipguardError, ResultError
 from clipguard.core.notices import noticing
-from clipguard.core.progress import Progress, Silent
-from clipguard.core.run_record import FindingsRecord
+from clipguard.core.progress import Progress
+from clipguard.core.run_record import DatasetRecord, FindingsRecord
 from clipguard.sanity.entries import say
 from clipguard.sanity.predictions import PREDICTION_CHECKS
 
-FIRST = 50
+FIRST = 50  # images a data set before the first look
 GROWTH = 1.5  # from look to look. Smaller stops a little sooner, and loads the models more often
 
 log = logging.getLogger("clipguard")
 
 
 def compare_in_batches(
-    sides: Sides,
-    rules: Rules,
-    measure: Callable[[BenchPlan], BenchResult],
-    *,
-    first: int = FIRST,
-    force: bool = False,
-    progress: Progress | None = None,
-) -> tuple[Comparison, BenchResult]:
-    """Compare after `first` images a data set, then after half as many again, until the verdict is settled.
-
-    Returns the comparison, and what was measured: the result that benching these images at once would have given.
-    `measure` benches a plan, of no image twice. The chance of a false regression is that of `rules` for all looks
-    together (clipguard.statistics.anytime). Raises ClipguardError as `compare_results` does, and if there is nothing
-    to measure.
-    """
-    if sides.plan is None:
-        raise ResultError("--sequential is for models to bench; BASE and CANDIDATE are measured already. Leave it out.")
-    check_type("--first", first, int)
-    if first < 1:
-        raise ClipguardError(f"--first must be at least 1, not {first}.")
-    with noticing():  # of all batches, each once
-        return _compare_in_batches(sides, sides.plan, rules, measure, first, force, progress or Silent())
-
-
-def _compare_in_batches(
-    sides: Sides,
-    plan: BenchPlan,
+    inputs: Inputs,
     rules: Rules,
     measure: Callable[[BenchPlan], BenchResult],
     first: int,
     force: bool,
     progress: Progress,
 ) -> tuple[Comparison, BenchResult]:
-    tasks = [open_task(plan, name, progress) for name in plan.datasets]  # all images: bad data and mix-ups show now
-    order = {task.name: choose_images(plan, task.dataset).tolist() for task in tasks}
-    most = max(map(len, order.values()))
-    parts: list[BenchResult] = []
-    looks: tuple[int, ...] = ()
-    for stop in batch_ends(first, most):
-        start = looks[-1] if looks else 0
-        parts.append(measure(_batch(plan, order, start, stop)))
-        looks = (*looks, stop)
-        measured = _join(parts, {task.name: task.record() for task in tasks})
-        comparison = compare_results(*sides.fill(measured), rules, force=force, batches=Batches(order, looks))
-        log.info("%d of %d images a data set: %s", stop, most, comparison.verdict)
-        if comparison.settled:
-            break
-    used = [read_task(t.name, t.dataset, np.sort(order[t.name][:stop]), progress) for t in tasks]
-    _label(measured, plan, used, stop if stop < most else None)
-    say(measured.run["findings"])
-    return comparison, measured
+    """Compare after `first` images a data set, then after half as many again, until the verdict is settled.
+
+    The chance of a false regression is that of `rules` for all looks together (clipguard.statistics.anytime).
+
+    Args:
+        inputs: of which at least one is a model.
+        rules: what counts as a regression.
+        measure: benches a plan; it is asked for no image twice.
+        first: images a data set before the first look.
+        force: compare the images they share where they are not like for like.
+        progress: is told of the images that are read.
+
+    Returns:
+        The comparison, and what was measured: the result that benching these images at once would have given.
+
+    Raises:
+        ClipguardError: where there is nothing to measure, and as `compare_results` does.
+    """
+    plan = inputs.plan
+    if plan is None:
+        raise ResultError("`sequential` is for models to bench; BASE and CANDIDATE are measured already. Leave it out.")
+    check_type("`first`", first, int)
+    if first < 1:
+        raise ClipguardError(f"`first` must be at least 1, not {first}.")
+    with noticing():  # of all batches, each once
+        tasks = [open_task(plan, name, progress) for name in plan.datasets]  # all images: bad data shows now
+        order = {task.name: choose_images(plan, task.dataset).tolist() for task in tasks}
+        most = max(map(len, order.values()))
+        parts: list[BenchResult] = []
+        looks: tuple[int, ...] = ()
+        for stop in batch_ends(first, most):
+            parts.append(measure(_plan_of_batch(plan, order, looks[-1] if looks else 0, stop)))
+            looks = (*looks, stop)
+            measured = _join(parts, {task.name: task.record() for task in tasks})
+            batches = Batches(order, looks)
+            comparison = compare_results(*inputs.results(measured), rules, force=force, batches=batches)
+            log.info("%d of %d images a data set: %s", stop, most, comparison.verdict)
+            if comparison.settled:
+                break
+        taken = [read_task(task.name, task.dataset, np.sort(order[task.name][:stop]), progress) for task in tasks]
+        _record_images(measured, plan, taken, stop if stop < most else None)
+        say(measured.run["findings"])
+        return comparison, measured
 
 
 def batch_ends(first: int, most: int) -> Iterator[int]:
@@ -94,14 +93,14 @@ def batch_ends(first: int, most: int) -> Iterator[int]:
     yield most
 
 
-def _batch(plan: BenchPlan, order: Mapping[str, Sequence[int]], start: int, stop: int) -> BenchPlan:
+def _plan_of_batch(plan: BenchPlan, order: Mapping[str, Sequence[int]], start: int, stop: int) -> BenchPlan:
     """The plan for images `start` to `stop` of the order, of the data sets that have as many."""
     names = tuple(name for name in plan.datasets if len(order[name]) > start)
     skipped = plan.part[0] if plan.part else 0
     return replace(plan, datasets=names, part=(skipped + start, skipped + stop))
 
 
-def _join(parts: Sequence[BenchResult], datasets: dict[str, Any]) -> BenchResult:
+def _join(parts: Sequence[BenchResult], datasets: dict[str, DatasetRecord]) -> BenchResult:
     """One result of several of the same plan but for their images, its rows in the order of a run."""
     run = parts[0].run | {
         "wall_seconds": round(sum(part.run["wall_seconds"] for part in parts), 3),
@@ -113,17 +112,17 @@ def _join(parts: Sequence[BenchResult], datasets: dict[str, Any]) -> BenchResult
     keys = [pd.factorize(rows[name])[0] for name in ("attack", "dataset", "model")]
     result = BenchResult(run)
     result.add(rows.iloc[np.lexsort([rows["index"].to_numpy(), *keys])].reset_index(drop=True))
-    result.run["findings"] = prediction_entries(result) + [_of_batch(e) for part in parts for e in part.run["findings"]]
-    result.run["findings"] = [e for e in result.run["findings"] if e["findings"]]
+    findings = prediction_entries(result) + [_large_enough(e) for part in parts for e in part.run["findings"]]
+    result.run["findings"] = [entry for entry in findings if entry["findings"]]
     return result
 
 
-def _of_batch(entry: FindingsRecord) -> FindingsRecord:
+def _large_enough(entry: FindingsRecord) -> FindingsRecord:
     """The findings of a batch, but for those that its images alone are too few for."""
     return {**entry, "findings": [f for f in entry["findings"] if f["id"] not in PREDICTION_CHECKS]}
 
 
-def _label(result: BenchResult, plan: BenchPlan, tasks: Sequence[Task], stop: int | None) -> None:
+def _record_images(result: BenchResult, plan: BenchPlan, tasks: Sequence[Task], stop: int | None) -> None:
     """Say in the result which images it is of; `stop` is None if that is all."""
     if stop is not None:
         skipped = plan.part[0] if plan.part else 0

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from clipguard.benchmark.results.result import BenchResult
-from clipguard.comparison.compare import compare_results
+from clipguard.comparison.paired_cells import compare_results
 from clipguard.comparison.rules import Rules
 
 ROOT = Path(__file__).parents[2]

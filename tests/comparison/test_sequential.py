@@ -18,12 +18,13 @@ from clipguard.benchmark.results.folder import ResultFolder
 from clipguard.benchmark.results.result import BenchResult
 from clipguard.benchmark.results.table import to_markdown
 from clipguard.benchmark.runner import run_plan
-from clipguard.comparison.compare import Comparison
-from clipguard.comparison.inputs import find_sides
+from clipguard.comparison.inputs import read_inputs
 from clipguard.comparison.output import comparison_notes
+from clipguard.comparison.result import Comparison
 from clipguard.comparison.rules import Rules
 from clipguard.comparison.sequential import batch_ends, compare_in_batches
 from clipguard.core.errors import ClipguardError, DatasetError, ResultError
+from clipguard.core.progress import Silent
 from clipguard.data.dataset import in_random_order
 
 BLIND = "tiny#normalization=9,9,9/0.1,0.1,0.1"  # sees next to nothing
@@ -51,7 +52,7 @@ def run(
     **options: Any,
 ) -> tuple[Comparison, BenchResult]:
     rules = Rules(options.pop("max_drop", 1.0), metrics=options.pop("metrics", ("clean", "robust", "average")))
-    return compare_in_batches(find_sides(base, candidate, options), rules, measure, first=first)
+    return compare_in_batches(read_inputs(base, candidate, options), rules, measure, first, False, Silent())
 
 
 @pytest.fixture(scope="module")
@@ -141,10 +142,10 @@ def test_a_result_of_a_part_is_a_base(good: Path, tmp_path: Path) -> None:
 
 def test_a_part_of_a_part_keeps_its_place() -> None:
     measure = Measured()
-    sides = find_sides("tiny", "tiny", {"n_samples": 30, **CLEAN})
-    assert sides.plan is not None
-    sides = replace(sides, plan=replace(sides.plan, part=(10, 30)))
-    _, result = compare_in_batches(sides, Rules(), measure, first=15)
+    inputs = read_inputs("tiny", "tiny", {"n_samples": 30, **CLEAN})
+    assert inputs.plan is not None
+    inputs = replace(inputs, plan=replace(inputs.plan, part=(10, 30)))
+    _, result = compare_in_batches(inputs, Rules(), measure, 15, False, Silent())
     assert [plan.part for plan in measure.plans] == [(10, 25), (25, 30)]
     assert result.run["plan"]["part"] == [10, 30]
 
@@ -176,9 +177,9 @@ def test_batches_grow(first: int, most: int, ends: list[int]) -> None:
 
 
 def test_what_makes_no_batches_is_refused(good: Path) -> None:
-    with pytest.raises(ResultError, match="--sequential is for models to bench"):
+    with pytest.raises(ResultError, match="`sequential` is for models to bench"):
         run(str(good), str(good))
-    with pytest.raises(ClipguardError, match="--first must be at least 1, not 0"):
+    with pytest.raises(ClipguardError, match="`first` must be at least 1, not 0"):
         run("tiny", BLIND, first=0, **CLEAN)
 
 

@@ -14,8 +14,8 @@ from clipguard.adversarial.result import PREDICTED, AdversarialImage, Adversaria
 from clipguard.benchmark.diagnosis import Diagnosis
 from clipguard.benchmark.results.result import BenchResult
 from clipguard.benchmark.results.table import AVERAGE, caption, columns, heading, interval, rows
-from clipguard.comparison.compare import Comparison
 from clipguard.comparison.output import cell_values, comparison_notes
+from clipguard.comparison.result import Comparison
 from clipguard.core.prediction import Prediction
 from clipguard.sanity.checks import VERDICTS
 from clipguard.sanity.entries import alarms, finding_lines

@@ -1,0 +1,120 @@
+"""What a comparison says: the change of every cell, and what it comes to (docs/compare.md)."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, Literal, TypedDict, get_args
+
+from clipguard.comparison.rules import FailOn, Rules
+from clipguard.core.run_record import ModelRecord
+
+SCHEMA = 1
+Verdict = Literal["regression", "inconclusive", "no regression"]
+VERDICTS: tuple[Verdict, ...] = get_args(Verdict)  # worst first
+ROUNDING = 1e-9  # points of accuracy that a drop may seem to be more than it is
+
+
+@dataclass(frozen=True)
+class CellChange:
+    """One cell of both models, or the average over data sets (`dataset` "average"; `n`, `lost`, `gained` are sums)."""
+
+    dataset: str
+    norm: str
+    attack: str
+    eps: float  # as in the tables
+    n: int
+    base: float  # accuracy, a fraction
+    candidate: float
+    change: float  # candidate minus base
+    ci_low: float
+    ci_high: float
+    lost: int  # images that only the base has right
+    gained: int
+    p_mcnemar: float
+    p_regression: float  # adjusted for all cells
+    p_harmless: float  # of the test of non-inferiority
+    verdict: Verdict
+    n_to_decide: int | None  # images at which the verdict would be clear if the rates seen here are the true ones
+    detectable_drop: float | None  # the smallest drop that would be called a regression here; None: none would
+
+
+class StoppingPoint(TypedDict):
+    """`sequential` in the JSON: images used (`n`) and at hand (`of`) by data set, and the share that was saved."""
+
+    looks: list[int]
+    n: dict[str, int]
+    of: dict[str, int]
+    saved: float
+
+
+@dataclass(frozen=True)
+class Batches:
+    """How images are taken one batch after the other.
+
+    Attributes:
+        order: of each data set, the indices of all images that may be taken, in random order.
+        looks: numbers of images a data set after which was looked, ascending; the last is where it stopped.
+    """
+
+    order: Mapping[str, Sequence[int]]
+    looks: tuple[int, ...]
+
+    def stopping_point(self) -> StoppingPoint:
+        """Where it stopped."""
+        of = {name: len(indices) for name, indices in self.order.items()}
+        n = {name: min(count, self.looks[-1]) for name, count in of.items()}
+        return {"looks": list(self.looks), "n": n, "of": of, "saved": 1 - sum(n.values()) / sum(of.values())}
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """What `clipguard compare` found.
+
+    Attributes:
+        base: the name of a model.
+        candidate: the same.
+        models: where they came from, by "base" and "candidate".
+        rules: under which they were compared.
+        differences: why the results are not like for like; empty unless comparing was forced.
+        cells: what changed.
+        sequential: where it stopped, if images were taken in batches.
+        warnings: what the clean predictions of either give away, a line each (docs/doctor.md).
+    """
+
+    base: str
+    candidate: str
+    models: Mapping[str, ModelRecord]
+    rules: Rules
+    differences: tuple[str, ...]
+    cells: tuple[CellChange, ...]
+    sequential: StoppingPoint | None = None
+    warnings: tuple[str, ...] = ()
+
+    @property
+    def verdict(self) -> Verdict:
+        """The worst of all cells."""
+        return min((cell.verdict for cell in self.cells), key=VERDICTS.index)
+
+    @property
+    def settled(self) -> bool:
+        """Whether more images could not change the verdict: a regression somewhere, or none anywhere."""
+        return self.verdict != "inconclusive"
+
+    def failed(self, fail_on: FailOn = "regression") -> list[CellChange]:
+        """The cells that fail under `fail_on`; regressions always do."""
+        return [cell for cell in self.cells if self._fails(cell, fail_on)]
+
+    def _fails(self, cell: CellChange, fail_on: FailOn) -> bool:
+        if fail_on == "any-drop" and -100 * cell.change > self.rules.max_drop + ROUNDING:
+            return True
+        return cell.verdict == "regression" or (fail_on == "inconclusive" and cell.verdict == "inconclusive")
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON types."""
+        return {"schema": SCHEMA, "verdict": self.verdict} | asdict(self)
+
+    def to_json(self) -> str:
+        """Strict JSON: no NaN."""
+        return json.dumps(self.to_dict(), indent=2, allow_nan=False)
