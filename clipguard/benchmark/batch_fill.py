@@ -7,7 +7,6 @@ import json
 import logging
 import os
 import platform
-import tempfile
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -18,6 +17,7 @@ from torch import Tensor
 from clipguard.attacks.engine.batch_invariance import FILLS, find_fill
 from clipguard.attacks.engine.evaluator import Evaluator
 from clipguard.attacks.engine.options import EngineOptions
+from clipguard.core.atomic_files import write_bytes
 from clipguard.core.provenance import versions
 from clipguard.core.run_record import BatchInvariance
 from clipguard.models.classifier import ZeroShotClassifier
@@ -114,8 +114,6 @@ def _read(file: Path) -> BatchInvariance | None:
 def _keep(file: Path, content: dict[str, Any]) -> None:
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile("w", dir=file.parent, encoding="utf-8", delete=False) as part:
-            json.dump(content, part, indent=1)
-        Path(part.name).replace(file)
+        write_bytes(file, json.dumps(content, indent=1).encode())
     except OSError as error:
         log.info("The answer cannot be kept in %s (%s): the next run tests again.", file.parent, error.strerror)

@@ -26,9 +26,19 @@ def cell_key(
     options: EngineOptions,
     indices: list[int],
 ) -> dict[str, Any]:
-    """Everything that can change an image's outcome at a radius, but for the image, its label, index and the radius.
+    """Everything that can change an image's outcome at an eps, but for the image, its label, its index and the eps.
 
-    `dataset` only decides how images are resized. Plain JSON types; names that the user chose are not in it.
+    Args:
+        plan: of the run.
+        model: what is attacked.
+        classifier: the same with its classes.
+        dataset: its name, which only decides how images are resized.
+        recipe: of the attacks.
+        options: of the engine.
+        indices: of all images; they count where random numbers belong to the batch.
+
+    Returns:
+        Plain JSON types, without names that the user chose.
     """
     resolution, resize = choose_resize(plan, dataset)
     parameters = recipe.parameters()
@@ -53,8 +63,8 @@ def cell_key(
         "compile": options.compile,
         "device": model.device.type,
     }
-    if plan.eps_mode == "nested":  # what an image faces at a radius depends on the others
-        key["nested"] = [radius.typed for radius in plan.eps]
+    if plan.eps_mode == "nested":  # what an image faces at an eps depends on the others
+        key["nested"] = [eps.typed for eps in plan.eps]
     if plan.engine == "reference":  # random numbers belong to the batch
         key["reference"] = {"indices": indices, "batch_size": plan.batch_size or "auto"}
     return key

@@ -53,9 +53,15 @@ class Diagnosis:
 
 
 def diagnose(plan: BenchPlan, transfer_from: str | None = None, progress: Progress | None = None) -> Diagnosis:
-    """Examine the model of a plan on its data set, with its attack and radius: one of each.
+    """Examine the model of a plan on its data set, with its attack and eps: one of each.
 
-    `transfer_from` names another model. Raises ClipguardError for anything wrong with the plan, models or data.
+    Args:
+        plan: what to examine.
+        transfer_from: the name of another model, whose adversarial images are tried on it.
+        progress: is told of every check.
+
+    Raises:
+        ClipguardError: for anything wrong with the plan, the models or the data.
     """
     with noticing() as notices:
         return _diagnose(plan, transfer_from, progress or Silent(), notices)

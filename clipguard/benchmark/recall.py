@@ -83,8 +83,8 @@ def _share_of_costs(segments: list[Segment], task: Task) -> StageCosts:
 
 
 def _rounded(cost: dict[str, float]) -> StageCost:
-    return {
-        "forward": round(cost["forward"]),
+    return {  # in the order of the store's files, which results.json has had from the start
         "backward": round(cost["backward"]),
+        "forward": round(cost["forward"]),
         "seconds": round(cost["seconds"], 3),
     }

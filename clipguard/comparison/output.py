@@ -9,6 +9,7 @@ from datetime import datetime, timezone
 from clipguard.benchmark.results.table import heading
 from clipguard.comparison.result import CellChange, Comparison, StoppingPoint
 from clipguard.comparison.rules import FailOn
+from clipguard.core.markdown import markdown_table
 
 HEADINGS = ("data set", "cell", "n", "base", "candidate", "change", "95 % interval", "lost", "gained", "p", "verdict")
 
@@ -84,10 +85,11 @@ def stopping_point(sequential: StoppingPoint) -> str:
 
 def comparison_markdown(comparison: Comparison) -> str:
     """A table to post under a pull request."""
-    lines = ["| " + " | ".join(HEADINGS) + " |", "|" + " --- |" * 2 + " ---: |" * 8 + " --- |"]
+    rows = []
     for cell in comparison.cells:
         *values, verdict = cell_values(cell)
-        lines.append("| " + " | ".join([*values, f"**{verdict}**" if verdict == "regression" else verdict]) + " |")
+        rows.append([*values, f"**{verdict}**" if verdict == "regression" else verdict])
+    lines = markdown_table(HEADINGS, rows, "ll" + "r" * 8 + "l")
     return "\n".join([*lines, "", "\n\n".join(comparison_notes(comparison))]) + "\n"
 
 
@@ -159,11 +161,11 @@ def _properties(comparison: Comparison, fail_on: FailOn) -> dict[str, str]:
     } | ({"sequential": stopping_point(comparison.sequential)} if comparison.sequential else {})
 
 
-def _annotation(level: str, title: str, message: str) -> str:
+def _annotation(kind: str, title: str, message: str) -> str:
     """A workflow command, escaped as GitHub's toolkit does (actions/toolkit, core/src/command.ts)."""
     escaped = message.replace("%", "%25").replace("\r", "%0D").replace("\n", "%0A")
     name = title.replace("%", "%25").replace("\r", "%0D").replace("\n", "%0A").replace(":", "%3A").replace(",", "%2C")
-    return f"::{level} title=clipguard compare%3A {name}::{escaped}"
+    return f"::{kind} title=clipguard compare%3A {name}::{escaped}"
 
 
 def _points(change: float) -> str:

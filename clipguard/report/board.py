@@ -12,7 +12,7 @@ import pandas as pd
 
 from clipguard.adversarial.result import RUN_FILE
 from clipguard.benchmark.results.result import RESULTS, BenchResult, Cell, refuse_newer
-from clipguard.benchmark.results.table import AVERAGE, Row, columns
+from clipguard.benchmark.results.table import AVERAGE, Row, columns, eps_text, rows_of_sets
 from clipguard.comparison.comparability import unlike
 from clipguard.core.errors import ResultError, first_line
 from clipguard.statistics.intervals import average_interval
@@ -107,7 +107,7 @@ class Board:
 
     @property
     def eps(self) -> list[float]:
-        """All budgets above clean, ascending."""
+        """Every eps that was attacked at, ascending."""
         return sorted({c.eps for c in self.cells if c.attack != CLEAN})
 
     def cell(self, model: str, dataset: str, attack: str, eps: float) -> Cell | None:
@@ -119,17 +119,14 @@ class Board:
         """(accuracy, low, high) of a cell; for `AVERAGE` over the shared data sets, if all have it."""
         names = self.shared if dataset == AVERAGE else [dataset]
         cells = [self.cell(model, name, attack, eps) for name in names]
-        found = [(c.accuracy, c.ci_low, c.ci_high) for c in cells if c]
-        return average_interval(found) if found and len(found) == len(cells) else None
+        points = [(c.accuracy, c.ci_low, c.ci_high) for c in cells if c]
+        return average_interval(points) if points and len(points) == len(cells) else None
 
     def rows(self) -> list[Row]:
         """The table: a row a model and data set, and each model's average over the shared sets if there are several."""
-        out = []
+        out: list[Row] = []
         for model in self.models:
-            mine = [c for c in self.cells if c.model == model]
-            for dataset in dict.fromkeys(c.dataset for c in mine):
-                own = [c for c in mine if c.dataset == dataset]
-                out.append(Row(model, dataset, own[0].n, {(c.attack, c.eps): (c.accuracy, c) for c in own}))
+            out += rows_of_sets([cell for cell in self.cells if cell.model == model])
             if len(self.shared) > 1:
                 out.append(self._average(model))
         return out
@@ -138,19 +135,19 @@ class Board:
         n = sum(c.n for c in self.cells if (c.model, c.attack) == (model, CLEAN) and c.dataset in self.shared)
         values: dict[tuple[str, float], tuple[float, Cell | None]] = {}
         for attack, eps in columns(self.cells):
-            found = self.point(model, AVERAGE, attack, eps)
-            if found:
-                mean = Cell(model, AVERAGE, self.norm, eps, attack, n, 0, *found, {})
-                values[attack, eps] = (found[0], mean)
+            point = self.point(model, AVERAGE, attack, eps)
+            if point:
+                mean = Cell(model, AVERAGE, self.norm, eps, attack, n, 0, *point, {})
+                values[attack, eps] = (point[0], mean)
         return Row(model, AVERAGE, n, values)
 
     def panels(self) -> list[str]:
         """What gets a plot of its own: the average, if there is one, and the data sets."""
         return [AVERAGE, *self.datasets] if len(self.shared) > 1 else self.datasets
 
-    def budget(self, eps: float) -> str:
+    def eps_text(self, eps: float) -> str:
         """`4/255`, or `l2 0.5`."""
-        return f"{eps:g}/255" if self.norm == "linf" else f"{self.norm} {eps:g}"
+        return eps_text(eps, self.norm)
 
 
 def make_boards(runs: Sequence[Run]) -> list[Board]:
@@ -171,10 +168,10 @@ def _board(norm: str, runs: list[Run], labels: dict[tuple[int, str], str]) -> Bo
         cells += [replace(c, model=labels[run.number, c.model]) for c in run.result.cells if c.norm == norm]
         frame = run.result.samples
         frame = frame[frame["norm"] == norm]
-        own = {name: labels[run.number, name] for name in frame["model"].unique()}
-        frames.append(frame.assign(run=run.number, typed=frame["model"], model=frame["model"].map(own)))
-        for dataset, about in run.result.run["datasets"].items():
-            names |= {(label, dataset): about["class_names"] for label in own.values()}
+        of_run = {name: labels[run.number, name] for name in frame["model"].unique()}
+        frames.append(frame.assign(run=run.number, typed=frame["model"], model=frame["model"].map(of_run)))
+        for dataset, record in run.result.run["datasets"].items():
+            names |= {(label, dataset): record["class_names"] for label in of_run.values()}
     return Board(norm, cells, pd.concat(frames, ignore_index=True), names)
 
 

@@ -57,7 +57,7 @@ def _heat_map(board: Board, model: str, dataset: str) -> Plot:
     half = MOST_CLASSES // 2
     shown = table if n <= MOST_CLASSES else pd.concat([table.iloc[:half], table.iloc[-half:]])
     note = "" if n <= MOST_CLASSES else f" ({half} least and {half} most robust of {n} classes)"
-    columns = ["clean" if eps == 0 else board.budget(eps) for eps in map(float, shown.columns)]
+    columns = ["clean" if eps == 0 else board.eps_text(eps) for eps in map(float, shown.columns)]
     ruler = Ruler()
     labels = [ruler.fit(names[number], NAME_PIXELS, 15) for number in shown.index]
     figure, axes = new_figure(1.9 + 0.62 * len(columns), 0.75 + 0.235 * len(shown))

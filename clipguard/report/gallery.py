@@ -16,6 +16,7 @@ from safetensors import safe_open
 
 from clipguard.adversarial.replay import Replay, ReplayRequest
 from clipguard.adversarial.result import AdversarialImage
+from clipguard.benchmark.results.table import eps_text
 from clipguard.core.errors import ResultError, first_line
 from clipguard.core.prediction import Prediction
 from clipguard.figures.grid import Pixels, amplification, fit_image
@@ -37,7 +38,7 @@ class Picture:
     index: int
     label: str
     attack: str
-    budget: str
+    eps: str
     why: str  # of its class, or where it is from
     clean: str
     perturbation: str
@@ -109,7 +110,7 @@ def _picture(board: Board, choice: Choice, image: AdversarialImage) -> Picture:
     row, names = choice.request, board.class_names[choice.model, choice.request.dataset]
     clean, x_adv = (x.permute(1, 2, 0).numpy() for x in (image.clean, image.x_adv))
     where = (choice.model, row.dataset, row.index, names[image.label])
-    what = (row.attack, board.budget(row.eps), choice.why)
+    what = (row.attack, board.eps_text(row.eps), choice.why)
     return Picture(*where, *what, *_uris(clean, x_adv), image.before, image.after)
 
 
@@ -134,7 +135,6 @@ def stored_pictures(images: Images, n: int) -> list[Picture]:
     """The first `n` broken images that a folder of `clipguard attack` keeps. Raises ResultError for a damaged one."""
     norm = images.content["run"]["norm"]
     cell = images.content["cells"][1]
-    eps = f"{cell['eps']:g}/255" if norm == "linf" else f"{norm} {cell['eps']:g}"
     broken = [i for i in images.content["images"] if i["broken_by"] not in (None, "clean")][:n]
     about = (cell["model"], cell["dataset"])
     try:
@@ -145,7 +145,7 @@ def stored_pictures(images: Images, n: int) -> list[Picture]:
                     i["index"],
                     i["label"],
                     cell["attack"],
-                    eps,
+                    eps_text(cell["eps"], norm),
                     f"of run {images.number}",
                     *_uris(*_pair(file, i["index"])),
                     _prediction(i["clean"], i["label"]),

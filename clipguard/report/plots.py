@@ -32,7 +32,7 @@ def panel_name(board: Board, dataset: str) -> str:
 
 
 def eps_label(board: Board) -> str:
-    """The axis of budgets."""
+    """The axis of eps."""
     return "eps, in 1/255 (linf)" if board.norm == "linf" else f"eps ({board.norm})"
 
 
@@ -115,9 +115,9 @@ def _trade_off(board: Board, attack: str, eps: float) -> Plot:
     axes.set_ylim(0, 100)
     axes.set_aspect("equal")
     axes.grid(color=LINE, lw=0.5)
-    label(axes, f"{attack} {board.budget(eps)}", "clean accuracy in %", "robust accuracy in %")
+    label(axes, f"{attack} {board.eps_text(eps)}", "clean accuracy in %", "robust accuracy in %")
     legend(figure, axes, LEGEND_COLUMNS)
-    title = f"Clean and robust accuracy, {attack} at {board.budget(eps)}, {panel_name(board, over)}"
+    title = f"Clean and robust accuracy, {attack} at {board.eps_text(eps)}, {panel_name(board, over)}"
     alt = f"{title}. " + " ".join(f"{m}: clean {x} %, robust {y} %." for m, x, _, y, _ in rows)
     header = ("model", "clean", "95 %", "robust", "95 %")
     return Plot(slug("trade-off", board.norm, attack, f"{eps:g}"), title, alt, figure, header, rows)
@@ -141,7 +141,7 @@ def share_table(board: Board, attack: str) -> pd.DataFrame:
 
 def _shares(board: Board, attack: str) -> Plot:
     table, names = share_table(board, attack), short_names(board.models)
-    bars = [f"{names[model]} · {board.budget(eps)}" for model, eps in table.index]
+    bars = [f"{names[model]} · {board.eps_text(eps)}" for model, eps in table.index]
     figure, axes = new_figure(6.4, 1.1 + 0.26 * len(bars))
     left = [0.0] * len(bars)
     stages = [c for c in table.columns if c not in (ROBUST, WRONG)]

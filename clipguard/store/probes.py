@@ -1,4 +1,4 @@
-"""What the sanity probes found, in the store: a file for each model, attack, budget and choice of images."""
+"""What the sanity probes found, in the store: a file for each model, attack, eps and choice of images."""
 
 from __future__ import annotations
 

@@ -7,10 +7,13 @@ from dataclasses import dataclass
 from typing import Any
 
 from clipguard.benchmark.results.result import BenchResult, Cell
+from clipguard.core.eps import show_eps
+from clipguard.core.markdown import markdown_table
 from clipguard.core.run_record import ProtocolRecord
 from clipguard.sanity.entries import finding_lines
 
 AVERAGE = "average"
+Column = tuple[str, float]  # attack, eps
 
 
 @dataclass(frozen=True)
@@ -20,11 +23,11 @@ class Row:
     model: str
     dataset: str
     n: int
-    values: dict[tuple[str, float], tuple[float, Cell | None]]  # (attack, eps) -> accuracy in [0,1], its cell
+    values: dict[Column, tuple[float, Cell | None]]  # accuracy in [0,1], its cell
 
 
-def columns(cells: Iterable[Cell]) -> list[tuple[str, float]]:
-    """(attack, eps) of all columns: clean, then attacks in order of appearance, eps ascending."""
+def columns(cells: Iterable[Cell]) -> list[Column]:
+    """All columns: clean, then attacks in order of appearance, eps ascending."""
     seen = list(dict.fromkeys((c.attack, c.eps) for c in cells))
     attacks = list(dict.fromkeys(a for a, _ in seen))
     return sorted(seen, key=lambda column: (column[0] != "none", attacks.index(column[0]), column[1]))
@@ -34,28 +37,46 @@ def rows(cells: list[Cell]) -> list[Row]:
     """A row per model and data set, and after each model with several sets its unweighted average."""
     out: list[Row] = []
     for model in dict.fromkeys(c.model for c in cells):
-        mine = [c for c in cells if c.model == model]
-        datasets = list(dict.fromkeys(c.dataset for c in mine))
-        for dataset in datasets:
-            own = [c for c in mine if c.dataset == dataset]
-            out.append(Row(model, dataset, own[0].n, {(c.attack, c.eps): (c.accuracy, c) for c in own}))
-        if len(datasets) > 1:
-            average: dict[tuple[str, float], tuple[float, Cell | None]] = {}
-            for column in columns(mine):
-                found = [c.accuracy for c in mine if (c.attack, c.eps) == column]
-                if len(found) == len(datasets):
-                    average[column] = (sum(found) / len(found), None)
-            out.append(Row(model, AVERAGE, sum(r.n for r in out if r.model == model), average))
+        of_model = [c for c in cells if c.model == model]
+        of_sets = rows_of_sets(of_model)
+        out += of_sets
+        if len(of_sets) > 1:
+            out.append(Row(model, AVERAGE, sum(row.n for row in of_sets), _averages(of_model, len(of_sets))))
     return out
 
 
-def heading(column: tuple[str, float], norm: str, attacks: list[str]) -> str:
+def rows_of_sets(cells: list[Cell]) -> list[Row]:
+    """A row for each data set of one model."""
+    by_dataset: dict[str, list[Cell]] = {}
+    for cell in cells:
+        by_dataset.setdefault(cell.dataset, []).append(cell)
+    return [
+        Row(of_set[0].model, dataset, of_set[0].n, {(c.attack, c.eps): (c.accuracy, c) for c in of_set})
+        for dataset, of_set in by_dataset.items()
+    ]
+
+
+def _averages(cells: list[Cell], n_datasets: int) -> dict[Column, tuple[float, Cell | None]]:
+    """The mean accuracy of each column that all data sets of one model have."""
+    averages: dict[Column, tuple[float, Cell | None]] = {}
+    for column in columns(cells):
+        accuracies = [c.accuracy for c in cells if (c.attack, c.eps) == column]
+        if len(accuracies) == n_datasets:
+            averages[column] = (sum(accuracies) / len(accuracies), None)
+    return averages
+
+
+def heading(column: Column, norm: str, attacks: list[str]) -> str:
     """`clean`, `eps 4/255`, or `pgd-10 4/255` where several attacks share the table."""
     attack, eps = column
     if attack == "none":
         return "clean"
-    radius = f"{eps:g}/255" if norm == "linf" else f"{norm} {eps:g}"
-    return f"{'eps' if len(attacks) == 1 else attack} {radius}"
+    return f"{'eps' if len(attacks) == 1 else attack} {eps_text(eps, norm)}"
+
+
+def eps_text(eps: float, norm: str) -> str:
+    """`4/255`, or `l2 0.5`, of an eps as in the tables."""
+    return show_eps(eps, norm) if norm == "linf" else f"{norm} {show_eps(eps, norm)}"
 
 
 def interval(cell: Cell) -> str:
@@ -69,8 +90,8 @@ def caption(result: BenchResult) -> str:
     norms = sorted({c.norm for c in result.cells})
     what = f"robust accuracy is an upper bound, under {', '.join(attacks)} ({', '.join(norms)})" if attacks else "clean"
     nested = ", NESTED eps mode: small budgets were only confirmed" if result.run["eps_mode"] == "nested" else ""
-    family = result.run.get("protocol")
-    protocol = f"; {protocol_line(family)}" if family else ""
+    record = result.run.get("protocol")
+    protocol = f"; {protocol_line(record)}" if record else ""
     invariant = all(answer["holds"] for answer in result.run.get("batch_invariant", {}).values())
     digits = "" if invariant else " Last digits may depend on the batch here (run.batch_invariant)."
     partial = "" if result.run["complete"] else " INTERRUPTED: finished cells only."
@@ -90,6 +111,15 @@ def _plain(value: Any) -> str:
     return f"{value:g}" if isinstance(value, float) else str(value)
 
 
+def _markdown_cells(row: Row, table: list[Column]) -> list[str]:
+    values = []
+    for column in table:
+        accuracy, cell = row.values.get(column, (None, None))
+        text = "–" if accuracy is None else f"{100 * accuracy:.1f}"
+        values.append(f"{text} ({interval(cell)})" if cell else f"**{text}**")
+    return [row.model, row.dataset, str(row.n), *values]
+
+
 def to_markdown(result: BenchResult) -> str:
     """A table to paste into a paper or a pull request."""
     cells = result.cells
@@ -98,13 +128,6 @@ def to_markdown(result: BenchResult) -> str:
     table = columns(cells)
     attacks = sorted({a for a, _ in table if a != "none"})
     names = ["model", "data set", "n", *(heading(c, cells[0].norm, attacks) for c in table)]
-    lines = ["| " + " | ".join(names) + " |", "|" + " --- |" * 2 + " ---: |" * (len(names) - 2)]
-    for row in rows(cells):
-        values = []
-        for column in table:
-            accuracy, cell = row.values.get(column, (None, None))
-            text = "–" if accuracy is None else f"{100 * accuracy:.1f}"
-            values.append(f"{text} ({interval(cell)})" if cell else f"**{text}**")
-        lines.append("| " + " | ".join([row.model, row.dataset, str(row.n), *values]) + " |")
+    lines = markdown_table(names, (_markdown_cells(row, table) for row in rows(cells)), "ll" + "r" * (len(names) - 2))
     checks = [line for text in finding_lines(result.run.get("findings", [])) for line in ("", text)]
     return "\n".join([*lines, "", caption(result), *checks]) + "\n"
