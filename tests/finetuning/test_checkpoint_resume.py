@@ -25,7 +25,7 @@ from clipguard.finetuning.training.checkpoint import Checkpoints
 from clipguard.finetuning.training.metrics import read_metrics
 from clipguard.models.export import WEIGHTS_NAME
 
-SETTINGS = {"preset": "none", "steps": 40, "batch_size": 4, "attack_steps": 2, "eps": 8, "lr": 1e-3, "save_every": 3}
+SETTINGS = {"preset": "none", "steps": 40, "batch_size": 4, "attack_steps": 2, "eps": "8", "lr": 1e-3, "save_every": 3}
 SETTINGS |= {"eval_every": 8, "val_fraction": 0.2, "ema": 0.9, "augment": "standard"}
 
 
@@ -108,7 +108,7 @@ class StopsAfter(Silent):
 
 def interrupted(model: str, dataset: str, out: Path, **settings: object) -> Path:
     """A run that stopped after some steps."""
-    config = resolve({**SETTINGS, "eps": 8.0, "method": "tecoa", "model": model, "dataset": dataset, **settings})
+    config = resolve({**SETTINGS, "method": "tecoa", "model": model, "dataset": dataset, **settings})
     with pytest.raises(KeyboardInterrupt):
         run_finetune(config, out, "", StopsAfter(24 + 5))  # it reads 24 images first
     return out

@@ -163,8 +163,8 @@ def test_tensorboard_gets_the_numbers(vit: str, images: str, tmp_path: Path) -> 
 
 
 BAD = {
-    "eps 0": (["--eps", "0"], "--eps must be above 0"),
-    "several eps": (["--eps", "1,4"], "one budget"),
+    "eps 0": (["--eps", "0"], "--eps must be a number above 0"),
+    "several eps": (["--eps", "1,4"], "one number"),
     "eps no number": (["--eps", "four"], "--eps"),
     "unknown method": (["--method", "timma"], "Did you mean 'tima'"),
     "unknown preset": (["--preset", "papper"], "has no preset"),

@@ -102,10 +102,10 @@ def test_a_step_size_is_derived_and_never_larger_than_eps() -> None:
     ("given", "message"),
     [
         ({"eps": "0.0157"}, r"did you mean 4 \(4/255\)"),
-        ({"eps": 128, "norm": "l2"}, "did you mean 128/255"),
+        ({"eps": 128, "norm": "l2"}, "did you mean 128 / 255"),
         ({"step_size": "0.0039"}, r"`step_size` 0.0039: did you mean 1 \(1/255\)"),
         ({"step_size": "x"}, "`step_size` 'x' is not a number"),
-        ({"eps": "4,8"}, "`eps` takes one number"),
+        ({"eps": "4,8"}, "`eps` must be one number"),
         ({"eps": [None]}, "`eps` takes numbers"),
         ({"method": 3}, "`method` must be a text"),
         ({"preset": 3}, "`preset` must be a text"),

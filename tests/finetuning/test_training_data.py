@@ -91,7 +91,7 @@ def test_numbered_class_folders_are_not_trained_on_as_names(tmp_path: Path) -> N
         path.rename(folder / str(number))
     classes = len(list(folder.iterdir()))
     config = make_config("tiny", str(folder))
-    with pytest.raises(DatasetError, match=r"numbers or ids without class names .* give --classes FILE"):
+    with pytest.raises(DatasetError, match=r"numbers or ids without class names .* give `classes=FILE`"):
         open_data(config, needs_labels=True)
     (tmp_path / "names.txt").write_text("\n".join(f"kind {i}" for i in range(classes)))
     data = open_data(replace(config, classes=str(tmp_path / "names.txt")), needs_labels=True)

@@ -27,7 +27,7 @@ from clipguard.models import load_model
 
 TEXT = {"context_length": 16, "vocab_size": 49408, "width": 16, "heads": 2, "layers": 1}
 VISION = {"image_size": 16, "layers": 2, "width": 32, "head_width": 16, "patch_size": 4}
-SMALL: dict[str, Any] = {"steps": 4, "batch_size": 4, "attack_steps": 2, "eps": 8.0, "lr": 1e-3, "warmup_steps": 1}
+SMALL: dict[str, Any] = {"steps": 4, "batch_size": 4, "attack_steps": 2, "eps": "8", "lr": 1e-3, "warmup_steps": 1}
 
 
 def write_vit(folder: Path, seed: int = 0, **vision: Any) -> str:
