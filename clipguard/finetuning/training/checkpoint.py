@@ -3,15 +3,28 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict, cast
 
 import torch
+from torch import Tensor
 
 from clipguard.core.atomic_files import replacing
 from clipguard.core.errors import FinetuneError, OutputError, first_line
 
 FOLDER = "checkpoints"
+Weights = dict[str, Tensor]
+
+
+class TrainingState(TypedDict):
+    """What a run goes on from."""
+
+    position: dict[str, Any]  # fields of `Position`
+    student: Weights  # of the model in training
+    average: Weights | None  # of its moving average, with its count
+    optimizers: dict[str, dict[str, Any]]  # by name
+    metrics: int  # size of `metrics.jsonl`
 
 
 class Checkpoints:
@@ -24,7 +37,7 @@ class Checkpoints:
     def __init__(self, out: Path) -> None:
         self.folder = out / FOLDER
 
-    def save(self, step: int, state: dict[str, Any], best_step: int | None) -> None:
+    def save(self, step: int, state: TrainingState, best_step: int | None) -> None:
         """Write a checkpoint, then remove older ones.
 
         Args:
@@ -42,16 +55,20 @@ class Checkpoints:
             if other not in keep:
                 other.unlink()
 
-    def save_best(self, step: int, weights: dict[str, Any]) -> None:
-        """Write the best weights so far. Raises OutputError if the disk does not take them."""
+    def save_best(self, step: int, weights: Weights) -> None:
+        """Write the best weights so far.
+
+        Raises:
+            OutputError: if the disk does not take them.
+        """
         _write(self._path("best", step), weights)
 
-    def latest(self) -> dict[str, Any] | None:
+    def latest(self) -> TrainingState | None:
         """The newest checkpoint's state; None if the run was stopped before its first."""
         paths = sorted(self.folder.glob("step-*.pt")) if self.folder.is_dir() else []
-        return _read(paths[-1]) if paths else None
+        return cast(TrainingState, _read(paths[-1])) if paths else None
 
-    def best(self, step: int) -> dict[str, Any]:
+    def best(self, step: int) -> Weights:
         """The weights that `save_best` wrote at that step."""
         return _read(self._path("best", step))
 
@@ -63,7 +80,7 @@ class Checkpoints:
         return self.folder / f"{kind}-{step or 0:08d}.pt"
 
 
-def _write(path: Path, content: dict[str, Any]) -> None:
+def _write(path: Path, content: Mapping[str, Any]) -> None:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with replacing(path, durable=True) as part, part.open("wb") as file:

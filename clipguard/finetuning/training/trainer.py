@@ -19,7 +19,7 @@ from clipguard.core.progress import Progress
 from clipguard.finetuning.config import FinetuneConfig
 from clipguard.finetuning.methods.base import Batch
 from clipguard.finetuning.training.batches import ImageBatch, load_batches
-from clipguard.finetuning.training.checkpoint import Checkpoints
+from clipguard.finetuning.training.checkpoint import Checkpoints, TrainingState
 from clipguard.finetuning.training.images import TrainingImages
 from clipguard.finetuning.training.interrupts import interruptible, raise_interrupt
 from clipguard.finetuning.training.metrics import MetricsBuffer, MetricsLog, describe_step
@@ -203,7 +203,7 @@ class Trainer:
 
     def _save(self, metrics_size: int) -> None:
         if self.accelerator.is_main_process:
-            state = {
+            state: TrainingState = {
                 "position": asdict(self.position),
                 "student": self.model.state_dict(),
                 "average": None if self.average is None else self.average.state_dict(),
@@ -221,8 +221,9 @@ class Trainer:
         self.position = Position(**state["position"])
         self.model.load_state_dict(state["student"])
         if self.average is not None:
+            assert state["average"] is not None  # the settings are those that it was saved with
             self.average.load_state_dict(state["average"])
         for name, optimizer in self.optimizers.items():
             optimizer.load_state_dict(state["optimizers"][name])
         log.info("Going on from step %d of %d", self.position.step, self.steps)
-        return int(state["metrics"])
+        return state["metrics"]
