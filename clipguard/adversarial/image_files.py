@@ -10,9 +10,10 @@ import pandas as pd
 from clipguard.core.errors import DatasetError, did_you_mean
 from clipguard.core.notices import notice
 from clipguard.data import ZeroShotDataset
-from clipguard.data.classes.labels import GivenNames, settle_labels
+from clipguard.data.classes.ids import check_words
+from clipguard.data.classes.labels import NameList, settle_labels
 from clipguard.data.classes.lists import parse_classes
-from clipguard.data.classes.names import check_words, ids_in_words
+from clipguard.data.classes.names import ids_in_words
 from clipguard.data.decoding import Decode, decode
 from clipguard.data.images import EncodedImage, FileImages, reason
 from clipguard.data.templates import PHOTO, resolve_templates
@@ -61,7 +62,7 @@ class ImageFiles:
             decode=how,
         )
 
-    def _class_names(self) -> GivenNames:
+    def _class_names(self) -> NameList:
         """The names, those that are WordNet ids in words."""
         given = parse_classes(self.classes)
         words = ids_in_words(given.names, "source")
@@ -71,7 +72,7 @@ class ImageFiles:
         notice("translated", f"{given.origin}: {len(words):,} WordNet ids are put in words: {first}")
         return replace(given, names=words, ids=given.names)
 
-    def _label_numbers(self, given: GivenNames) -> list[int]:
+    def _label_numbers(self, given: NameList) -> list[int]:
         n, known = len(self.paths), [*given.names, *(given.ids or ())]
         if len(self.labels) not in (0, 1, n):
             raise DatasetError(f"{len(self.labels)} labels for {n} images; give --label once, or once for each image.")

@@ -15,7 +15,7 @@ FAIL_ON: tuple[FailOn, ...] = get_args(FailOn)
 
 @dataclass(frozen=True)
 class Rules:
-    """What counts as a regression: a drop of more than `max_drop` points, tested at `alpha` over all cells of `metrics`.
+    """A regression is a drop of more than `max_drop` points, tested at `alpha` over all cells of `metrics`.
 
     Raises ClipguardError for values that make no test.
     """

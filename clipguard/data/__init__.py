@@ -1,5 +1,8 @@
 """A dataset name, hub id or path -> images on demand, labels, class names and templates.
 
+`load_dataset` goes the way: `registry.py` knows the field's data sets, `formats/` opens a split of any format as a
+`RawSplit`, `classes/` settles what its labels mean and how classes are called, `templates.py` the prompts.
+
 Nothing heavy is imported here: `datasets` and pandas load when a dataset is opened, so `clipguard --help` stays fast.
 """
 

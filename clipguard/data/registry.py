@@ -13,7 +13,7 @@ from typing import Any
 from clipguard.core.config_files import SUFFIXES, read_config_file
 from clipguard.core.errors import DatasetError, did_you_mean
 from clipguard.core.plugins import load_plugins
-from clipguard.data.classes.labels import GivenNames
+from clipguard.data.classes.labels import NameList
 from clipguard.data.classes.lists import read_class_list
 from clipguard.data.formats.embedded import embedded_folders
 from clipguard.data.templates import PHOTO, TemplateSets, read_template, read_templates
@@ -54,7 +54,7 @@ class DatasetEntry:
     label_column: str | None = None
     notes: str = ""
 
-    def written_names(self) -> GivenNames | None:
+    def written_names(self) -> NameList | None:
         """Names that the entry itself gives.
 
         Raises:
@@ -64,7 +64,7 @@ class DatasetEntry:
             return None
         if isinstance(self.class_names, str):
             return read_class_list(Path(self.class_names), self.class_names)
-        return GivenNames(list(self.class_names), self.name)
+        return NameList(list(self.class_names), self.name)
 
     def template_sets(self, of_data: TemplateSets) -> TemplateSets:
         """What `single` and `ensemble` mean here; `of_data`: what came with the data."""

@@ -11,9 +11,10 @@ from typing import Any
 from clipguard.core.checking import check_type
 from clipguard.core.errors import DatasetError, SplitError, did_you_mean
 from clipguard.core.notices import notice
-from clipguard.data.classes.labels import EMPTY, refuse_ids
+from clipguard.data.classes.ids import check_words, refuse_ids
+from clipguard.data.classes.labels import EMPTY
 from clipguard.data.classes.lists import parse_classes
-from clipguard.data.classes.names import ClassNames, check_words, imagenet_templates
+from clipguard.data.classes.names import ClassNames, imagenet_templates
 from clipguard.data.classes.naming import name_classes
 from clipguard.data.dataset import ImageDataset, ZeroShotDataset
 from clipguard.data.decoding import Decode

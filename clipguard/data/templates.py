@@ -130,10 +130,10 @@ def _choose(table: dict[str, Any], dataset: str, path: Path) -> str:
     def plain(name: str) -> str:
         return re.sub(r"[^a-z0-9]", "", name.lower().rpartition("/")[2])
 
-    found = [key for key in table if plain(str(key)) == plain(dataset)] or (list(table) if len(table) == 1 else [])
-    if len(found) != 1:
+    keys = [key for key in table if plain(str(key)) == plain(dataset)] or (list(table) if len(table) == 1 else [])
+    if len(keys) != 1:
         raise DatasetError(
             f"{path} has templates of {len(table)} data sets ({', '.join(map(str, list(table)[:8]))}, ...), and which "
             f"are meant for {dataset or 'these images'} is not clear; put those into a file of their own, one a line"
         )
-    return found[0]
+    return keys[0]

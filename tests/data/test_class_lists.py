@@ -14,14 +14,14 @@ from clipguard.adversarial.image_files import ImageFiles
 from clipguard.core.errors import DatasetError
 from clipguard.core.notices import noticing
 from clipguard.data import load_dataset
-from clipguard.data.classes.labels import GivenNames
+from clipguard.data.classes.labels import NameList
 from clipguard.data.classes.lists import parse_classes, read_class_list
 from clipguard.data.templates import PHOTO, read_templates, resolve_templates
 
 FISH = ["tench", "gold fish", "CD player, portable"]
 
 
-def read(tmp_path: Path, text: str, suffix: str = ".txt") -> GivenNames:
+def read(tmp_path: Path, text: str, suffix: str = ".txt") -> NameList:
     path = tmp_path / f"names{suffix}"
     path.write_text(text, encoding="utf-8")
     return read_class_list(path)

@@ -13,7 +13,7 @@ from dataset_files import CLASSES, COLOURS, make_table, png
 
 from clipguard.core.errors import DatasetError
 from clipguard.data import load_dataset
-from clipguard.data.classes.labels import GivenNames, settle_labels
+from clipguard.data.classes.labels import NameList, settle_labels
 from clipguard.data.formats.raw_split import choose_split
 
 IMAGES = [png(COLOURS[0]), png(COLOURS[1]), png(COLOURS[0])]
@@ -100,14 +100,14 @@ def test_a_class_label_wins_over_classnames_txt(tmp_path: Path) -> None:
 def test_names_match_by_name_before_position() -> None:
     raw = pd.Series([0, 1, 2])
     native = ["ant", "bee", "cat"]
-    by_name = GivenNames(["dog", "cat", "bee", "ant"], "file")
+    by_name = NameList(["dog", "cat", "bee", "ant"], "file")
     assert settle_labels(raw, native, by_name)[0].tolist() == [3, 2, 1]
-    renamed = GivenNames(["insect", "bee", "pet"], "file")
+    renamed = NameList(["insect", "bee", "pet"], "file")
     assert settle_labels(raw, native, renamed)[0].tolist() == [0, 1, 2]
     with pytest.raises(DatasetError, match="file has 'bee' as class 0, but in the data it is class 1"):
-        settle_labels(raw, native, GivenNames(["bee", "wasp", "cat"], "file"))
+        settle_labels(raw, native, NameList(["bee", "wasp", "cat"], "file"))
     with pytest.raises(DatasetError, match="file has 2 class names, but the data has 3 classes"):
-        settle_labels(raw, native, GivenNames(["x", "y"], "file"))
+        settle_labels(raw, native, NameList(["x", "y"], "file"))
 
 
 @pytest.mark.parametrize(

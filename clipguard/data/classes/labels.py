@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import string
 import unicodedata
 from collections import Counter
 from collections.abc import Iterator
@@ -16,33 +15,19 @@ import numpy.typing as npt
 
 from clipguard.core.errors import DatasetError
 from clipguard.core.notices import notice
-from clipguard.data.classes.names import SAY_NUMBERS, ids_in_words, show_numbers
+from clipguard.data.classes.ids import NUMBERED, number_of
+from clipguard.data.classes.names import ids_in_words
 
 if TYPE_CHECKING:
     import pandas as pd
 
 EMPTY = "the data set is empty; choose another split, or give one that has images"
 
-_NUMBERED = re.compile(
-    r"(?!n\d{8}$)(?:(?:class|cls|c|label|lbl|category|categ|id|idx|index|n|no|num|nr|folder|dir|group|cluster)?[\s_.#-]*|[+-])"
-    r"(?P<number>\d+)(?:\.0+)?",
-    re.IGNORECASE,
-)
-_ID = re.compile(
-    _NUMBERED.pattern  # 0, -1, 3.0, class_3, c7
-    + r"|n\d{8}"  # WordNet
-    + r"|[\w-]+\.[nvasr]\.\d\d"  # WordNet's synsets, dog.n.01
-    + r"|/?m[/._]0\w+"  # Freebase, as in OpenImages
-    + r"|q\d{3,}"  # Wikidata
-    + r"|(?=[0-9a-f-]*\d)[0-9a-f]{6,}(?:-[0-9a-f]{4,})*"  # hashes, UUIDs
-    + r"|true|false|nan|none|null",
-    re.IGNORECASE,
-)
 Labels = npt.NDArray[np.int64]
 
 
 @dataclass(frozen=True)
-class GivenNames:
+class NameList:
     """Class names that come from a file, and the words to use for that file in an error."""
 
     names: list[str]
@@ -52,14 +37,14 @@ class GivenNames:
 
 
 def settle_labels(
-    raw: pd.Series, native: list[str] | None, given: GivenNames | None, *, distinct: bool = True
+    raw: pd.Series, native: list[str] | None, listed: NameList | None, *, distinct: bool = True
 ) -> tuple[Labels, list[str]]:
     """Labels (N,) in [0, C) and the C class names.
 
     Args:
         raw: N integers, or N strings (then the classes are the sorted distinct values, or the categories).
         native: names that integers already have, as in a ClassLabel feature.
-        given: names from a file; they win.
+        listed: names from a file; they win.
         distinct: refuse duplicate names; without, the caller mends them.
 
     Raises:
@@ -67,53 +52,21 @@ def settle_labels(
     """
     _check_present(raw)
     codes, native = _to_codes(raw, native)
-    if given is None and native is None:
+    if listed is None and native is None:
         raise DatasetError(
             "the labels are integers without class names; give `classes=FILE` with one name a line, in label order"
         )
     if native is not None:
         _check_range(codes, len(native))
-    if given is None:
+    if listed is None:
         assert native is not None
         check_names(native, distinct=distinct)
         return codes, native
-    check_names(given.names, distinct=distinct)
+    check_names(listed.names, distinct=distinct)
     if native is None:
-        _check_range(codes, len(given.names))
-        return codes, given.names
-    return _match(native, given)[codes], given.names
-
-
-def are_ids(names: list[str]) -> bool:
-    """Whether no name says what its class is: `0`, `class_3`, `c7`, `n00000001`, `9f86d081`, `/m/0bt9lr`, `true`."""
-    return all(_ID.fullmatch(name.strip()) for name in names)
-
-
-def refuse_ids(names: list[str], templates: list[str]) -> None:
-    """Raise DatasetError for names that came with the data and say nothing in a prompt: numbers, ids, punctuation.
-
-    Numbers pass if the prompts say that the images show numbers.
-    """
-    numbers = all(name.isdecimal() for name in names)
-    if numbers and show_numbers(templates):
-        return
-    if are_ids(names):
-        shown = ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")
-        raise DatasetError(
-            f"the labels are numbers or ids without class names ({shown}); give `classes=FILE` with one name a line, "
-            f"in label order{SAY_NUMBERS if numbers else ''}"
-        )
-    ids = [name for name in names if re.fullmatch(r"n\d{8}", name)]
-    if ids:
-        raise DatasetError(
-            f"some labels are WordNet ids ({ids[0]}) and others are not; give names with `classes=FILE`, one a line, "
-            "in label order"
-        )
-    for name in names:
-        if not name.strip(string.punctuation + string.whitespace):
-            raise DatasetError(
-                f"a class is called {name!r}; give names with `classes=FILE`, one a line, in label order"
-            )
+        _check_range(codes, len(listed.names))
+        return codes, listed.names
+    return _match(native, listed)[codes], listed.names
 
 
 def _check_present(raw: pd.Series) -> None:
@@ -140,9 +93,9 @@ def _to_codes(raw: pd.Series, native: list[str] | None) -> tuple[Labels, list[st
     if kind in ("string", "categorical"):
         known = raw.cat.categories if isinstance(raw.dtype, pd.CategoricalDtype) else raw.unique()
         values = sorted(str(value) for value in known)
-        if all(_NUMBERED.fullmatch(value) for value in values):
+        if all(NUMBERED.fullmatch(value) for value in values):
             # Class 10 must not come after class 1, or a names file would mislabel it.
-            values.sort(key=lambda value: (_number(value), value))
+            values.sort(key=lambda value: (number_of(value), value))
         return pd.Categorical(raw.astype(str), categories=values).codes.astype(np.int64), values
     raise DatasetError(f"labels must be integers or strings, not {kind}; name another column with `label_column`")
 
@@ -170,33 +123,33 @@ def _check_range(codes: Labels, classes: int) -> None:
         )
 
 
-def _match(native: list[str], given: GivenNames) -> Labels:
+def _match(native: list[str], listed: NameList) -> Labels:
     """Where each native class is in the given list, (len(native),): by name if all are there, else by position.
 
     Names are the same, too, if only case, `_` and `-` differ; WordNet ids are what ImageNet calls them.
     By position only if the lengths agree and no shared name changes place: anything else would mislabel in silence.
     Numbers are positions.
     """
-    if native == given.names:
+    if native == listed.names:
         return np.arange(len(native), dtype=np.int64)
-    for mine, theirs in _spellings(native, given):
+    for mine, theirs in _spellings(native, listed):
         place = {name: index for index, name in enumerate(theirs)}
         distinct = len(place) == len(theirs) and len(set(mine)) == len(mine)
         if all(name in place for name in mine) and (distinct or mine is native):
             return np.array([place[name] for name in mine], dtype=np.int64)
-    if all(_NUMBERED.fullmatch(name) for name in native):
-        return _by_number(native, given)
-    return _by_position(native, given)
+    if all(NUMBERED.fullmatch(name) for name in native):
+        return _by_number(native, listed)
+    return _by_position(native, listed)
 
 
-def _spellings(native: list[str], given: GivenNames) -> Iterator[tuple[list[str], list[str]]]:
+def _spellings(native: list[str], listed: NameList) -> Iterator[tuple[list[str], list[str]]]:
     """Both lists as they are; by the given ids; but for case and separators; with native WordNet ids in words."""
-    yield native, given.names
-    if given.ids:
-        yield native, list(given.ids)
-        if given.ids[0].isdecimal() and all(_NUMBERED.fullmatch(name) for name in native):
-            yield [str(_number(name)) for name in native], list(given.ids)  # 001, class_1: the file's 1
-    plain = [_plain(name) for name in given.names]
+    yield native, listed.names
+    if listed.ids:
+        yield native, list(listed.ids)
+        if listed.ids[0].isdecimal() and all(NUMBERED.fullmatch(name) for name in native):
+            yield [str(number_of(name)) for name in native], list(listed.ids)  # 001, class_1: the file's 1
+    plain = [_plain(name) for name in listed.names]
     yield [_plain(name) for name in native], plain
     with suppress(DatasetError):  # ids nobody knows
         for words in (ids_in_words(native, "source"), ids_in_words(native, "tecoa")):
@@ -208,57 +161,51 @@ def _plain(name: str) -> str:
     return re.sub(r"[\s_-]+", " ", name).strip().casefold()
 
 
-def _by_number(native: list[str], given: GivenNames) -> Labels:
+def _by_number(native: list[str], listed: NameList) -> Labels:
     """A number is a position in the list; if that cannot be, C numbers take its C names in their order, a guess."""
-    numbers = np.array([_number(name) for name in native], dtype=np.int64)
+    numbers = np.array([number_of(name) for name in native], dtype=np.int64)
     order = np.argsort(numbers)
     lowest, highest = native[order[0]], native[order[-1]]
     if len(np.unique(numbers)) < len(numbers):
         raise DatasetError(f"two of the labels are the same number ({', '.join(native[:6])}); write each in one way")
-    if numbers[order[0]] >= 0 and numbers[order[-1]] < len(given.names):
+    if numbers[order[0]] >= 0 and numbers[order[-1]] < len(listed.names):
         if numbers[order[0]] > 0:
-            first = given.names[numbers[order[0]]]
-            notice("guessed", f"{given.origin}: no label is 0, but they are counted from 0: {lowest} is {first!r}")
+            first = listed.names[numbers[order[0]]]
+            notice("guessed", f"{listed.origin}: no label is 0, but they are counted from 0: {lowest} is {first!r}")
         return numbers
-    if len(native) != len(given.names):
-        wrong = highest if numbers[order[-1]] >= len(given.names) else lowest
+    count = len(listed.names)
+    if len(native) != count:
+        wrong = highest if numbers[order[-1]] >= count else lowest
         raise DatasetError(
-            f"a label is {wrong}, but {given.origin} has {len(given.names)} class names (0 to {len(given.names) - 1}); "
-            "give the full list with `classes=FILE`"
+            f"a label is {wrong}, but {listed.origin} has {count} class names (0 to {count - 1}); give the full list "
+            "with `classes=FILE`"
         )
     notice(
         "guessed",
-        f"{given.origin}: labels run from {lowest} to {highest} and take the {len(native):,} names in order: "
-        f"{lowest} is {given.names[0]!r}, {highest} is {given.names[-1]!r}",
+        f"{listed.origin}: labels run from {lowest} to {highest} and take the {len(native):,} names in order: "
+        f"{lowest} is {listed.names[0]!r}, {highest} is {listed.names[-1]!r}",
     )
     return np.argsort(order)
 
 
-def _by_position(native: list[str], given: GivenNames) -> Labels:
-    place = {name: index for index, name in enumerate(given.names)}
-    ids = set(given.ids or ())
+def _by_position(native: list[str], listed: NameList) -> Labels:
+    place = {name: index for index, name in enumerate(listed.names)}
+    ids = set(listed.ids or ())
     absent = [name for name in native if name not in place and name not in ids]
-    if len(native) != len(given.names) or ids.intersection(native):
+    if len(native) != len(listed.names) or ids.intersection(native):
         raise DatasetError(
-            f"{given.origin} has {len(given.names)} class names, but the data has {len(native)} classes and "
+            f"{listed.origin} has {len(listed.names)} class names, but the data has {len(native)} classes and "
             f"{absent[0]!r} is not among those names; give one name a class, in label order"
         )
     for index, name in enumerate(native):
         if place.get(name, index) != index:
             raise DatasetError(
-                f"{given.origin} has {name!r} as class {place[name]}, but in the data it is class {index}; "
+                f"{listed.origin} has {name!r} as class {place[name]}, but in the data it is class {index}; "
                 "use the data's class order"
             )
     notice(
         "guessed",
-        f"{given.origin}: {len(absent):,} of {len(native):,} classes are not among its names and take those in the "
-        f"same place: {absent[0]!r} is {given.names[native.index(absent[0])]!r}",
+        f"{listed.origin}: {len(absent):,} of {len(native):,} classes are not among its names and take those in the "
+        f"same place: {absent[0]!r} is {listed.names[native.index(absent[0])]!r}",
     )
     return np.arange(len(native), dtype=np.int64)
-
-
-def _number(name: str) -> int:
-    """Of `7`, `-1`, `3.0` or `class_7`."""
-    found = _NUMBERED.fullmatch(name)
-    assert found is not None
-    return -int(found["number"]) if name.startswith("-") else int(found["number"])

@@ -21,9 +21,9 @@ from clipguard.data.classes.columns import (
     start_of,
     table_of,
 )
-from clipguard.data.classes.labels import GivenNames
+from clipguard.data.classes.ids import WNID
+from clipguard.data.classes.labels import NameList
 from clipguard.data.classes.line_columns import split_columns
-from clipguard.data.classes.names import WNID
 from clipguard.data.classes.pasted_lines import Lines, clean_lines, is_quoted, unquote, unquote_lines
 from clipguard.data.classes.pasted_value import parse_literal, strings
 from clipguard.data.text_files import existing_file, read_text
@@ -35,7 +35,7 @@ PROMPT = re.compile(r"\b(photo|picture|image|drawing|painting|sketch|rendering)s
 FILES = (".txt", ".json", ".csv", ".tsv", ".yaml", ".yml", ".names")
 
 
-def read_class_list(path: Path, origin: str | None = None) -> GivenNames:
+def read_class_list(path: Path, origin: str | None = None) -> NameList:
     """Class names in label order from a file: one a line or a JSON list, or another form that can mean one thing only.
 
     Also read, and said in a notice: an index (0 to C-1 in any order, or 1 to C) or an id (WordNet, Open Images) beside
@@ -56,11 +56,11 @@ def read_class_list(path: Path, origin: str | None = None) -> GivenNames:
             return _from_table(table, path, origin)
     lines = clean_lines(text, path)
     if len(lines.texts) == 1 and "," in lines.texts[0]:
-        return _said(GivenNames(split_names(lines.texts[0]), origin), (), "one line")
+        return _said(NameList(split_names(lines.texts[0]), origin), (), "one line")
     return _from_lines(lines, path, origin)
 
 
-def parse_classes(text: str) -> GivenNames:
+def parse_classes(text: str) -> NameList:
     """`classes` as typed: a file of names (`read_class_list`), or names between commas, in quotes if they have commas.
 
     Raises:
@@ -76,7 +76,7 @@ def parse_classes(text: str) -> GivenNames:
         return read_class_list(Path(text).expanduser(), text)  # which tells why it cannot be read
     if "," not in text:
         raise DatasetError(f"`classes` {text!r} is neither a file nor several names; write cat,dog,bird.")
-    return GivenNames(split_names(text), TYPED)
+    return NameList(split_names(text), TYPED)
 
 
 def split_names(text: str) -> list[str]:
@@ -102,7 +102,7 @@ def _is_json(text: str, path: Path) -> bool:
     return path.suffix.lower() == ".json" or text.lstrip().startswith("[")
 
 
-def _from_value(value: Any, path: Path, origin: str, *, plain: bool) -> GivenNames:
+def _from_value(value: Any, path: Path, origin: str, *, plain: bool) -> NameList:
     """Names of a JSON, YAML or Python value; `plain` lists of strings need no notice."""
 
     def refuse(reason: str) -> DatasetError:
@@ -116,14 +116,14 @@ def _from_value(value: Any, path: Path, origin: str, *, plain: bool) -> GivenNam
             return _from_value(value[wrapped[0]], path, origin, plain=False)
     table = table_of(value)
     if table is None:
-        names = GivenNames(strings(value, refuse), origin)
+        names = NameList(strings(value, refuse), origin)
         return names if plain else _said(names, (), "a list")
     if len({len(row) for row in table.rows}) != 1:
         raise refuse("its entries are not alike")
     return _from_table(table, path, origin)
 
 
-def _from_table(table: Table, path: Path, origin: str) -> GivenNames:
+def _from_table(table: Table, path: Path, origin: str) -> NameList:
     """Names of a table whose one column of words is the names. Raises DatasetError if there is none, or several."""
     columns = list(zip(*table.rows, strict=True))
     heads = table.heads or ("",) * len(columns)
@@ -136,7 +136,7 @@ def _from_table(table: Table, path: Path, origin: str) -> GivenNames:
     if len(words) != 1:
         what = "no column of words" if not words else f"{len(words)} columns of words"
         raise DatasetError(f"{path}: {what}, and one is needed (line {table.numbers[0]}); give one class name a line")
-    names = GivenNames(list(columns[words[0]]), origin)
+    names = NameList(list(columns[words[0]]), origin)
     done: list[str] = []
     ids = next((cells for cells, kind in zip(columns, kinds, strict=True) if kind == "ids"), None)
     if ids is not None:
@@ -153,10 +153,10 @@ def _from_table(table: Table, path: Path, origin: str) -> GivenNames:
     return _said(names, done, f"a table ({', '.join(head or '-' for head in heads)})" if table.heads else "a table")
 
 
-def _from_lines(lines: Lines, path: Path, origin: str) -> GivenNames:
+def _from_lines(lines: Lines, path: Path, origin: str) -> NameList:
     """Names one a line, with an index and an id before or after them, or without."""
     columns = split_columns(lines, path)
-    names = GivenNames(unquote_lines(Lines(columns.names, columns.numbers), path).texts, origin)
+    names = NameList(unquote_lines(Lines(columns.names, columns.numbers), path).texts, origin)
     _check_alone(names.names, path)
     done = [*lines.done, *(["the header"] if columns.headed else [])]
     if columns.ids is not None:
@@ -182,7 +182,7 @@ def _check_alone(names: list[str], path: Path) -> None:
         notice("guessed", f"{path}: the names look like prompts ({names[0]!r}), and templates put words around them")
 
 
-def _in_order(names: GivenNames, index: list[int]) -> tuple[GivenNames, str]:
+def _in_order(names: NameList, index: list[int]) -> tuple[NameList, str]:
     """Names, and ids if any, sorted by an index that is complete; and how to say so."""
     order = sorted(range(len(index)), key=index.__getitem__)
     from_one = min(index) == 1
@@ -193,7 +193,7 @@ def _in_order(names: GivenNames, index: list[int]) -> tuple[GivenNames, str]:
     return replace(names, names=[names.names[i] for i in order], ids=ids), said
 
 
-def _with_ids(names: GivenNames, ids: Sequence[str]) -> tuple[GivenNames, str]:
+def _with_ids(names: NameList, ids: Sequence[str]) -> tuple[NameList, str]:
     """Names with their ids, and how to say so. Of a synset's words beside WordNet's ids the first is the name."""
     words = names.names
     if all(WNID.fullmatch(one) for one in ids):
@@ -201,7 +201,7 @@ def _with_ids(names: GivenNames, ids: Sequence[str]) -> tuple[GivenNames, str]:
     return replace(names, names=words, ids=list(ids)), f"their ids ({ids[0]} ...)"
 
 
-def _said(names: GivenNames, done: Sequence[str], form: str = "lines") -> GivenNames:
+def _said(names: NameList, done: Sequence[str], form: str = "lines") -> NameList:
     """The same names, and a notice of how the file was read, unless it has plain names, one a line."""
     if done or form != "lines":
         first = ", ".join(repr(name) for name in names.names[:3]) + (", ..." if len(names.names) > 3 else "")

@@ -8,10 +8,9 @@ from functools import cache
 from typing import Any, Literal
 
 from clipguard.core.errors import DatasetError
+from clipguard.data.classes.ids import WNID
 
 ClassNames = Literal["source", "tecoa"]
-SAY_NUMBERS = ", or, where the images show numbers, say so in the prompt, as in `templates` 'the number {}.'"
-WNID = re.compile(r"n\d{8}")
 # Published lists give two ImageNet classes one name, so that no model can tell them apart. "source": wise-ft's list,
 # which CLIP_benchmark and open_clip use (missile, sunglasses); "tecoa": the first word of each synset (crane,
 # cardigan, maillot). The second of each pair gets another of its synset's words, or wise-ft's name.
@@ -86,27 +85,6 @@ def without_numbers(names: list[str]) -> list[str] | None:
     padded = len({len(cell) for cell in cells}) == 1 and any(cell[0] == "0" and len(cell) > 1 for cell in cells)
     counts = max(map(int, cells)) - min(map(int, cells)) == len(cells) - 1 and min(map(int, cells)) in (0, 1)
     return [match[1].replace("_", " ").strip() for match in matches if match] if padded or counts else None
-
-
-def check_words(names: list[str], templates: list[str]) -> None:
-    """Raise DatasetError where all names that a file gives are numbers or WordNet ids: they mean nothing in a prompt.
-
-    Numbers are names where prompts say that there are some to be seen: see `show_numbers`.
-    """
-    numbers = all(name.strip().isdecimal() for name in names)
-    if numbers and show_numbers(templates):
-        return
-    if numbers or all(WNID.fullmatch(name.strip()) for name in names):
-        raise DatasetError(
-            f"the class names are all {'numbers' if numbers else 'WordNet ids'} ({', '.join(names[:3])}"
-            f"{', ...' if len(names) > 3 else ''}), which mean nothing to a text model; give words with "
-            f"`classes=FILE`, one name a line, in label order{SAY_NUMBERS if numbers else ''}"
-        )
-
-
-def show_numbers(templates: list[str]) -> bool:
-    """Whether every prompt says that the images show numbers: "a photo of the number: {}"."""
-    return all(re.search(r"\b(number|digit)", template, re.IGNORECASE) for template in templates)
 
 
 def imagenet_templates() -> tuple[str, ...]:

@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from clipguard.core.errors import DatasetError
 from clipguard.core.notices import notice
-from clipguard.data.classes.labels import GivenNames, Labels, are_ids, check_names, settle_labels
+from clipguard.data.classes.ids import are_ids
+from clipguard.data.classes.labels import Labels, NameList, check_names, settle_labels
 from clipguard.data.classes.names import ClassNames, ids_in_words, style_names, without_numbers
 
 if TYPE_CHECKING:
@@ -26,7 +27,7 @@ def name_classes(
     dataset: str,
     raw: RawSplit,
     entry: DatasetEntry | None,
-    typed: GivenNames | None,
+    typed: NameList | None,
     style: ClassNames,
     *,
     duplicates: bool,
@@ -54,7 +55,7 @@ def name_classes(
     return NamedLabels(labels, names, chosen is not None)
 
 
-def _choose_list(raw: RawSplit, written: GivenNames | None) -> GivenNames | None:
+def _choose_list(raw: RawSplit, written: NameList | None) -> NameList | None:
     """The names typed or the entry's, else a ClassLabel's own (None here), else those of the data's classnames.txt.
 
     Before a ClassLabel whose names are ids, that file is meant.
@@ -64,7 +65,7 @@ def _choose_list(raw: RawSplit, written: GivenNames | None) -> GivenNames | None
     return raw.listed_names
 
 
-def _settle(dataset: str, raw: RawSplit, chosen: GivenNames | None) -> tuple[Labels, list[str]]:
+def _settle(dataset: str, raw: RawSplit, chosen: NameList | None) -> tuple[Labels, list[str]]:
     """Labels and names, where no class is left out in silence."""
     if chosen is None and raw.empty_classes:
         # It would vanish from the class names and make the task easier.
@@ -89,8 +90,8 @@ def _write_names(
     names: list[str],
     entry: DatasetEntry | None,
     style: ClassNames,
-    chosen: GivenNames | None,
-    typed: GivenNames | None,
+    chosen: NameList | None,
+    typed: NameList | None,
     *,
     duplicates: bool,
 ) -> list[str]:

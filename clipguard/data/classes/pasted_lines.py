@@ -64,9 +64,9 @@ def _drop_pipes(lines: Lines, path: Path) -> Lines:  # noqa: ARG001  # the steps
 
 def drop_numbers(lines: Lines) -> Lines:
     """Without the numbers of a list, where every line has one and they count from 0 or 1."""
-    found = [NUMBERED.match(text) for text in lines.texts]
-    numbers = [int(match[1]) for match in found if match]
-    if len(numbers) < len(found) or numbers[0] > 1 or numbers != list(range(numbers[0], numbers[0] + len(numbers))):
+    matches = [NUMBERED.match(text) for text in lines.texts]
+    numbers = [int(match[1]) for match in matches if match]
+    if len(numbers) < len(matches) or numbers[0] > 1 or numbers != list(range(numbers[0], numbers[0] + len(numbers))):
         return lines
     return Lines([NUMBERED.sub("", text, count=1) for text in lines.texts], lines.numbers, (*lines.done, "numbers"))
 

@@ -43,11 +43,11 @@ def find_image_column(features: Any, named: str | None) -> str:
         (features, holds_arrays),
         (called, holds_text),
     ):
-        found: list[str] = [name for name, feature in candidates.items() if holds(feature)]
-        if len(found) == 1:
-            return found[0]
-        if found:
-            raise _undecided(features, found, "image")
+        columns: list[str] = [name for name, feature in candidates.items() if holds(feature)]
+        if len(columns) == 1:
+            return columns[0]
+        if columns:
+            raise _undecided(features, columns, "image")
     raise _undecided(features, [], "image")
 
 
@@ -66,13 +66,13 @@ def find_label_column(features: Any, named: str | None) -> str:
         return named
     classes: list[str] = [name for name, feature in features.items() if isinstance(feature, datasets.ClassLabel)]
     usual = [name for name in classes or features if name.lower() in LABEL_NAMES]
-    found: list[str] = classes if len(classes) == 1 else usual
-    if len(found) != 1:
-        raise _undecided(features, found or classes, "label")
+    columns: list[str] = classes if len(classes) == 1 else usual
+    if len(columns) != 1:
+        raise _undecided(features, columns or classes, "label")
     if len(classes) > 1:
-        others = ", ".join(name for name in classes if name != found[0])
-        notice("guessed", f"labels are those of column {found[0]!r}, not of {others}; --label-column names another")
-    return found[0]
+        others = ", ".join(name for name in classes if name != columns[0])
+        notice("guessed", f"labels are those of column {columns[0]!r}, not of {others}; --label-column names another")
+    return columns[0]
 
 
 def _holds_bytes(feature: Any) -> bool:
@@ -104,9 +104,9 @@ def holds_text(feature: Any) -> bool:
     return getattr(feature, "dtype", None) in ("string", "large_string")
 
 
-def _undecided(features: Any, found: list[str], what: str) -> DatasetError:
-    several = f"{len(found)} columns could be the {what}s ({', '.join(found)})"
-    problem = several if found else f"no {what} column found"
+def _undecided(features: Any, columns: list[str], what: str) -> DatasetError:
+    several = f"{len(columns)} columns could be the {what}s ({', '.join(columns)})"
+    problem = several if columns else f"no {what} column found"
     return DatasetError(f"{problem}; name it with `{what}_column`. {_listing(features)}")
 
 

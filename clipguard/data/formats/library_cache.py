@@ -41,8 +41,8 @@ def _is_above(folder: str | bytes | int | None, cache: Path) -> bool:
 
 def _causes(error: BaseException | None) -> list[BaseException]:
     """The error and all that it came of."""
-    found: list[BaseException] = []
-    while error is not None and error not in found:
-        found.append(error)
+    causes: list[BaseException] = []
+    while error is not None and error not in causes:
+        causes.append(error)
         error = error.__cause__ or error.__context__
-    return found
+    return causes

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from clipguard.core.errors import DatasetError, SplitError, did_you_mean
-from clipguard.data.classes.labels import GivenNames
+from clipguard.data.classes.labels import NameList
 from clipguard.data.classes.lists import read_class_list
 from clipguard.data.images import EncodedImages
 from clipguard.data.templates import PHOTO, TemplateSets
@@ -40,7 +40,7 @@ class RawSplit:
     images: EncodedImages
     labels: pd.Series  # (N,) integers or strings, missing ones included; empty if not wanted
     class_names: list[str] | None = None  # of a ClassLabel: what integer labels mean
-    listed_names: GivenNames | None = None  # of a classnames.txt that came with the data
+    listed_names: NameList | None = None  # of a classnames.txt that came with the data
     templates: TemplateSets = PHOTO
     empty_classes: dict[str, str] = field(default_factory=dict)  # class folders without images, and what is in them
     classes_elsewhere: list[str] = field(default_factory=list)  # that only other splits have
@@ -79,7 +79,7 @@ def sidecar(folders: Iterable[Path], filename: str) -> Path | None:
     return next((folder / filename for folder in folders if (folder / filename).is_file()), None)
 
 
-def sidecar_names(folders: Iterable[Path]) -> GivenNames | None:
+def sidecar_names(folders: Iterable[Path]) -> NameList | None:
     """Class names of the first classnames.txt in `folders`, or None."""
     path = sidecar(folders, "classnames.txt")
     return read_class_list(path) if path else None
