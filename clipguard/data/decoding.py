@@ -20,7 +20,7 @@ Decode = Literal["upright", "plain"]
 Change = Literal[
     "rotated", "over white", "16 bits", "first frame", "unreadable EXIF", "not rotated", "not over white", "clipped"
 ]
-SAID: dict[Change, str] = {
+CHANGES_IN_WORDS: dict[Change, str] = {
     "rotated": "rotated as their EXIF says",
     "over white": "with transparency laid over white",
     "16 bits": "scaled from 16 to 8 bits",
@@ -31,8 +31,8 @@ SAID: dict[Change, str] = {
     "clipped": "of more than 8 bits clipped to 255",
 }
 SIXTEEN_BIT_FORMATS = ("PNG", "PPM")  # whose "I" pixels are 0 to 65535; elsewhere they are integers of any range
-DARK = 4096 >> 8  # the first grey of 8 bits that no 12-bit value comes to, where 16 bits are scaled to 8
-INTEGERS = "32-bit or signed integer pixels have no known range; store 8-bit or 16-bit images"
+GREY_BEYOND_12_BITS = 4096 >> 8  # the first grey of 8 bits that no 12-bit value comes to, where 16 bits are scaled to 8
+UNKNOWN_INTEGER_RANGE = "32-bit or signed integer pixels have no known range; store 8-bit or 16-bit images"
 ORIENTATION = 0x0112  # EXIF's tag
 PHOTOMETRIC, WHITE_IS_ZERO, SAMPLE_FORMAT, SIGNED = 262, 0, 339, 2  # TIFF's tags and values
 
@@ -70,7 +70,7 @@ def _decode_upright(encoded: EncodedImage) -> Decoded:
         deep = ";16" in layout or image.mode.startswith("I")
         tags = getattr(image, "tag_v2", {})
         if SIGNED in np.ravel(tags.get(SAMPLE_FORMAT, ())):
-            raise ValueError(INTEGERS)
+            raise ValueError(UNKNOWN_INTEGER_RANGE)
         inverted = image.mode.startswith("I") and tags.get(PHOTOMETRIC) == WHITE_IS_ZERO  # with 8 bits PIL inverts
         rgb = to_rgb(image, bits=12 if "I;12" in layout else 16, inverted=inverted)
         if has_transparency(image):
@@ -132,7 +132,7 @@ def to_rgb(image: PIL.Image.Image, bits: int = 16, *, inverted: bool = False) ->
     if image.mode == "F":
         raise ValueError("float pixels have no known range; store 8-bit or 16-bit images")
     if image.mode == "I" and image.format not in SIXTEEN_BIT_FORMATS:  # PNG and PGM have at most 16 bits
-        raise ValueError(INTEGERS)
+        raise ValueError(UNKNOWN_INTEGER_RANGE)
     if image.mode.startswith("I"):  # convert() would clip greys to white instead of scaling them
         grey = np.asarray(image).astype(np.int64) >> (bits - 8)
         grey = grey.clip(0, 255).astype(np.uint8)
@@ -191,13 +191,13 @@ class PixelCount:
 
     def to_dict(self) -> dict[str, int]:
         """How many images each change was made to, where it was: `pixels` of a data set in the result files."""
-        return {change.replace(" ", "_"): self.counts[change] for change in SAID if self.counts[change]}
+        return {change.replace(" ", "_"): self.counts[change] for change in CHANGES_IN_WORDS if self.counts[change]}
 
     def say(self, name: str) -> None:
         """One notice of a kind for the set `name`, if there is anything to say."""
 
         def listed(*changes: Change) -> str:
-            return ", ".join(f"{self.counts[c]} {SAID[c]}" for c in changes if self.counts[c])
+            return ", ".join(f"{self.counts[c]} {CHANGES_IN_WORDS[c]}" for c in changes if self.counts[c])
 
         begin = f"{name}: of {self.of} images "
         if pixels := listed("rotated", "over white", "16 bits"):
@@ -208,7 +208,7 @@ class PixelCount:
             notice("skipped", begin + frames)
         if guessed := listed("unreadable EXIF"):
             notice("guessed", begin + guessed)
-        if 0 <= self.brightest < DARK:
+        if 0 <= self.brightest < GREY_BEYOND_12_BITS:
             notice(
                 "guessed",
                 f"{begin}{self.counts['16 bits']} have 16 bits, and none has a value above "

@@ -37,7 +37,7 @@ def open_images(located: Located, request: Request) -> RawSplit:
     split = choose_split(sorted(splits) or [ALL], request.split)
     base = located.root / split if splits else located.root
     below = [part[1:] for part in parts if part[0] == split and len(part) > 1] if splits else parts
-    located.say_skipped(f"{split}/" if splits else "")
+    located.notice_skipped(f"{split}/" if splits else "")
     images = FileImages([f"{base}/{'/'.join(part)}" for part in below])
     if not request.labelled:
         return RawSplit(str(located.path), split, images, pd.Series())

@@ -11,7 +11,7 @@ from pathlib import Path, PurePath
 from clipguard.core.errors import DatasetError
 from clipguard.core.notices import notice
 from clipguard.data.formats.raw_split import ALL
-from clipguard.data.formats.suffixes import count_suffixes, image_suffixes, is_worth_a_word
+from clipguard.data.formats.suffixes import count_suffixes, image_suffixes, may_be_data
 
 TABLES = {".parquet": "parquet", ".arrow": "arrow", ".tar": "tar"}
 NOT_DATA = ("__MACOSX", "__pycache__")
@@ -36,7 +36,7 @@ class Located:
     skipped: list[str] = field(default_factory=list)
     """Those of other files, which may be data but are not read."""
 
-    def say_skipped(self, prefix: str = "") -> None:
+    def notice_skipped(self, prefix: str = "") -> None:
         """A notice of the files that are not read and whose path starts with `prefix`."""
         skipped = [file for file in self.skipped if file.startswith(prefix)]
         if skipped:
@@ -69,7 +69,7 @@ def locate(path: Path) -> Located:
         raise _undecided(path, by_kind, others)
     kind, files = next(iter(by_kind.items()))
     images = kind == "image"
-    skipped = [f for f in others if is_worth_a_word(PurePath(f).name, images) or (not images and kind_of(f))]
+    skipped = [f for f in others if may_be_data(PurePath(f).name, images) or (not images and kind_of(f))]
     return Located(path, kind, path, files, skipped)
 
 
@@ -90,7 +90,7 @@ def _undecided(path: Path, by_kind: Collection[str], others: list[str]) -> Datas
         return DatasetError(
             f"{path} holds a mix of {' and '.join(sorted(by_kind))} files; give the file or subfolder you mean"
         )
-    unread = [file for file in others if is_worth_a_word(PurePath(file).name, images=True)]
+    unread = [file for file in others if may_be_data(PurePath(file).name, images=True)]
     return DatasetError(
         f"{path} holds no parquet, arrow, tar or image files"
         + (f" that can be read here, but {count_suffixes(unread)}" if unread else "")

@@ -83,7 +83,7 @@ def open_saved(located: Located, request: Request) -> RawSplit:
 def _open_files(located: Located, request: Request, load: Callable[[list[str]], Any]) -> RawSplit:
     splits = files_by_split(located)
     split = choose_split(splits, request.split)
-    located.say_skipped()
+    located.notice_skipped()
     with _readable(located.path), _no_progress_bars():
         table = load([str(located.root / file) for file in splits[split]])
     raw = split_of_table(table, str(located.path), split, request, located.root)

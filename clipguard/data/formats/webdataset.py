@@ -60,7 +60,7 @@ def open_tars(located: Located, request: Request) -> RawSplit:
     if (tars[0].parent / "nshards.txt").is_file():
         # The user named a tar or a split of CLIP_benchmark's layout: its root is above.
         folders.append(tars[0].parent.parent)
-    located.say_skipped()
+    located.notice_skipped()
     samples = index_samples(tars, located.path, labelled=request.labelled)
     table = np.array([(m.tar, m.offset, m.size) for m, _ in samples], dtype=np.int64).reshape(-1, 3)
     images = TarImages(tars, table[:, 0].astype(np.int32), table[:, 1], table[:, 2], [m.name for m, _ in samples])

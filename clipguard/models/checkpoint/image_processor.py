@@ -21,35 +21,35 @@ from clipguard.models.preprocessing import Preprocessing
 
 PREPROCESSOR_NAME = "preprocessor_config.json"
 PROCESSOR_NAME = "processor_config.json"
-PIXEL = 1 / 255
-_CLIP, _HALF = NORMALIZATIONS["clip"], (0.5, 0.5, 0.5)
-_ALL = {
+RESCALE_FACTOR = 1 / 255
+_HALF = (0.5, 0.5, 0.5)
+_CLIP_MEAN_STD = {"image_mean": NORMALIZATIONS["clip"].mean, "image_std": NORMALIZATIONS["clip"].std}
+_COMMON_DEFAULTS = {
     "do_resize": True,
     "do_center_crop": False,
     "do_rescale": True,
-    "rescale_factor": PIXEL,
+    "rescale_factor": RESCALE_FACTOR,
     "do_normalize": True,
     "do_pad": False,
     "resample": 3,
 }
-_CLIPS = {
-    **_ALL,
+_CLIP_DEFAULTS = {
+    **_COMMON_DEFAULTS,
     "size": {"shortest_edge": 224},
     "do_center_crop": True,
     "crop_size": {"height": 224, "width": 224},
-    "image_mean": _CLIP.mean,
-    "image_std": _CLIP.std,
+    **_CLIP_MEAN_STD,
 }
-_HALVES = {**_ALL, "size": {"height": 224, "width": 224}, "image_mean": _HALF, "image_std": _HALF}
+_HALF_DEFAULTS = {**_COMMON_DEFAULTS, "size": {"height": 224, "width": 224}, "image_mean": _HALF, "image_std": _HALF}
 DEFAULTS: dict[str, dict[str, Any]] = {  # by class, without its ending: FeatureExtractor, ImageProcessor[Fast|Pil]
-    "CLIP": _CLIPS,
-    "ChineseCLIP": _CLIPS,
-    "Bit": _CLIPS,
-    "Blip": {**_ALL, "size": {"height": 384, "width": 384}, "image_mean": _CLIP.mean, "image_std": _CLIP.std},
-    "Siglip": _HALVES,
-    "ViT": {**_HALVES, "resample": 2},
+    "CLIP": _CLIP_DEFAULTS,
+    "ChineseCLIP": _CLIP_DEFAULTS,
+    "Bit": _CLIP_DEFAULTS,
+    "Blip": {**_COMMON_DEFAULTS, "size": {"height": 384, "width": 384}, **_CLIP_MEAN_STD},
+    "Siglip": _HALF_DEFAULTS,
+    "ViT": {**_HALF_DEFAULTS, "resample": 2},
     "DeiT": {
-        **_HALVES,
+        **_HALF_DEFAULTS,
         "size": {"height": 256, "width": 256},
         "do_center_crop": True,
         "crop_size": {"height": 224, "width": 224},
@@ -72,7 +72,7 @@ def read_image_processor(folder: Path, image_size: int) -> tuple[dict[str, Any],
     Raises:
         ModelError: naming a key whose value clipguard's preprocessing cannot be.
     """
-    path, config = _find(folder)
+    path, config = _read_settings(folder)
     if config is None:
         text = (
             f"{folder} has no {PREPROCESSOR_NAME}: assumed CLIP's own, resized to {image_size} pixels (bicubic) and"
@@ -91,7 +91,7 @@ def read_image_processor(folder: Path, image_size: int) -> tuple[dict[str, Any],
     return {**_resizing(path, values, image_size), **_normalization(path, values)}, sized
 
 
-def _find(folder: Path) -> tuple[Path, dict[str, Any] | None]:
+def _read_settings(folder: Path) -> tuple[Path, dict[str, Any] | None]:
     """The image processor's settings and their file. As in transformers, those inside the processor's go first."""
     outer, inner = folder / PROCESSOR_NAME, folder / PREPROCESSOR_NAME
     nested = read_json(outer).get("image_processor") if outer.is_file() else None
@@ -119,34 +119,34 @@ def _complete(path: Path, config: Mapping[str, Any], image_size: int) -> tuple[d
     stated = {key: value for key, value in stated.items() if value is not None}
     defaults = DEFAULTS[family]
     values = {key: stated.get(key, value) for key, value in {"crop_size": None, **defaults}.items()}
-    if _whole(values["size"]) and "shortest_edge" in defaults["size"]:
+    if _is_size(values["size"]) and "shortest_edge" in defaults["size"]:
         values["size"] = {"shortest_edge": values["size"]}
     assumed: tuple[str, ...] = ()
-    if not {"size", "crop_size"} & stated.keys() and (values["crop_size"] or values["size"]) != _both(image_size):
+    if not {"size", "crop_size"} & stated.keys() and (values["crop_size"] or values["size"]) != _square(image_size):
         # transformers cannot run that; the model's size is meant.
         square = "shortest_edge" not in values["size"]
-        values["size"] = _both(image_size) if square else {"shortest_edge": image_size}
-        values["crop_size"] = _both(image_size)
+        values["size"] = _square(image_size) if square else {"shortest_edge": image_size}
+        values["crop_size"] = _square(image_size)
         assumed = (f"{path} has no size and crop_size: assumed the model's {image_size} pixels",)
         notice("guessed", assumed[0])
     return values, assumed
 
 
-def _both(size: int) -> dict[str, int]:
+def _square(size: int) -> dict[str, int]:
     return {"height": size, "width": size}
 
 
 def _check_pad(path: Path, config: Mapping[str, Any], values: Mapping[str, Any], image_size: int) -> None:
     """Padding comes last: nothing is left to pad if it pads to the size that images have then."""
     pad = config.get("pad_size")
-    if values["do_pad"] and pad is not None and _pair(path, "pad_size", pad) != (image_size, image_size):
+    if values["do_pad"] and pad is not None and _height_width(path, "pad_size", pad) != (image_size, image_size):
         raise _refusal(path, "pad_size", pad, f"the model's {image_size}, or do_pad false")
 
 
 def _resizing(path: Path, values: Mapping[str, Any], image_size: int) -> dict[str, Any]:
     """`resize_mode`, `resize_size` and `interpolation`, of what ends with images of `image_size`."""
     model = (image_size, image_size)
-    if values["do_center_crop"] and _pair(path, "crop_size", values["crop_size"]) != model:
+    if values["do_center_crop"] and _height_width(path, "crop_size", values["crop_size"]) != model:
         raise _refusal(
             path, "crop_size", values["crop_size"], f"the {image_size} of the model (image_size in config.json)"
         )
@@ -171,27 +171,27 @@ def _size(path: Path, size: Any) -> tuple[str, tuple[int, int]]:
     """How images are resized, and to which (H, W); for the shortest edge both are that."""
     if isinstance(size, dict):
         size = {key: value for key, value in size.items() if value is not None}
-    if isinstance(size, dict) and size.keys() == {"shortest_edge"} and _whole(size["shortest_edge"]):
+    if isinstance(size, dict) and size.keys() == {"shortest_edge"} and _is_size(size["shortest_edge"]):
         return "shortest", (size["shortest_edge"],) * 2
     if isinstance(size, (dict, list)):
-        return "squash", _pair(path, "size", size)
+        return "squash", _height_width(path, "size", size)
     raise _refusal(path, "size", size, '{"shortest_edge": N} or {"height": N, "width": N}')
 
 
-def _pair(path: Path, key: str, value: Any) -> tuple[int, int]:
+def _height_width(path: Path, key: str, value: Any) -> tuple[int, int]:
     """(H, W) of a size as transformers writes it: a number, two, or an object."""
-    if _whole(value):
+    if _is_size(value):
         return value, value
     edges, others = value, set[str]()
     if isinstance(value, dict):
         edges = [value.get("height"), value.get("width")]
         others = {name for name, number in value.items() if number is not None} - {"height", "width"}
-    if not isinstance(edges, list) or len(edges) != 2 or not all(map(_whole, edges)) or others:
+    if not isinstance(edges, list) or len(edges) != 2 or not all(map(_is_size, edges)) or others:
         raise _refusal(path, key, value, '{"height": N, "width": N}')
     return edges[0], edges[1]
 
 
-def _whole(value: Any) -> bool:
+def _is_size(value: Any) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and value > 0
 
 
@@ -211,13 +211,13 @@ def _normalization(path: Path, values: Mapping[str, Any]) -> dict[str, Any]:
     mean: tuple[float, ...] = (0.0,) * 3
     std: tuple[float, ...] = (1.0,) * 3
     if values["do_normalize"]:
-        mean = _three(path, "image_mean", values["image_mean"], -math.inf)
-        std = _three(path, "image_std", values["image_std"], 0.0)
-    scale = 1.0 if math.isclose(factor, PIXEL, rel_tol=1e-9) else 255 * factor
+        mean = _triple(path, "image_mean", values["image_mean"], -math.inf)
+        std = _triple(path, "image_std", values["image_std"], 0.0)
+    scale = 1.0 if math.isclose(factor, RESCALE_FACTOR, rel_tol=1e-9) else 255 * factor
     return {"mean": [value / scale for value in mean], "std": [value / scale for value in std]}
 
 
-def _three(path: Path, key: str, value: Any, low: float) -> tuple[float, ...]:
+def _triple(path: Path, key: str, value: Any, low: float) -> tuple[float, ...]:
     values = value if isinstance(value, (list, tuple)) else [value] * 3
     good = all(isinstance(v, (int, float)) and not isinstance(v, bool) and low < v < math.inf for v in values)
     if not good or len(values) != 3:
@@ -250,7 +250,7 @@ def write_image_processor(p: Preprocessing) -> dict[str, Any]:
         "do_center_crop": True,
         "crop_size": {"height": p.image_size[0], "width": p.image_size[1]},
         "do_rescale": True,
-        "rescale_factor": PIXEL,
+        "rescale_factor": RESCALE_FACTOR,
         "do_normalize": True,
         "image_mean": list(p.mean),
         "image_std": list(p.std),

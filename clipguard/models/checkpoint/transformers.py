@@ -20,8 +20,8 @@ from clipguard.models.checkpoint.foreign import read_json
 
 CONFIG_NAME = "config.json"
 VOCABULARY = 49408  # of CLIP's tokenizer, the only one open_clip's plain CLIP has
-_PARTS = {"vision_model.": "visual.", "text_model.": ""}
-_NAMES = {
+_TOWER_PREFIXES = {"vision_model.": "visual.", "text_model.": ""}
+_TENSOR_NAMES = {
     "vision_model.embeddings.class_embedding": "visual.class_embedding",
     "vision_model.embeddings.patch_embedding.weight": "visual.conv1.weight",
     "vision_model.embeddings.position_embedding.weight": "visual.positional_embedding",
@@ -36,19 +36,19 @@ _NAMES = {
     "logit_scale": "logit_scale",
 }
 _PROJECTIONS = {"visual_projection.weight": "visual.proj", "text_projection.weight": "text_projection"}
-_BLOCK = {
+_BLOCK_NAMES = {
     "layer_norm1": "ln_1",
     "layer_norm2": "ln_2",
     "mlp.fc1": "mlp.c_fc",
     "mlp.fc2": "mlp.c_proj",
     "self_attn.out_proj": "attn.out_proj",
 }
-_SPLIT = r"self_attn\.([qkv])_proj\.(weight|bias)$"
+_QUERY_KEY_VALUE = r"self_attn\.([qkv])_proj\.(weight|bias)$"
 # transformers leaves out of a config.json what equals these (transformers.CLIPConfig).
-_TEXT = {"vocab_size": VOCABULARY, "hidden_size": 512, "intermediate_size": 2048, "num_hidden_layers": 12,
+_TEXT_DEFAULTS = {"vocab_size": VOCABULARY, "hidden_size": 512, "intermediate_size": 2048, "num_hidden_layers": 12,
          "num_attention_heads": 8, "max_position_embeddings": 77, "hidden_act": "quick_gelu",
          "layer_norm_eps": 1e-5}  # fmt: skip
-_VISION = {"hidden_size": 768, "intermediate_size": 3072, "num_hidden_layers": 12, "num_attention_heads": 12,
+_VISION_DEFAULTS = {"hidden_size": 768, "intermediate_size": 3072, "num_hidden_layers": 12, "num_attention_heads": 12,
            "image_size": 224, "patch_size": 32, "hidden_act": "quick_gelu", "layer_norm_eps": 1e-5,
            "num_channels": 3}  # fmt: skip
 
@@ -70,20 +70,20 @@ def from_transformers(tensors: Mapping[str, Tensor], path: Path) -> dict[str, Te
     for name, tensor in tensors.items():
         if name.endswith("embeddings.position_ids"):
             continue  # a constant
-        if re.search(_SPLIT, name):
-            joined = _rename_block(re.sub(_SPLIT, r"attn.in_proj_\2", name))
+        if re.search(_QUERY_KEY_VALUE, name):
+            joined = _rename_block(re.sub(_QUERY_KEY_VALUE, r"attn.in_proj_\2", name))
             if joined not in state:
                 state[joined] = _join(tensors, name, path)
         elif name in _PROJECTIONS:
             state[_PROJECTIONS[name]] = tensor.T.contiguous()
         else:
-            state[_NAMES.get(name) or _rename_block(name)] = tensor
+            state[_TENSOR_NAMES.get(name) or _rename_block(name)] = tensor
     return state
 
 
 def _join(tensors: Mapping[str, Tensor], name: str, path: Path) -> Tensor:
     """The query, key and value projections of a block, one above the other, given the name of any of them."""
-    parts = [re.sub(_SPLIT, rf"self_attn.{part}_proj.\2", name) for part in "qkv"]
+    parts = [re.sub(_QUERY_KEY_VALUE, rf"self_attn.{part}_proj.\2", name) for part in "qkv"]
     missing = [part for part in parts if part not in tensors]
     if missing:
         raise ModelError(f"{path} lacks {missing[0]}: it is damaged or of another model; fetch it again.")
@@ -95,15 +95,15 @@ def _rename_block(name: str) -> str:
     if match is None:
         return name
     module, _, kind = match[3].rpartition(".")
-    inner = f"{_BLOCK[module]}.{kind}" if module in _BLOCK else match[3]
-    return f"{_PARTS[match[1]]}transformer.resblocks.{match[2]}.{inner}"
+    inner = f"{_BLOCK_NAMES[module]}.{kind}" if module in _BLOCK_NAMES else match[3]
+    return f"{_TOWER_PREFIXES[match[1]]}transformer.resblocks.{match[2]}.{inner}"
 
 
 def to_transformers(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """The inverse of `from_transformers`, for the tensors of a model that `transformers_config` accepts."""
-    names = {ours: theirs for theirs, ours in _NAMES.items()}
+    names = {ours: theirs for theirs, ours in _TENSOR_NAMES.items()}
     projections = {ours: theirs for theirs, ours in _PROJECTIONS.items()}
-    block = {ours: theirs for theirs, ours in _BLOCK.items()}
+    block = {ours: theirs for theirs, ours in _BLOCK_NAMES.items()}
     tensors: dict[str, Tensor] = {}
     for name, tensor in state.items():
         match = re.fullmatch(r"(visual\.)?transformer\.resblocks\.(\d+)\.(.+)", name)
@@ -138,7 +138,7 @@ def read_transformers_config(folder: Path) -> dict[str, Any]:
         )
     if config.get("model_type") != "clip":
         raise ModelError(f"{where} describes {config.get('model_type')!r}, not a CLIPModel: convert it first.")
-    vision, text = _part(config, "vision_config", _VISION), _part(config, "text_config", _TEXT)
+    vision, text = _part(config, "vision_config", _VISION_DEFAULTS), _part(config, "text_config", _TEXT_DEFAULTS)
     acts = {vision["hidden_act"], text["hidden_act"]}
     if len(acts) > 1 or not acts <= {"quick_gelu", "gelu"}:
         raise ModelError(f"{where} has activations {sorted(acts)}: open_clip's CLIP has quick_gelu or gelu throughout.")
@@ -176,7 +176,7 @@ def _tower(config: Mapping[str, Any]) -> dict[str, Any]:
         "mlp_ratio": config["intermediate_size"] / config["hidden_size"],
     }
     eps = config["layer_norm_eps"]
-    return tower if eps == _TEXT["layer_norm_eps"] else {**tower, "norm_kwargs": {"eps": eps}}
+    return tower if eps == _TEXT_DEFAULTS["layer_norm_eps"] else {**tower, "norm_kwargs": {"eps": eps}}
 
 
 def transformers_config(model_cfg: Mapping[str, Any], name: str) -> dict[str, Any]:

@@ -23,10 +23,10 @@ from torch import Tensor
 
 # Any of these in a checkpoint is an attack, and the user should know. Safety does not rest on this list: what is not
 # on it is replaced, too.
-_ATTACKS = ("os", "posix", "nt", "sys", "subprocess", "shutil", "socket", "ctypes", "importlib", "runpy", "pty",
+_ATTACK_MODULES = ("os", "posix", "nt", "sys", "subprocess", "shutil", "socket", "ctypes", "importlib", "runpy", "pty",
             "webbrowser", "builtins", "__builtin__", "operator", "pickle", "marshal", "types", "torch.hub", "torch.jit",
             "torch.serialization")  # fmt: skip
-_PLAIN = {"set": set, "frozenset": frozenset, "list": list, "dict": dict, "tuple": tuple}
+_PLAIN_CONTAINERS = {"set": set, "frozenset": frozenset, "list": list, "dict": dict, "tuple": tuple}
 _DTYPES = {
     "DoubleStorage": torch.float64,
     "FloatStorage": torch.float32,
@@ -94,10 +94,10 @@ class _TensorReader(pickle.Unpickler):
             return (lambda *args: _rebuild_tensor(*args)) if name == "_rebuild_tensor_v2" else (lambda data, *_: data)
         if (module, name) == ("torch", "Size"):
             return tuple
-        if module in ("builtins", "__builtin__") and name in _PLAIN:
-            return _PLAIN[name]
+        if module in ("builtins", "__builtin__") and name in _PLAIN_CONTAINERS:
+            return _PLAIN_CONTAINERS[name]
         scripted = module == "torch.jit._pickle"  # TorchScript's lists of numbers
-        if not scripted and any(module == bad or module.startswith(f"{bad}.") for bad in _ATTACKS):
+        if not scripted and any(module == bad or module.startswith(f"{bad}.") for bad in _ATTACK_MODULES):
             raise RefusedError(f"{module}.{name}")
         return type("Inert", (Inert,), {"name": f"{module}.{name}"})
 
