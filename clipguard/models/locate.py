@@ -68,7 +68,7 @@ def locate(source: ModelSource, file: WeightFile | None = None) -> Checkpoint:
 def _locate_repository(repository: str) -> Checkpoint:
     config, weights = fetch_repository(repository)
     label = f"hf-hub:{repository}@{weights.parent.name}/{weights.name}"
-    return _state_activation(_folder_checkpoint(config.parent, weights, f"hf-hub:{repository}", label), repository)
+    return with_known_activation(_folder_checkpoint(config.parent, weights, f"hf-hub:{repository}", label), repository)
 
 
 def _locate_tag(architecture: str, tag: str) -> Checkpoint:
@@ -129,8 +129,11 @@ def _folder_checkpoint(folder: Path, weights: Path, tokenizer: str, label: str) 
     return Checkpoint(f"{CONFIG_NAME} of {place}", tokenizer, model_cfg, preprocess, weights, label, from_folder=True)
 
 
-def _state_activation(checkpoint: Checkpoint, repository: str) -> Checkpoint:
-    """Published robust models tuned from OpenAI's have QuickGELU, even if their config does not say so."""
+def with_known_activation(checkpoint: Checkpoint, repository: str) -> Checkpoint:
+    """The checkpoint of a hub repository; if it is a published one tuned from OpenAI's, with their QuickGELU.
+
+    Only where its config does not say what it has: one that does is believed.
+    """
     published = find_repository(repository)
     if published is None or not published.quick_gelu or "quick_gelu" in checkpoint.model_cfg:
         return checkpoint

@@ -15,7 +15,7 @@ from clipguard.core.errors import ModelError
 from clipguard.models import load_model, parse_source
 from clipguard.models.checkpoint.reader import hash_file
 from clipguard.models.inspection import inspect_model
-from clipguard.models.locate import _state_activation, locate
+from clipguard.models.locate import locate, with_known_activation
 from clipguard.models.open_clip_catalog import architectures
 from clipguard.models.published import find_published, published_models
 
@@ -83,9 +83,9 @@ def test_a_published_model_tuned_from_openais_has_quickgelu(tmp_path: Path) -> N
     """Whatever its config leaves unsaid; a config that says something is believed."""
     checkpoint = locate(parse_source(f"local-dir:{write_model(tmp_path, 'vit')}"))
     assert "quick_gelu" not in checkpoint.model_cfg
-    assert _state_activation(checkpoint, "chs20/fare4-clip").model_cfg == {**CONFIGS["vit"], "quick_gelu": True}
-    assert "tuned from OpenAI's weights" in _state_activation(checkpoint, "chs20/fare4-clip").notes[0]
-    assert _state_activation(checkpoint, "org/repo") is checkpoint
+    assert with_known_activation(checkpoint, "chs20/fare4-clip").model_cfg == {**CONFIGS["vit"], "quick_gelu": True}
+    assert "tuned from OpenAI's weights" in with_known_activation(checkpoint, "chs20/fare4-clip").notes[0]
+    assert with_known_activation(checkpoint, "org/repo") is checkpoint
 
 
 def test_numbers_that_json_cannot_hold(model_folder: Folder, tmp_path: Path) -> None:
