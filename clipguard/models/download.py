@@ -34,7 +34,7 @@ def fetch_repository(repository: str) -> tuple[Path, Path]:
 
     To be called inside `hub_access`.
 
-    What clipguard's fine-tuning keeps about the text (see `text_map.py`) is fetched too, to lie beside the weights.
+    What clipguard's fine-tuning keeps about the text (see `text/tuned.py`) is fetched too, to lie beside the weights.
 
     Raises:
         ModelError: when either is neither cached nor to be had; says which local folder to give instead.
