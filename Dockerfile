@@ -4,13 +4,13 @@ ARG BASE=python:3.12-slim
 # hadolint ignore=DL3006
 FROM ${BASE}
 
-# Where PyTorch comes from if the base has none: the builds for CPUs, a tenth of those for CUDA.
+# Where PyTorch comes from if the base has none: the builds for CPUs, a tenth of those for CUDA on PyPI.
 ARG TORCH_INDEX=https://download.pytorch.org/whl/cpu
 
 ENV PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CHECK=1 PYTHONDONTWRITEBYTECODE=1
 
 RUN python3 -m venv --system-site-packages /opt/clipguard \
-    && /opt/clipguard/bin/python -m pip install "torch>=2.4" "torchvision>=0.19" --index-url "$TORCH_INDEX"
+    && /opt/clipguard/bin/python -m pip install "torch>=2.4" "torchvision>=0.19" --extra-index-url "$TORCH_INDEX"
 
 COPY pyproject.toml README.md LICENSE NOTICE /src/
 COPY clipguard /src/clipguard/

@@ -225,7 +225,7 @@ def test_the_steps_do_what_they_should_in_order(dry: Image) -> None:
     index = dict(pair for name, rest in instructions() if name == "ARG" for pair in [rest.split("=", 1)])["TORCH_INDEX"]
     assert asked == [
         f"python3 -m venv --system-site-packages {venv}",
-        f"python -m pip install torch>=2.4 torchvision>=0.19 --index-url {index}",
+        f"python -m pip install torch>=2.4 torchvision>=0.19 --extra-index-url {index}",
         f"python -m pip install {source}",
         "clipguard --version",
     ]
