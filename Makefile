@@ -27,7 +27,7 @@ COMPARE = $(BIN)/clipguard --quiet compare --max-drop 4 --fail-on any-drop
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help bench test invariance lint format build docs regression baseline clean FORCE
+.PHONY: help bench test invariance lint format build docs pictures regression baseline clean FORCE
 
 help: ## show this list
 	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1|\2/p' $(MAKEFILE_LIST) | awk -F'|' '{ printf "%-14s %s\n", $$1, $$2 }'
@@ -66,6 +66,9 @@ build: $(INSTALLED_DEV) ## sdist and wheel in dist/
 
 docs: $(INSTALLED_DEV) ## the docs site in site/; ARGS=serve shows it at localhost
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs $(or $(ARGS),build)
+
+pictures: $(INSTALLED_DEV) ## draw docs/images anew, from runs in build/pictures (an hour without them; needs Chromium)
+	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/pictures.py
 
 regression: $(INSTALLED) ## fail if the embedded model got less accurate than the committed baseline, or its attacks weaker
 	rm -rf build/regression
