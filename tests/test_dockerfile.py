@@ -167,7 +167,7 @@ def image(tmp_path_factory: pytest.TempPathFactory) -> Image:
     if find_spec("hatchling") is None:
         pytest.skip("no hatchling here, which builds the package: pip install '.[dev]'")
     root = tmp_path_factory.mktemp("image")
-    packages = root / "packages"
+    packages = root / "site-packages"  # by this name dill knows that it is not the user's code
     packages.mkdir()
     for entry in (
         entry for folder in sys.path if Path(folder).name == "site-packages" for entry in Path(folder).iterdir()
