@@ -206,8 +206,9 @@ def _draw_accuracy(axes: Axes, scheme: Scheme) -> None:
     for number, (name, (eps, points)) in enumerate(curves.items()):
         colour, marker = scheme.series[number], MARKERS[number]
         axes.fill_between(eps, points[:, 1], points[:, 2], color=colour, alpha=0.16, lw=0)
-        line = {"color": colour, "marker": marker, "ms": 4.5, "lw": 1.7, "clip_on": False}
-        axes.plot(eps, points[:, 0], label=model_label(name), **line)
+        axes.plot(
+            eps, points[:, 0], color=colour, marker=marker, ms=4.5, lw=1.7, clip_on=False, label=model_label(name)
+        )
         for at, (x, words) in enumerate(zip(eps, printed_averages(name), strict=True)):
             highest = points[at, 0] >= max(other[at, 0] for _, other in curves.values())
             side = {0.0: "left", float(max(EPS)): "right"}.get(x, "center")
