@@ -28,16 +28,25 @@ def section(changelog: str, version: str) -> tuple[str, str]:
     return "", ""
 
 
+def written_version(root: Path) -> tuple[str, str]:
+    """The file that pyproject.toml names for it, and the version in it."""
+    project = (root / "pyproject.toml").read_text(encoding="utf-8")
+    place = re.search(r'^\[tool\.hatch\.version\]\s+path = "(.*)"$', project, re.MULTILINE)
+    if place is None:
+        return "pyproject.toml", ""
+    found = re.search(r'^__version__ = "(.*)"$', (root / place[1]).read_text(encoding="utf-8"), re.MULTILINE)
+    return place[1], found[1] if found else ""
+
+
 def problems(root: Path, tag: str) -> list[str]:
     """What is wrong with releasing this tree as `tag`, a line each."""
     version = tag.removeprefix("v")
     found = []
     if not re.fullmatch(r"v\d+\.\d+\.\d+((a|b|rc)\d+)?", tag):
         found.append(f"the tag {tag} is not v1.2.3, v1.2.3a1, v1.2.3b1 or v1.2.3rc1")
-    source = (root / "clipguard" / "__init__.py").read_text(encoding="utf-8")
-    written = re.search(r'^__version__ = "(.*)"$', source, re.MULTILINE)
-    if written is None or written[1] != version:
-        found.append(f"the tag is {tag}, and clipguard/__init__.py says {written[1] if written else 'nothing'}")
+    file, written = written_version(root)
+    if written != version:
+        found.append(f"the tag is {tag}, and {file} says {written or 'nothing'}")
     date, text = section((root / "CHANGELOG.md").read_text(encoding="utf-8"), version)
     if not text:
         found.append(f"CHANGELOG.md has no section '## [{version}] - YYYY-MM-DD' with text in it")

@@ -114,14 +114,20 @@ def test_issue_forms_are_forms() -> None:
 
 def tree(folder: Path, version: str = "1.2.3", changelog: str = CHANGELOG, citation: str = "") -> Path:
     """What `release.py` looks at."""
-    (folder / "clipguard").mkdir()
-    (folder / "clipguard" / "__init__.py").write_text(f'__version__ = "{version}"\n')
+    file, _ = RELEASE["written_version"](ROOT)
+    (folder / file).parent.mkdir(parents=True)
+    (folder / file).write_text(f'__version__ = "{version}"\n')
+    shutil.copy(ROOT / "pyproject.toml", folder)
     (folder / "CHANGELOG.md").write_text(changelog)
     (folder / "CITATION.cff").write_text(citation or 'version: 1.2.3\ndate-released: "2026-01-31"\n')
     shutil.copy(ROOT / "README.md", folder)
     (folder / ".github").mkdir()
     shutil.copy(ROOT / ".github" / "release.py", folder / ".github")
     return folder
+
+
+def test_the_version_is_found_where_the_package_has_it() -> None:
+    assert RELEASE["written_version"](ROOT)[1] == clipguard.__version__
 
 
 def test_a_tag_that_fits_is_released(tmp_path: Path) -> None:
@@ -132,7 +138,7 @@ def test_a_tag_that_fits_is_released(tmp_path: Path) -> None:
     ("tag", "changes", "problem"),
     [
         ("1.2.3", {}, "the tag 1.2.3 is not v1.2.3"),
-        ("v1.2.4", {"version": "1.2.3"}, "the tag is v1.2.4, and clipguard/__init__.py says 1.2.3"),
+        ("v1.2.4", {"version": "1.2.3"}, "the tag is v1.2.4, and "),
         ("v1.2.3", {"changelog": "## [Unreleased]\n\n- A thing.\n"}, "CHANGELOG.md has no section '## [1.2.3]"),
         ("v1.2.3", {"changelog": "## [1.2.3] - 2026-01-31\n\n## [1.2.2] - 2026-01-01\n"}, "with text in it"),
         ("v1.2.3", {"citation": "version: 1.2.2\ndate-released: 2026-01-31\n"}, "CITATION.cff says version 1.2.2"),
