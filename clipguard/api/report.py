@@ -15,9 +15,9 @@ from clipguard.adversarial.replay import Replay, ReplayRequest, replay_images
 from clipguard.core.errors import ClipguardError
 from clipguard.core.output import OutputFile, OutputFolder
 from clipguard.core.progress import Progress, Silent
-from clipguard.report.board import Images, Run, read_runs
-from clipguard.report.gallery import MOST_PICTURES, Picture, replayed_pictures, stored_pictures
-from clipguard.report.page import Report, make_report
+from clipguard.reporting.board import Images, Run, read_runs
+from clipguard.reporting.gallery import MOST_PICTURES, Picture, replayed_pictures, stored_pictures
+from clipguard.reporting.page import Report, make_report
 
 MOST_BYTES = 10_000_000  # of a page that opens quickly
 log = logging.getLogger("clipguard")

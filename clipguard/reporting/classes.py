@@ -12,8 +12,8 @@ from matplotlib import colormaps
 
 from clipguard.figures.style import INK, Plot, label, new_figure
 from clipguard.figures.text import Ruler
-from clipguard.report.board import CLEAN, Board, short_names
-from clipguard.report.plots import percent, slug
+from clipguard.reporting.board import CLEAN, Board, short_names
+from clipguard.reporting.plots import percent, slug
 
 MOST_CLASSES = 24  # of one heat map: half of them the least robust, half the most
 MOST_CONFUSIONS = 5  # of a model on a data set

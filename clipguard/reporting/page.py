@@ -14,11 +14,11 @@ from clipguard.benchmark.results.table import AVERAGE, columns, heading, interva
 from clipguard.core.version import __version__
 from clipguard.figures.fonts import warn_of_boxes
 from clipguard.figures.style import Plot, style
-from clipguard.report.board import CLEAN, Board, Run, differences, make_boards
-from clipguard.report.classes import MOST_MAPS, Confusion, confusions, heat_maps, pairs
-from clipguard.report.gallery import Picture
-from clipguard.report.plots import accuracy_curves, broken_shares, percent, trade_offs
-from clipguard.report.provenance import Reference, Source, describe, references
+from clipguard.reporting.board import CLEAN, Board, Run, differences, make_boards
+from clipguard.reporting.classes import MOST_MAPS, Confusion, confusions, heat_maps, pairs
+from clipguard.reporting.gallery import Picture
+from clipguard.reporting.plots import accuracy_curves, broken_shares, percent, trade_offs
+from clipguard.reporting.provenance import Reference, Source, describe, references
 from clipguard.sanity.checks import VERDICTS
 
 
@@ -180,7 +180,7 @@ def escape_markdown(value: object) -> str:
 
 def _environment(autoescape: bool) -> Environment:
     environment = Environment(
-        loader=PackageLoader("clipguard.report"),
+        loader=PackageLoader("clipguard.reporting"),
         autoescape=autoescape,
         undefined=StrictUndefined,
         trim_blocks=True,

@@ -10,7 +10,7 @@ import pandas as pd
 
 from clipguard.benchmark.results.table import AVERAGE
 from clipguard.figures.style import FAINT, INK, LINE, PAPER, SERIES, Plot, label, legend, new_figure, series
-from clipguard.report.board import CLEAN, Board, short_names
+from clipguard.reporting.board import CLEAN, Board, short_names
 
 ROBUST, WRONG = "robust", "wrong when clean"
 LEGEND_COLUMNS = 2  # of model names, which are long

@@ -20,8 +20,8 @@ from clipguard.benchmark.results.table import eps_text
 from clipguard.core.errors import ResultError, first_line
 from clipguard.core.prediction import Prediction
 from clipguard.figures.grid import Pixels, amplification, fit_image
-from clipguard.report.board import CLEAN, Board, Images
-from clipguard.report.classes import class_table, pairs
+from clipguard.reporting.board import CLEAN, Board, Images
+from clipguard.reporting.classes import class_table, pairs
 
 MOST_PICTURES = 16  # so that the page stays below 10 MB, whatever is on the images
 EDGE = 192  # pixels of an embedded image's longer edge, at most

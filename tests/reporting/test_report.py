@@ -18,10 +18,10 @@ from PIL import Image
 from clipguard.adversarial.replay import ReplayRequest, replay_images
 from clipguard.benchmark.results.result import BenchResult
 from clipguard.cli import run
-from clipguard.report import classes, page
-from clipguard.report.board import CLEAN, Board, make_boards, read_runs, short_names
-from clipguard.report.gallery import choose, stored_pictures
-from clipguard.report.plots import ROBUST, WRONG, share_table
+from clipguard.reporting import classes, page
+from clipguard.reporting.board import CLEAN, Board, make_boards, read_runs, short_names
+from clipguard.reporting.gallery import choose, stored_pictures
+from clipguard.reporting.plots import ROBUST, WRONG, share_table
 from clipguard.sanity.checks import VERDICTS
 from clipguard.statistics.intervals import wilson_interval
 

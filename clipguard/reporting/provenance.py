@@ -13,7 +13,7 @@ from clipguard.benchmark.rerun_command import Rerun, rerun
 from clipguard.benchmark.results.table import protocol_line
 from clipguard.models.published import find_published, published_models
 from clipguard.models.source import HUB_PREFIX
-from clipguard.report.board import Run
+from clipguard.reporting.board import Run
 
 HUB = "https://huggingface.co"
 CLIPGUARD = (
