@@ -8,19 +8,22 @@ from typing import Any
 
 from typing_extensions import Unpack
 
+from clipguard.api.objects import AttackLike, Data, Model, Named
 from clipguard.api.options import BenchOptions, Eps
 from clipguard.benchmark.protocols import make_plan
 from clipguard.benchmark.results.result import BenchResult
 from clipguard.benchmark.runner import run_plan
 from clipguard.core.checking import check_type
+from clipguard.core.errors import ClipguardError
+from clipguard.models.module_model import ModuleModel
 from clipguard.store.store import Store
 
 
 def bench(
-    models: str | Sequence[str] = "tiny",
-    datasets: str | Sequence[str] = (),
+    models: Model | Sequence[Model] = "tiny",
+    datasets: Data | Sequence[Data] = (),
     eps: Eps = (),
-    attacks: str | Sequence[str] = (),
+    attacks: AttackLike | Sequence[AttackLike] = (),
     *,
     store: str | Path | None = None,
     probes: bool = True,
@@ -29,22 +32,33 @@ def bench(
     """Clean and robust accuracy of every model on every data set, under every attack at every eps.
 
     Args:
-        models: one or more, as `--model` names them.
-        datasets: one or more; without any the protocol's, else the embedded ones.
+        models: one or more: names as `--model` takes them, what `load_model` gave, or modules in eval mode that map
+            pixels (B, 3, H, W) in [0,1] to logits (B, classes).
+        datasets: one or more: names as `--dataset` takes them, what `load_dataset` gave, a `datasets.Dataset`, or pairs
+            (images, labels) or triples (images, labels, class_names) of arrays: see `dataset_of_arrays`. Without any
+            the protocol's, else the embedded ones.
         eps: a number is pixels of [0,1] (`4 / 255`), a text is as on the command line (`"4"`, `"4/255"`, `"1,4,8"`, in
             units of 1/255 for linf).
-        attacks: one or more, as `--attack` names them.
-        store: a folder; what it holds is not computed again, and what is computed goes there (docs/store.md).
+        attacks: one or more: names as `--attack` takes them, attacks such as `APGD(iterations=50)`, or recipes.
+        store: a folder; what it holds is not computed again, and what is computed goes there (docs/store.md). Not for
+            modules, whose code cannot be told apart.
         probes: also the sanity checks that take passes of their own (docs/doctor.md).
         options: the other settings, by name; whatever is given wins over the protocol.
 
     Raises:
         ClipguardError: for anything that cannot be run.
     """
+    named = Named(models, datasets, attacks, options)
     given: dict[str, Any] = dict(options)
-    given |= {name: value for name, value in (("eps", eps), ("attacks", attacks)) if not _is_empty(value)}
+    if not _is_empty(eps):
+        given["eps"] = eps
+    if named.attacks:
+        given["attacks"] = named.attacks
+    if store is not None and any(isinstance(model, ModuleModel) for model in named.objects.models.values()):
+        raise ClipguardError("`store` is for checkpoints: the code of a module is no part of a key. Leave it out.")
     place = open_store(store)
-    return run_plan(make_plan(models, datasets, **given), store=place, probes=probes)
+    plan = make_plan(named.models, named.datasets, **given)
+    return run_plan(plan, store=place, probes=probes, objects=named.objects)
 
 
 def _is_empty(value: Any) -> bool:

@@ -24,9 +24,9 @@ def prepare(
     """The classifier of a data set, and what turns its images into the pixels that are attacked."""
     resolution, resize = choose_resize(plan, dataset.name)
     classifier = model.classifier(dataset.class_names, dataset.templates, resolution, duplicates=plan.duplicate_names)
-    if plan.logit_scale is not None:
+    if plan.logit_scale is not None and isinstance(classifier, ZeroShotClassifier):
         classifier.logit_scale.fill_(plan.logit_scale)
-    if resize == "model":
+    if resize == "model" or model.info.format == "module":  # a module takes images as they are
         return classifier, model.preprocess(resolution)
     return classifier, bilinear_resize(model.preprocessing.image_size, squash=resize == "squash")
 

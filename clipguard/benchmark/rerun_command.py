@@ -31,6 +31,8 @@ def rerun(run: RunRecord) -> Rerun:
     """The command line that makes the plan of a run again."""
     if "plan" not in run:
         return Rerun("", "It is of an older clipguard, which did not keep its command line.")
+    if run.get("in_memory"):
+        return Rerun("", f"No command line: {', '.join(run['in_memory'])} were objects in memory, given from Python.")
     try:
         plan = BenchPlan.from_dict(run["plan"], list(run["models"]))
         defaults = make_plan(plan.models, plan.datasets, protocol=plan.protocol)

@@ -16,11 +16,11 @@ from clipguard.attacks.threat import ThreatModel
 from clipguard.benchmark.batch_fill import settle_fill
 from clipguard.benchmark.cell_key import cell_key
 from clipguard.benchmark.findings import run_findings
+from clipguard.benchmark.objects import Objects
 from clipguard.benchmark.plan import BenchPlan
 from clipguard.benchmark.preprocess import prepare
 from clipguard.benchmark.probing import Prober, switched_off
 from clipguard.benchmark.recall import Recalled, recall_outcomes
-from clipguard.benchmark.recipe_files import open_recipe
 from clipguard.benchmark.results.result import BenchResult
 from clipguard.benchmark.results.sample_rows import RowNames, attacked_samples, clean_sample, cost_table
 from clipguard.benchmark.run_record import start_record
@@ -30,10 +30,8 @@ from clipguard.core.device import choose_device
 from clipguard.core.errors import AttackError
 from clipguard.core.notices import noticing
 from clipguard.core.progress import Progress, Silent
-from clipguard.models import parse_source
 from clipguard.models.description import describe_model
-from clipguard.models.loading import LoadedModel, ModelInfo, load_model
-from clipguard.models.text.encoding import tokenize
+from clipguard.models.loading import LoadedModel, ModelInfo
 from clipguard.sanity.entries import entry, say
 from clipguard.store.store import Store, StoredCell
 
@@ -41,10 +39,15 @@ log = logging.getLogger("clipguard")
 
 
 def run_plan(
-    plan: BenchPlan, progress: Progress | None = None, store: Store | None = None, *, probes: bool = True
+    plan: BenchPlan,
+    progress: Progress | None = None,
+    store: Store | None = None,
+    *,
+    probes: bool = True,
+    objects: Objects | None = None,
 ) -> BenchResult:
     """Run a plan to its end; see `BenchRun`."""
-    return BenchRun(plan, progress or Silent(), store, probes=probes).execute()
+    return BenchRun(plan, progress or Silent(), store, probes=probes, objects=objects or Objects()).execute()
 
 
 @dataclass
@@ -56,6 +59,7 @@ class BenchRun:
         progress: is told of every image.
         store: what it holds is not computed again, and what is computed goes there.
         probes: also make the sanity checks that take passes of their own.
+        objects: models, data sets and attacks that names of the plan stand for.
         result: the cells that are finished, at any moment, so that they survive an interruption; None until everything
             has been checked.
     """
@@ -64,6 +68,7 @@ class BenchRun:
     progress: Progress = field(default_factory=Silent)
     store: Store | None = None
     probes: bool = True
+    objects: Objects = field(default_factory=Objects)
     result: BenchResult | None = field(default=None, init=False)
 
     def execute(self) -> BenchResult:
@@ -75,20 +80,23 @@ class BenchRun:
         plan = self.plan
         with noticing() as notices:
             plan.check()
-            recipes = _open_recipes(plan)
+            objects = self.objects
+            recipes = _open_recipes(plan, objects)
             for name in plan.models:
-                parse_source(name)
+                objects.check_model_name(name)
             device = choose_device(plan.device)
-            tasks = [open_task(plan, name, self.progress) for name in plan.datasets]
-            model, infos = _load_and_check(plan, tasks, device)
+            tasks = [open_task(plan, name, self.progress, objects) for name in plan.datasets]
+            model, infos = _load_and_check(plan, objects, tasks, device)
             _say_what_is_left_out(plan, tasks)
             started = time.monotonic()
             record = start_record(plan, infos, tasks, recipes, device)
             record["notices"], record["probes"] = notices, self.probes
+            if objects.names():
+                record["in_memory"] = objects.names()
             self.result = BenchResult(record)
             for number, name in enumerate(plan.models):
                 if number > 0:  # read a second time: all models at once may not fit in memory
-                    model = load_model(name, device=device, text=plan.text)
+                    model = objects.model(name, plan, device)
                 for line in describe_model(model):
                     log.info(line)
                 for task in tasks:
@@ -98,8 +106,8 @@ class BenchRun:
             return self.result
 
 
-def _open_recipes(plan: BenchPlan) -> list[Recipe]:
-    recipes = [open_recipe(name) for name in plan.attacks]
+def _open_recipes(plan: BenchPlan, objects: Objects) -> list[Recipe]:
+    recipes = [objects.recipe(name) for name in plan.attacks]
     if plan.eps_mode == "nested":  # outcomes at smaller eps are not what the attack alone would give: never unlabelled
         recipes = [replace(recipe, name=f"{recipe.name} [nested]") for recipe in recipes]
     if len({recipe.name for recipe in recipes}) < len(recipes):
@@ -107,22 +115,23 @@ def _open_recipes(plan: BenchPlan) -> list[Recipe]:
     return recipes
 
 
-def _load_and_check(plan: BenchPlan, tasks: Sequence[Task], device: str) -> tuple[LoadedModel, dict[str, ModelInfo]]:
+def _load_and_check(
+    plan: BenchPlan, objects: Objects, tasks: Sequence[Task], device: str
+) -> tuple[LoadedModel, dict[str, ModelInfo]]:
     """The first model on its device, and what all of them are.
 
     The others are read and let go again, so that a bad name or a prompt that is too long is not found hours into the
     run. Raises ModelError for either.
     """
-    first = load_model(plan.models[0], device=device, text=plan.text)
+    first = objects.model(plan.models[0], plan, device)
     infos = {first.info.name: first.info}
     for task in tasks:  # encoded, which is kept for the run
         first.text_features(task.dataset.class_names, task.dataset.templates, duplicates=plan.duplicate_names)
     for name in plan.models[1:]:
-        other = load_model(name, text=plan.text)
+        other = objects.model(name, plan)
         infos[other.info.name] = other.info
         for task in tasks:
-            names, templates = task.dataset.class_names, task.dataset.templates
-            tokenize(other.tokenizer, names, templates, duplicates=plan.duplicate_names)
+            other.check_text(task.dataset.class_names, task.dataset.templates, duplicates=plan.duplicate_names)
     return first, infos
 
 

@@ -12,12 +12,13 @@ from torch import Tensor
 
 from clipguard.attacks.engine.options import EngineOptions
 from clipguard.attacks.engine.outcome import EpsOutcome, Example
+from clipguard.benchmark.objects import Objects
 from clipguard.benchmark.plan import BenchPlan
 from clipguard.core.errors import DatasetError
 from clipguard.core.progress import Progress
 from clipguard.core.provenance import fingerprint, image_hash
 from clipguard.core.run_record import DatasetRecord
-from clipguard.data import ZeroShotDataset, load_dataset
+from clipguard.data import ZeroShotDataset
 from clipguard.data.dataset import in_random_order
 from clipguard.data.decoding import PixelCount
 
@@ -87,20 +88,9 @@ def engine_options(plan: BenchPlan, device: str, *, keep_images: bool = False) -
     return EngineOptions(plan.batch_size, plan.seed, plan.eps_mode, precision, plan.compile, keep_images)
 
 
-def open_task(plan: BenchPlan, name: str, progress: Progress) -> Task:
-    """Load a data set and choose its images."""
-    dataset = load_dataset(
-        name,
-        split=plan.split,
-        image_column=plan.image_column,
-        label_column=plan.label_column,
-        classes=plan.classes,
-        templates=plan.templates,
-        class_names=plan.class_names,
-        duplicate_names=plan.duplicate_names,
-        data_root=plan.data_root,
-        decode=plan.decode,
-    )
+def open_task(plan: BenchPlan, name: str, progress: Progress, objects: Objects | None = None) -> Task:
+    """Open a data set, which may be among `objects`, and choose its images."""
+    dataset = (objects or Objects()).dataset(name, plan)
     return read_task(name, dataset, np.sort(choose_images(plan, dataset)), progress)
 
 

@@ -161,5 +161,6 @@ class RunRecord(_AlwaysRecorded, total=False):
     batch_invariant: dict[str, BatchInvariance]
     notices: list[Notice]
     probes: bool
+    in_memory: list[str]  # names of objects that were given from Python
     findings: list[FindingsRecord]
     labels: str  # `clipguard attack`: where they come from

@@ -12,7 +12,7 @@ from clipguard.core.checking import check_type
 from clipguard.core.errors import DatasetError, SplitError, did_you_mean
 from clipguard.core.notices import notice
 from clipguard.data.classes.ids import check_words, refuse_ids
-from clipguard.data.classes.labels import EMPTY
+from clipguard.data.classes.labels import EMPTY, NameList
 from clipguard.data.classes.lists import parse_classes
 from clipguard.data.classes.names import ClassNames, imagenet_templates
 from clipguard.data.classes.naming import name_classes
@@ -22,8 +22,8 @@ from clipguard.data.formats.embedded import embedded_folders, open_embedded
 from clipguard.data.formats.hub import open_hub, open_hub_tars
 from clipguard.data.formats.image_folder import open_images
 from clipguard.data.formats.paths import Located, kind_of, locate
-from clipguard.data.formats.raw_split import RawSplit, Request, sidecar
-from clipguard.data.formats.tables import open_arrow, open_parquet, open_saved
+from clipguard.data.formats.raw_split import ALL, RawSplit, Request, sidecar
+from clipguard.data.formats.tables import open_arrow, open_parquet, open_saved, split_of_table
 from clipguard.data.formats.webdataset import open_tars
 from clipguard.data.registry import REMOTE, DatasetEntry, find_entry, groups, registry
 from clipguard.data.templates import PHOTO, TemplateSets, read_templates, resolve_templates
@@ -77,12 +77,62 @@ def load_dataset(
         entry = find_entry(name)
         typed = parse_classes(str(classes)) if classes else None
         raw = _open(Request(split, image_column, label_column), name, entry, data_root)
-        labels, names, listed = name_classes(name, raw, entry, typed, class_names, duplicates=duplicate_names)
-        prompts = resolve_templates(templates, _template_sets(raw, entry, templates), name)
-        if listed:
-            check_words(names, prompts)
-        else:
-            refuse_ids(names, prompts)
+        return _dataset_of(name, raw, entry, typed, templates, class_names, decode, duplicates=duplicate_names)
+
+
+def dataset_of_table(
+    table: Any,
+    name: str,
+    *,
+    split: str | None = None,
+    image_column: str | None = None,
+    label_column: str | None = None,
+    classes: str | Path | None = None,
+    templates: str = "ensemble",
+    class_names: ClassNames = "source",
+    decode: Decode = "upright",
+) -> ZeroShotDataset:
+    """A `datasets.Dataset` with images and labels, as `load_dataset` would open it from a file.
+
+    Args:
+        table: the one split that is meant.
+        name: of the data set, in results.
+        split: a name for the split, in results.
+        image_column: detected from the features by default.
+        label_column: the same.
+        classes: as for `load_dataset`, as are the others.
+        templates: prompts.
+        class_names: how names are written.
+        decode: how images become pixels.
+
+    Raises:
+        DatasetError: one line that starts with `name` and names the cure.
+    """
+    with _named(name):
+        typed = parse_classes(str(classes)) if classes else None
+        request = Request(split, image_column, label_column)
+        raw = split_of_table(table, "memory", split or str(table.split or ALL), request)
+        return _dataset_of(name, raw, None, typed, templates, class_names, decode, duplicates=False)
+
+
+def _dataset_of(
+    name: str,
+    raw: RawSplit,
+    entry: DatasetEntry | None,
+    typed: NameList | None,
+    templates: str,
+    style: ClassNames,
+    decode: Decode,
+    *,
+    duplicates: bool,
+) -> ZeroShotDataset:
+    """What is settled of a split whatever its format: class names, labels and prompts."""
+    labels, names, listed = name_classes(name, raw, entry, typed, style, duplicates=duplicates)
+    prompts = resolve_templates(templates, _template_sets(raw, entry, templates), name)
+    if listed:
+        check_words(names, prompts)
+    else:
+        refuse_ids(names, prompts)
     return ZeroShotDataset(name, raw.source, raw.split, raw.images, names, prompts, labels, decode=decode)
 
 

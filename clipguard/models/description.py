@@ -8,6 +8,10 @@ from clipguard.models.loading import LoadedModel
 def describe_model(model: LoadedModel) -> list[str]:
     """What was detected about a model, for the log."""
     i = model.info
+    if i.format == "module":
+        return [
+            f"{i.name}: {i.architecture}, {i.parameters / 1e6:.1f} M parameters, in memory, sha256 {i.sha256[:16]}…"
+        ]
     return [
         f"{i.name}: {i.architecture}, {i.activation}, {i.image_size[0]}x{i.image_size[1]} px ({i.interpolation}, "
         f"{i.resize_mode}), {i.image_parameters / 1e6:.1f} M of {i.parameters / 1e6:.1f} M parameters see the image",

@@ -33,7 +33,7 @@ from clipguard.models.preprocessing import (
     to_native_pixels,
 )
 from clipguard.models.source import ModelSource, parse_source
-from clipguard.models.text.encoding import Tokenizer, encode_classes
+from clipguard.models.text.encoding import Tokenizer, encode_classes, tokenize
 from clipguard.models.text.tuned import AppliedText, TextChoice, TextMap, apply_text
 
 RELATED_COSINE = 0.5  # of an image tower's weights and its base's: below, a warning; fine-tuning moves them little
@@ -143,6 +143,10 @@ class LoadedModel:
         """
         text = self.text_features(class_names, templates, duplicates=duplicates)
         return ZeroShotClassifier(self.model, text, self.preprocessing, resolution)
+
+    def check_text(self, class_names: Sequence[str], templates: Sequence[str], *, duplicates: bool) -> None:
+        """Raises ModelError for names and templates that `classifier` would refuse; nothing is encoded."""
+        tokenize(self.tokenizer, class_names, templates, duplicates=duplicates)
 
     def text_features(
         self, class_names: Sequence[str], templates: Sequence[str], *, duplicates: bool = False

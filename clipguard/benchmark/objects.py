@@ -1,0 +1,64 @@
+"""What a run is given as it is, beside the names that it opens itself."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from clipguard.attacks.recipes import Recipe
+from clipguard.benchmark.plan import BenchPlan
+from clipguard.benchmark.recipe_files import open_recipe
+from clipguard.data import ZeroShotDataset, load_dataset
+from clipguard.models import parse_source
+from clipguard.models.loading import LoadedModel, load_model
+
+
+@dataclass(frozen=True)
+class Objects:
+    """Objects of Python by the names that stand for them in the plan; every other name is opened.
+
+    Attributes:
+        models: checkpoints in memory, modules among them.
+        datasets: data sets in memory.
+        recipes: attacks.
+    """
+
+    models: Mapping[str, LoadedModel] = field(default_factory=dict)
+    datasets: Mapping[str, ZeroShotDataset] = field(default_factory=dict)
+    recipes: Mapping[str, Recipe] = field(default_factory=dict)
+
+    def names(self) -> list[str]:
+        """Those of all objects."""
+        return [*self.models, *self.datasets, *self.recipes]
+
+    def check_model_name(self, name: str) -> None:
+        """Raises ModelError for a name that names no model."""
+        if name not in self.models:
+            parse_source(name)
+
+    def model(self, name: str, plan: BenchPlan, device: str = "cpu") -> LoadedModel:
+        """A model on a device."""
+        if name in self.models:
+            return self.models[name].to(device)
+        return load_model(name, device=device, text=plan.text)
+
+    def recipe(self, name: str) -> Recipe:
+        """An attack."""
+        return self.recipes[name] if name in self.recipes else open_recipe(name)
+
+    def dataset(self, name: str, plan: BenchPlan) -> ZeroShotDataset:
+        """A data set as the plan asks for it."""
+        if name in self.datasets:
+            return self.datasets[name]
+        return load_dataset(
+            name,
+            split=plan.split,
+            image_column=plan.image_column,
+            label_column=plan.label_column,
+            classes=plan.classes,
+            templates=plan.templates,
+            class_names=plan.class_names,
+            duplicate_names=plan.duplicate_names,
+            data_root=plan.data_root,
+            decode=plan.decode,
+        )
