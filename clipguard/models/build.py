@@ -6,6 +6,8 @@ import importlib.util
 import json
 import math
 import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple, cast
@@ -58,6 +60,40 @@ def _check_packages(checkpoint: Checkpoint) -> None:
         raise ModelError(f"{checkpoint.architecture} needs the transformers package: pip install transformers.")
 
 
+@contextmanager
+def _without_remote_code(checkpoint: Checkpoint) -> Iterator[None]:
+    """Python files that lie beside weights or tokenizers are not run in here.
+
+    transformers runs them where a config says so, or else asks on the terminal; here, whatever needs them fails.
+
+    Raises:
+        ModelError: for a config that says so.
+    """
+    if _trusts_remote_code(checkpoint.model_cfg):
+        raise ModelError(
+            f"{checkpoint.architecture} has trust_remote_code in its config, which runs code that lies beside the"
+            " weights, and clipguard runs none: take it out, and name a tokenizer that transformers has built in."
+        )
+    if importlib.util.find_spec("transformers") is None:
+        yield
+        return
+    from transformers import dynamic_module_utils
+
+    before = dynamic_module_utils.TIME_OUT_REMOTE_CODE
+    dynamic_module_utils.TIME_OUT_REMOTE_CODE = 0  # seconds that it waits for an answer; at 0 it does not ask
+    try:
+        yield
+    finally:
+        dynamic_module_utils.TIME_OUT_REMOTE_CODE = before
+
+
+def _trusts_remote_code(config: Any) -> bool:
+    """Whether `trust_remote_code` is on anywhere in a config."""
+    if isinstance(config, Mapping):
+        return bool(config.get("trust_remote_code")) or any(_trusts_remote_code(value) for value in config.values())
+    return isinstance(config, list) and any(_trusts_remote_code(value) for value in config)
+
+
 def build(checkpoint: Checkpoint) -> nn.Module:
     """The model with random weights, and its preprocessing attached as `visual.preprocess_cfg`.
 
@@ -70,7 +106,7 @@ def build(checkpoint: Checkpoint) -> nn.Module:
     _check_packages(checkpoint)
     try:
         # open_clip builds from names and folders only, and our config may be neither's.
-        with tempfile.TemporaryDirectory() as folder:
+        with _without_remote_code(checkpoint), tempfile.TemporaryDirectory() as folder:
             (Path(folder) / CONFIG_NAME).write_text(json.dumps({"model_cfg": checkpoint.model_cfg}), encoding="utf-8")
             model = open_clip.create_model(
                 f"local-dir:{folder}",
@@ -78,6 +114,8 @@ def build(checkpoint: Checkpoint) -> nn.Module:
                 pretrained_text=False,
                 force_preprocess_cfg=merge_preprocess_dict({}, {**checkpoint.preprocess_cfg, "size": None}),
             )
+    except ModelError:
+        raise
     except Exception as error:  # timm, transformers and open_clip each raise their own
         raise ModelError(
             f"open_clip cannot build {checkpoint.architecture} ({first_line(error)}): check its model_cfg,"
@@ -96,7 +134,10 @@ def load_tokenizer(checkpoint: Checkpoint) -> Tokenizer:
 
     try:
         length = checkpoint.model_cfg["text_cfg"].get("context_length")
-        tokenizer = open_clip.get_tokenizer(checkpoint.tokenizer_name, context_length=length)
+        with _without_remote_code(checkpoint):
+            tokenizer = open_clip.get_tokenizer(checkpoint.tokenizer_name, context_length=length)
+    except ModelError:
+        raise
     except Exception as error:
         raise ModelError(
             f"Cannot load the tokenizer of {checkpoint.architecture} ({first_line(error)}): check that its files can"
