@@ -13,6 +13,7 @@ from clipguard.cli import attack, bench, compare, convert, doctor, finetune, ins
 from clipguard.cli.console import streams
 from clipguard.cli.console.flags import InFlags, in_flags
 from clipguard.cli.console.terminal import LOOSE_BYTES, echo, prepare_streams, use_utf8
+from clipguard.cli.options import configurable
 from clipguard.core.errors import ClipguardError, ToldElsewhereError
 from clipguard.core.version import __version__
 
@@ -26,14 +27,14 @@ app = typer.Typer(
 app.command("bench", epilog=bench.EXAMPLES)(bench.bench)
 app.command("compare", epilog=compare.EXAMPLES)(compare.compare)
 app.command("doctor", epilog=doctor.EXAMPLES)(doctor.doctor)
-app.command("report", epilog=report.EXAMPLES)(report.report)
+app.command("report", epilog=report.EXAMPLES)(configurable(report.report))
 app.command("attack", epilog=attack.EXAMPLES)(attack.attack)
 app.command("finetune", epilog=finetune.EXAMPLES)(finetune.finetune)
-app.command("merge", epilog=merge.EXAMPLES)(merge.merge)
-app.command("convert", epilog=convert.EXAMPLES)(convert.convert)
-app.command("inspect", epilog=inspect.EXAMPLES)(inspect.inspect)
+app.command("merge", epilog=merge.EXAMPLES)(configurable(merge.merge))
+app.command("convert", epilog=convert.EXAMPLES)(configurable(convert.convert))
+app.command("inspect", epilog=inspect.EXAMPLES)(configurable(inspect.inspect))
 app.add_typer(store.app, name="store")
-app.command("list", epilog=listing.EXAMPLES)(listing.show)
+app.command("list", epilog=listing.EXAMPLES)(configurable(listing.show))
 
 
 def _version(wanted: bool) -> None:

@@ -95,6 +95,46 @@ def _as_typed(setting: Setting, value: Any) -> Any:
     return ",".join(value) if setting.many in ("comma", "calls") else value
 
 
+def configurable(command: Command) -> Command:
+    """Add `--config` to a command whose options are its own parameters: the file holds their defaults."""
+
+    @functools.wraps(command)
+    def run(config: Path | None = None, **values: Any) -> None:
+        del config  # read by its callback, before the other options
+        command(**values)
+
+    own = inspect.signature(command, eval_str=True).parameters.values()
+    option = typer.Option("--config", help=CONFIG_HELP, is_eager=True, callback=_use_as_defaults)
+    signature = inspect.Signature(
+        [
+            *(p.replace(kind=inspect.Parameter.KEYWORD_ONLY) for p in own),
+            _keyword("config", None, Annotated[Path | None, option]),
+        ]
+    )
+    run.__signature__ = signature  # type: ignore[attr-defined]
+    run.__annotations__ = {p.name: p.annotation for p in signature.parameters.values()} | {"return": None}
+    return run
+
+
+def _use_as_defaults(context: typer.Context, path: Path | None) -> Path | None:
+    if path is None:
+        return None
+    known: dict[str, str] = {}
+    for parameter in context.command.params:
+        name = parameter.name or ""
+        known |= {name: name} | {flag.lstrip("-").replace("-", "_"): name for flag in parameter.opts}
+    defaults: dict[str, Any] = {}
+    for key, value in _read_table(path).items():
+        spelled = str(key).replace("-", "_")
+        if spelled not in known or known[spelled] in ("config", "help"):
+            hint = did_you_mean(spelled, known)
+            raise ClipguardError(f"{path}: {key!r} is no setting of this command.{hint} --help lists them.")
+        if value is not None:
+            defaults[known[spelled]] = value
+    context.default_map = defaults
+    return path
+
+
 def _is_argument(parameter: inspect.Parameter) -> bool:
     return any(type(note).__name__ == "ArgumentInfo" for note in getattr(parameter.annotation, "__metadata__", ()))
 
@@ -163,7 +203,7 @@ def read_config(path: Path, settings: Mapping[str, Setting]) -> dict[str, Any]:
     Raises:
         ClipguardError: for a file that cannot be read, and a name that is no setting.
     """
-    content = _of_a_run(path) if path.suffix.lower() == ".json" else read_config_file(path)
+    content = _of_a_run(_read_table(path))
     flags = {setting.flag.removeprefix("--").replace("-", "_"): name for name, setting in settings.items()}
     named: dict[str, Any] = {}
     for key, value in content.items():
@@ -178,14 +218,21 @@ def read_config(path: Path, settings: Mapping[str, Setting]) -> dict[str, Any]:
     return read_settings(named, settings, str(path))
 
 
-def _of_a_run(path: Path) -> dict[str, Any]:
-    """The settings in a JSON file: those of the run that wrote it, else its own content."""
+def _read_table(path: Path) -> dict[str, Any]:
+    """What a TOML, YAML or JSON file holds by name."""
+    if path.suffix.lower() != ".json":
+        return read_config_file(path)
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise ClipguardError(f"Cannot read {path}: {first_line(error)}.") from error
     if not isinstance(content, dict):
         raise ClipguardError(f"{path} must hold settings by name, not a {type(content).__name__}.")
+    return content
+
+
+def _of_a_run(content: dict[str, Any]) -> dict[str, Any]:
+    """The settings in `results.json` or `run.json`: those of the run that wrote it; the content of any other file."""
     run = content.get("run", content)
     if isinstance(run, dict) and isinstance(run.get("plan"), dict):
         values = {"models": list(run.get("models", ())), **run["plan"]}

@@ -11,7 +11,7 @@ from typing import Annotated
 import typer
 
 from clipguard.cli.console.terminal import echo, echo_data
-from clipguard.cli.options import DEFAULT_STORE
+from clipguard.cli.options import DEFAULT_STORE, configurable
 from clipguard.core.errors import ClipguardError
 
 EXAMPLES = """
@@ -44,6 +44,7 @@ FormatOption = Annotated[Format, typer.Option("--format", "-f", help="What stdou
 
 
 @app.command("ls")
+@configurable
 def list_cells(store: StoreOption = DEFAULT_STORE, output_format: FormatOption = Format.table) -> None:
     """List the cells: model, data sets, attack, budgets, images, size, and when they were last written."""
     import json
@@ -64,6 +65,7 @@ def list_cells(store: StoreOption = DEFAULT_STORE, output_format: FormatOption =
 
 
 @app.command()
+@configurable
 def verify(store: StoreOption = DEFAULT_STORE, output_format: FormatOption = Format.table) -> None:
     """Read and hash everything; set aside what is damaged. Exit code 1 if anything is."""
     import json
@@ -81,6 +83,7 @@ def verify(store: StoreOption = DEFAULT_STORE, output_format: FormatOption = For
 
 
 @app.command()
+@configurable
 def gc(
     store: StoreOption = DEFAULT_STORE,
     older_than: Annotated[
@@ -121,6 +124,7 @@ def gc(
 
 
 @app.command()
+@configurable
 def export(
     out: Annotated[Path, typer.Option("--out", "-o", help="New file, .parquet or .csv.")],
     store: StoreOption = DEFAULT_STORE,

@@ -21,7 +21,6 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 from clipguard.core.errors import ClipguardError, did_you_mean
 from clipguard.core.spec import split_attacks
 
-ABSENT = dataclasses.MISSING
 NAMES: dict[Any, str] = {
     str: "a text",
     int: "a whole number",
@@ -194,15 +193,20 @@ class Setting:
         return " or ".join(filter(None, [", ".join(self.choices[:-1]), self.choices[-1]]))
 
     @property
+    def default_text(self) -> str:
+        """What the default is, in words; empty where there is none, and for a switch that is off."""
+        if self.default_help is not None:
+            return self.default_help
+        if isinstance(self.default, bool):
+            return "yes" if self.default else ""
+        if isinstance(self.default, (list, tuple)):
+            return ",".join(map(str, self.default))
+        return self.none if self.default is None else str(self.default)
+
+    @property
     def full_help(self) -> str:
         """The help with what the default is."""
-        if self.default_help is None:
-            default = self.none if self.default is None else self.default
-            default = {True: "yes", False: ""}.get(default, default) if isinstance(default, bool) else default
-            default = ",".join(map(str, default)) if isinstance(default, (list, tuple)) else default
-        else:
-            default = self.default_help
-        return f"{self.help} Default: {default}." if default not in ("", ABSENT) else self.help
+        return f"{self.help} Default: {self.default_text}." if self.default_text else self.help
 
 
 def _plain(number: float) -> str:
