@@ -59,7 +59,8 @@ MODELS: dict[str, Callable[[tuple[int, ...]], nn.Module]] = {
 
 
 def test_the_table_has_every_attack() -> None:
-    assert SHORT.keys() == ATTACKS.keys()
+    without_plugins = {name for name, kind in ATTACKS.items() if kind.__module__.startswith("clipguard.")}
+    assert SHORT.keys() == without_plugins
 
 
 @pytest.mark.parametrize("kind", list(MODELS))
