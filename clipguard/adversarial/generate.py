@@ -29,7 +29,6 @@ from clipguard.benchmark.run_record import start_record
 from clipguard.benchmark.task import Task, engine_options, open_task, read_task
 from clipguard.core.device import choose_device
 from clipguard.core.eps import Eps
-from clipguard.core.errors import AttackError
 from clipguard.core.notices import noticing
 from clipguard.core.prediction import Prediction
 from clipguard.core.progress import Progress, Silent
@@ -58,8 +57,7 @@ def attack_images(
     with noticing() as notices:
         plan.check()
         recipe = open_recipe(plan.attacks[0])
-        if not recipe.stages:
-            raise AttackError(f"`attack` {recipe.name} perturbs nothing; name an attack, as in `attack=pgd-10`.")
+        recipe.check_perturbs()
         parse_source(plan.models[0])
         device = choose_device(plan.device)
         task = _open_files(plan, files, progress) if files else open_task(plan, plan.datasets[0], progress)

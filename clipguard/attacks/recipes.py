@@ -33,6 +33,11 @@ class Recipe:
         """Every parameter of every stage, as plain JSON types."""
         return {"name": self.name, "eot": self.eot, "stages": [stage.parameters() for stage in self.stages]}
 
+    def check_perturbs(self) -> None:
+        """Raises AttackError for a recipe without stages, where an attack is needed."""
+        if not self.stages:
+            raise AttackError(f"`attack` {self.name} perturbs nothing; name an attack, as in `attack=pgd-10`.")
+
 
 def parse_recipe(text: str) -> Recipe:
     """A recipe from `NAME`, `NAME-K` (pgd, cw) or `NAME(option=value,...)`, or several of these joined by `+`.

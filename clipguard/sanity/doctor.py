@@ -30,8 +30,7 @@ def examine(subject: Subject, recipe: Recipe, transfer_from: nn.Module | None = 
         AttackError: for a recipe that attacks nothing, bad labels, outputs that are no logits, or other classes of
             the model to transfer from.
     """
-    if not recipe.stages:
-        raise AttackError(f"`attack` {recipe.name} perturbs nothing; name an attack, as in `attack=pgd-10`.")
+    recipe.check_perturbs()
     findings = _by_check(probe(subject, recipe))
     obstacle = _obstacle(findings)
     examination = None
