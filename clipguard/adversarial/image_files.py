@@ -10,7 +10,7 @@ import pandas as pd
 from clipguard.core.errors import DatasetError, did_you_mean
 from clipguard.core.notices import notice
 from clipguard.data import ZeroShotDataset
-from clipguard.data.classes.ids import check_words
+from clipguard.data.classes.ids import check_listed_names
 from clipguard.data.classes.labels import NameList, settle_labels
 from clipguard.data.classes.lists import parse_classes
 from clipguard.data.classes.names import ids_in_words
@@ -48,7 +48,7 @@ class ImageFiles:
         prompts = resolve_templates(templates, PHOTO)
         try:
             labels, class_names = settle_labels(pd.Series(numbers), None, given, distinct=not duplicates)
-            check_words(class_names, prompts)
+            check_listed_names(class_names, prompts)
         except DatasetError as error:
             raise DatasetError(f"--classes: {error}.") from None
         return ZeroShotDataset(

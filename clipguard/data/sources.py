@@ -1,4 +1,4 @@
-"""From the name the user typed to a validated dataset: the registry of formats, and `load_dataset`."""
+"""`load_dataset`: from the name the user typed to a data set that is checked; and the registry of formats."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any
 from clipguard.core.checking import check_type
 from clipguard.core.errors import DatasetError, SplitError, did_you_mean
 from clipguard.core.notices import notice
-from clipguard.data.classes.ids import check_words, refuse_ids
+from clipguard.data.classes.ids import check_data_names, check_listed_names
 from clipguard.data.classes.labels import EMPTY, NameList
 from clipguard.data.classes.lists import parse_classes
 from clipguard.data.classes.names import ClassNames, imagenet_templates
@@ -130,9 +130,9 @@ def _dataset_of(
     labels, names, listed = name_classes(name, raw, entry, typed, style, duplicates=duplicates)
     prompts = resolve_templates(templates, _template_sets(raw, entry, templates), name)
     if listed:
-        check_words(names, prompts)
+        check_listed_names(names, prompts)
     else:
-        refuse_ids(names, prompts)
+        check_data_names(names, prompts)
     return ZeroShotDataset(name, raw.source, raw.split, raw.images, names, prompts, labels, decode=decode)
 
 

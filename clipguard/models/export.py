@@ -28,7 +28,7 @@ def checkpoint_files(loaded: LoadedModel, state: Mapping[str, Tensor]) -> dict[s
 
 
 def complete_config(model_cfg: Mapping[str, Any]) -> dict[str, Any]:
-    """An architecture's config that sends nobody to fetch other weights first."""
+    """An architecture's config without pretrained parts: open_clip would fetch what these weights then replace."""
     config = copy.deepcopy(dict(model_cfg))
     if "timm_model_name" in config["vision_cfg"]:
         config["vision_cfg"]["timm_model_pretrained"] = False
@@ -53,7 +53,7 @@ def _preprocess_config(loaded: LoadedModel) -> dict[str, Any]:
 
 
 def plain_state(state: Mapping[str, Tensor]) -> State:
-    """The tensors as a file can hold them."""
+    """Copies of the tensors as a file can hold them: on the CPU, contiguous, floats in float32."""
     return {name: _plain(value) for name, value in state.items()}
 
 

@@ -29,7 +29,7 @@ from clipguard.models.preprocessing import (
     Preprocessing,
     describe_resize,
     pixels_of_model_size,
-    spell_out,
+    preprocessing_of,
     to_native_pixels,
 )
 from clipguard.models.source import ModelSource, parse_source
@@ -202,7 +202,7 @@ def load_model(spec: str | Path, *, device: str | torch.device = "cpu", text: Te
             cosine = None if detected.tower is None else load_tower(model, detected.tower, checkpoint)
     if cosine is not None and cosine < RELATED_COSINE:
         _warn_unrelated(detected.source, cosine)
-    preprocessing = spell_out(model, checkpoint.preprocess_cfg)
+    preprocessing = preprocessing_of(model, checkpoint.preprocess_cfg)
     applied = apply_text(
         model, checkpoint.weights.parent, checkpoint.model_cfg["embed_dim"], text, detected.source.spec
     )

@@ -41,8 +41,8 @@ class Preprocessing:
         return values
 
 
-def spell_out(model: nn.Module, preprocess_cfg: Mapping[str, Any]) -> Preprocessing:
-    """All of a built model's preprocessing.
+def preprocessing_of(model: nn.Module, preprocess_cfg: Mapping[str, Any]) -> Preprocessing:
+    """What is done to images before a built model, all of it spelled out.
 
     Args:
         model: an open_clip model, with what open_clip made of the config as `visual.preprocess_cfg`.

@@ -26,7 +26,7 @@ class Table:
     heads: tuple[str, ...] = ()
 
 
-def table_of(value: Any) -> Table | None:
+def table_of_value(value: Any) -> Table | None:
     """A dict, or a list of lists or dicts, as a table; None for a plain list and anything else."""
     heads: tuple[str, ...] = ()
     if isinstance(value, dict) and value:
@@ -74,17 +74,17 @@ def is_header(rows: Sequence[Sequence[str]]) -> bool:
         return False
     if len(columns) == 1:
         return heads[0] in HEADS
-    return bool(HEADS & set(heads)) or (len(rows) > 2 and any(start_of(cells[1:]) is not None for cells in columns))
+    return bool(HEADS & set(heads)) or (len(rows) > 2 and any(index_start(cells[1:]) is not None for cells in columns))
 
 
-def kind_of(cells: Sequence[str]) -> Literal["ids", "numbers", "words"]:
+def column_kind(cells: Sequence[str]) -> Literal["ids", "numbers", "words"]:
     """What a column holds."""
     if all(ID.fullmatch(cell) for cell in cells):
         return "ids"
     return "numbers" if all(cell.isdecimal() for cell in cells) else "words"
 
 
-def start_of(cells: Sequence[str]) -> int | None:
+def index_start(cells: Sequence[str]) -> int | None:
     """0 or 1, where the cells are 0 to C-1 or 1 to C in some order; else None."""
     if not all(cell.isdecimal() for cell in cells):
         return None
@@ -92,7 +92,7 @@ def start_of(cells: Sequence[str]) -> int | None:
     return values[0] if values[0] in (0, 1) and values == list(range(values[0], values[0] + len(values))) else None
 
 
-def incomplete(cells: Sequence[str], numbers: Sequence[int], path: Path) -> DatasetError:
+def incomplete_index(cells: Sequence[str], numbers: Sequence[int], path: Path) -> DatasetError:
     """The error for an index with a gap, a repetition or another beginning, at the first line where it goes wrong."""
     seen: set[int] = set()
     for cell, number in zip(cells, numbers, strict=True):

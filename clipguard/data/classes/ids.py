@@ -38,13 +38,13 @@ def are_ids(names: list[str]) -> bool:
     return all(_ID.fullmatch(name.strip()) for name in names)
 
 
-def refuse_ids(names: list[str], templates: list[str]) -> None:
+def check_data_names(names: list[str], templates: list[str]) -> None:
     """Raise DatasetError for names that came with the data and say nothing in a prompt: numbers, ids, punctuation.
 
     Numbers pass if the prompts say that the images show numbers.
     """
     numbers = all(name.isdecimal() for name in names)
-    if numbers and show_numbers(templates):
+    if numbers and prompts_name_numbers(templates):
         return
     if are_ids(names):
         shown = ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")
@@ -65,13 +65,13 @@ def refuse_ids(names: list[str], templates: list[str]) -> None:
             )
 
 
-def check_words(names: list[str], templates: list[str]) -> None:
+def check_listed_names(names: list[str], templates: list[str]) -> None:
     """Raise DatasetError where all names that a file gives are numbers or WordNet ids: they mean nothing in a prompt.
 
-    Numbers are names where prompts say that there are some to be seen: see `show_numbers`.
+    Numbers are names where prompts say that there are some to be seen: see `prompts_name_numbers`.
     """
     numbers = all(name.strip().isdecimal() for name in names)
-    if numbers and show_numbers(templates):
+    if numbers and prompts_name_numbers(templates):
         return
     if numbers or all(WNID.fullmatch(name.strip()) for name in names):
         raise DatasetError(
@@ -81,6 +81,6 @@ def check_words(names: list[str], templates: list[str]) -> None:
         )
 
 
-def show_numbers(templates: list[str]) -> bool:
+def prompts_name_numbers(templates: list[str]) -> bool:
     """Whether every prompt says that the images show numbers: "a photo of the number: {}"."""
     return all(re.search(r"\b(number|digit)", template, re.IGNORECASE) for template in templates)

@@ -28,10 +28,12 @@ Labels = npt.NDArray[np.int64]
 
 @dataclass(frozen=True)
 class NameList:
-    """Class names that come from a file, and the words to use for that file in an error."""
+    """Class names that somebody wrote down: in a file, in the registry, or as a setting."""
 
     names: list[str]
+    """In label order."""
     origin: str
+    """Where they are from, as notices and errors name it."""
     ids: list[str] | None = None
     """An id beside each name, as in `n01440764 tench`; labels may be these."""
 

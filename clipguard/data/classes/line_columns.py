@@ -9,7 +9,7 @@ from itertools import product
 from pathlib import Path
 
 from clipguard.core.errors import DatasetError
-from clipguard.data.classes.columns import HEADS, ID, incomplete, is_header, plain_head, start_of
+from clipguard.data.classes.columns import HEADS, ID, incomplete_index, index_start, is_header, plain_head
 from clipguard.data.classes.pasted_lines import Lines
 
 SURE = re.compile(r"\s*(?:[-=]>|[,;:|=\t\u2192])\s*")  # between a column and the next
@@ -76,7 +76,7 @@ def _has_columns_header(names: list[str]) -> bool:
     if not all(len(pair) == 2 for pair in cells) or not is_header(cells):
         return False
     words = {plain_head(cell) for cell in SURE.split(names[0])} <= HEADS
-    return words or any(start_of(column[1:]) is not None for column in zip(*cells, strict=True))
+    return words or any(index_start(column[1:]) is not None for column in zip(*cells, strict=True))
 
 
 def _split_ids(names: list[str], numbers: list[int], path: Path) -> tuple[list[str], list[str]] | None:
@@ -108,13 +108,13 @@ def _split_index(names: list[str], numbers: list[int], path: Path) -> tuple[list
             continue
         cells = [m[1 if first else 2] for m in matches if m]
         rest = [m[2 if first else 1] for m in matches if m]
-        start = start_of(cells)
+        start = index_start(cells)
         if all(re.match(r"\d{3}(\s|$)|\d+$", name) for name in rest):  # 1,000 dollars; 10:30
             continue
         if start is not None and (separator is not PERHAPS or _countable(cells, rest, start, first)):
             return [int(cell) for cell in cells], rest
         if start is None and sure and not any(name[0].isdigit() for name in rest):
-            raise incomplete(cells, numbers, path)
+            raise incomplete_index(cells, numbers, path)
     return None
 
 

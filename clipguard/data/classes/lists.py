@@ -15,11 +15,11 @@ from clipguard.data.classes.columns import (
     INDEX_HEADS,
     NAME_HEADS,
     Table,
-    incomplete,
-    kind_of,
+    column_kind,
+    incomplete_index,
+    index_start,
     read_table,
-    start_of,
-    table_of,
+    table_of_value,
 )
 from clipguard.data.classes.ids import WNID
 from clipguard.data.classes.labels import NameList
@@ -114,7 +114,7 @@ def _from_value(value: Any, path: Path, origin: str, *, plain: bool) -> NameList
         wrapped = [key for key in value if str(key).lower() in WRAPPERS and isinstance(value[key], (dict, list))]
         if len(wrapped) == 1 and not all(str(key).isdecimal() for key in value):
             return _from_value(value[wrapped[0]], path, origin, plain=False)
-    table = table_of(value)
+    table = table_of_value(value)
     if table is None:
         names = NameList(strings(value, refuse), origin)
         return names if plain else _said(names, (), "a list")
@@ -127,7 +127,7 @@ def _from_table(table: Table, path: Path, origin: str) -> NameList:
     """Names of a table whose one column of words is the names. Raises DatasetError if there is none, or several."""
     columns = list(zip(*table.rows, strict=True))
     heads = table.heads or ("",) * len(columns)
-    kinds = [kind_of(cells) for cells in columns]
+    kinds = [column_kind(cells) for cells in columns]
     words = [i for i, kind in enumerate(kinds) if kind == "words"]
     if len(words) > 1:  # a header decides
         named = [i for head in NAME_HEADS for i in words if heads[i] == head]
@@ -144,12 +144,12 @@ def _from_table(table: Table, path: Path, origin: str) -> NameList:
         done.append(said)
     numbers = [i for i, kind in enumerate(kinds) if kind == "numbers"]
     numbers.sort(key=lambda i: heads[i] not in INDEX_HEADS)
-    complete = [i for i in numbers if start_of(columns[i]) is not None]
+    complete = [i for i in numbers if index_start(columns[i]) is not None]
     if complete:
         names, said = _in_order(names, [int(cell) for cell in columns[complete[0]]])
         done.append(said)
     elif numbers and (not table.heads or any(heads[i] in INDEX_HEADS for i in numbers)):
-        raise incomplete(columns[numbers[0]], table.numbers, path)
+        raise incomplete_index(columns[numbers[0]], table.numbers, path)
     return _said(names, done, f"a table ({', '.join(head or '-' for head in heads)})" if table.heads else "a table")
 
 

@@ -35,14 +35,14 @@ class Member:
         return self.base.count(".") > 1
 
     def key(self, keep_dots: bool) -> str:
-        """Of its sample: its name up to the last dot, or to the first of its base as in webdataset."""
+        """What its sample is called: its name to the last dot (`keep_dots`), or to the first of its base."""
         folder = self.name[: len(self.name) - len(self.base)]
         return folder + (self.base.rpartition(".")[0] if keep_dots else self.base.partition(".")[0])
 
 
 @dataclass
 class Sample:
-    """The members of one key."""
+    """The images and labels of one key."""
 
     images: list[Member] = field(default_factory=list)
     labels: list[Member] = field(default_factory=list)
