@@ -59,7 +59,7 @@ def finetuned(vit: str, images: str, tmp_path_factory: pytest.TempPathFactory) -
 def test_the_default_gains_robust_accuracy(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """The embedded model by TIMA, with fewer steps than the default: at eps 8/255 on the test split, PGD-10."""
     out = tmp_path / "tuned"
-    command = ["finetune", "--steps", "30", "--batch-size", "16", "--eval-every", "30", "--eval-samples", "60"]
+    command = ["finetune", "--steps", "40", "--batch-size", "20", "--eval-every", "40", "--eval-samples", "60"]
     assert run([*command, "--val-fraction", "0.03", "--out", str(out), "--format", "json"]) == 0
     captured = capsys.readouterr()
     result = json.loads(captured.out)
