@@ -22,7 +22,7 @@ HEAVY = [
     "finetuning.run",
     "finetuning.merge",
     "models.convert",
-    "report.page",
+    "reporting.page",
 ]
 
 
