@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
@@ -19,7 +18,7 @@ from clipguard.reporting.classes import MOST_MAPS, Confusion, confusions, heat_m
 from clipguard.reporting.gallery import Picture
 from clipguard.reporting.plots import accuracy_curves, broken_shares, percent, trade_offs
 from clipguard.reporting.provenance import Reference, Source, describe, references
-from clipguard.sanity.checks import VERDICTS
+from clipguard.sanity.checks import VERDICTS, Verdict
 
 
 @dataclass(frozen=True)
@@ -63,13 +62,13 @@ class Section:
 
 
 @dataclass(frozen=True)
-class Finding:
-    """A sanity check of a model on a data set."""
+class FindingLine:
+    """What a sanity check said of a model on a data set."""
 
     model: str
     dataset: str
     id: str
-    verdict: str
+    verdict: Verdict
     evidence: str
     advice: str
 
@@ -82,7 +81,7 @@ class Report:
     sections: list[Section]
     sources: list[Source]
     notes: list[str]
-    findings: list[Finding]
+    findings: list[FindingLine]
     unrecorded: list[int]  # runs whose findings were not recorded
     references: list[Reference]
     pictures: list[Picture] = field(default_factory=list)
@@ -115,7 +114,7 @@ class Report:
 
 
 def make_report(runs: Sequence[Run], title: str | None = None) -> Report:
-    """The report of some runs, without a gallery."""
+    """The report of some runs, without a gallery; its title names the models if none is given."""
     boards = make_boards(runs)
     models = list(dict.fromkeys(cell.model for run in runs for cell in run.result.cells))
     what = models[0] if len(models) == 1 else f"{len(models)} models"
@@ -140,8 +139,8 @@ def _section(board: Board) -> Section:
     table = columns(board.cells)
     lines = []
     for row in board.rows():
-        found = [row.values.get(column, (None, None))[1] for column in table]
-        values = [Value(percent(c.accuracy), interval(c), c.accuracy) if c else None for c in found]
+        cells = [row.values.get(column, (None, None))[1] for column in table]
+        values = [Value(percent(c.accuracy), interval(c), c.accuracy) if c else None for c in cells]
         lines.append(Line(row.model, row.dataset, row.n, row.dataset == AVERAGE, values))
     return Section(
         board,
@@ -161,15 +160,15 @@ def _nested(boards: Sequence[Board]) -> list[str]:
     return [f"{name}: in this mode survivors of the largest eps are only confirmed at smaller ones." for name in nested]
 
 
-def _findings(runs: Sequence[Run]) -> list[Finding]:
+def _findings(runs: Sequence[Run]) -> list[FindingLine]:
     """`run.findings` of all runs, worst first."""
-    entries: list[Mapping[str, Any]] = [entry for run in runs for entry in run.result.run.get("findings", [])]
-    found = [
-        Finding(e["model"], e["dataset"], f["id"], f["verdict"], f["evidence"], f.get("advice", ""))
-        for e in entries
+    lines = [
+        FindingLine(e["model"], e["dataset"], f["id"], f["verdict"], f["evidence"], f.get("advice", ""))
+        for run in runs
+        for e in run.result.run.get("findings", [])
         for f in e["findings"]
     ]
-    return sorted(found, key=lambda f: VERDICTS.index(f.verdict))
+    return sorted(lines, key=lambda line: VERDICTS.index(line.verdict))
 
 
 def escape_markdown(value: object) -> str:

@@ -11,6 +11,7 @@ from clipguard.attacks.methods.pgd import PGD
 from clipguard.attacks.registry import ATTACKS, attack_class
 from clipguard.benchmark.rerun_command import Rerun, rerun
 from clipguard.benchmark.results.table import protocol_line
+from clipguard.core.run_record import CostRecord, DatasetRecord, ModelRecord, RunRecord
 from clipguard.models.published import find_published, published_models
 from clipguard.models.source import HUB_PREFIX
 from clipguard.reporting.board import Run
@@ -20,21 +21,33 @@ CLIPGUARD = (
     "@software{{clipguard, title = {{clipguard: benchmarking and training the adversarial robustness of CLIP models}}, "
     "version = {{{version}}}}}"
 )
-Facts = list[tuple[str, str]]
+Facts = list[tuple[str, str]]  # name, value
+ELSEWHERE = {  # keys of a run that the page shows in their own way
+    "complete",
+    "plan",
+    "models",
+    "datasets",
+    "attacks",
+    "costs",
+    "versions",
+    "machine",
+    "findings",
+    "protocol",
+}
 
 
 @dataclass(frozen=True)
 class Source:
-    """All that is known about a run: facts, one group a model and a data set, attack parameters, the command."""
+    """All that is known about a run, as texts."""
 
     number: int
     path: str
     facts: Facts
-    models: list[tuple[str, Facts]]
+    models: list[tuple[str, Facts]]  # by name
     datasets: list[tuple[str, Facts]]
-    attacks: list[tuple[str, str]]
-    costs: list[tuple[str, ...]]
-    again: Rerun
+    attacks: list[tuple[str, str]]  # by name, all parameters
+    costs: list[tuple[str, ...]]  # model, data set, attack, forward and backward passes, seconds
+    rerun: Rerun
     complete: bool
 
 
@@ -48,50 +61,40 @@ class Reference:
 
 def describe(run: Run) -> Source:
     """The provenance of a run, as texts."""
-    r = run.result.run
+    record = run.result.run
     return Source(
         run.number,
         run.path,
-        _facts(r),
-        [(name, _plain_facts(about)) for name, about in r["models"].items()],
-        [(name, _dataset(about)) for name, about in r["datasets"].items()],
-        [(name, json.dumps(parameters)) for name, parameters in r["attacks"].items()],
-        [_cost(cost) for cost in r["costs"]],
-        rerun(r),
-        bool(r["complete"]),
+        _facts(record),
+        [(name, _model_facts(model)) for name, model in record["models"].items()],
+        [(name, _dataset_facts(dataset)) for name, dataset in record["datasets"].items()],
+        [(name, json.dumps(parameters)) for name, parameters in record["attacks"].items()],
+        [_cost(cost) for cost in record["costs"]],
+        rerun(record),
+        bool(record["complete"]),
     )
 
 
-def _facts(r: Mapping[str, Any]) -> Facts:
-    hidden = {
-        "complete",
-        "plan",
-        "models",
-        "datasets",
-        "attacks",
-        "costs",
-        "versions",
-        "machine",
-        "findings",
-        "protocol",
-    }
-    facts = [("versions", ", ".join(f"{name} {version}" for name, version in r["versions"].items()))]
-    facts.append(("machine", ", ".join(f"{name} {value}" for name, value in r["machine"].items())))
-    if r.get("protocol"):
-        facts.append(("protocol", protocol_line(r["protocol"]).removeprefix("protocol ")))
-    return facts + [(key.replace("_", " "), _text(value)) for key, value in r.items() if key not in hidden]
+def _facts(run: RunRecord) -> Facts:
+    """What has no group of its own on the page."""
+    facts = [("versions", ", ".join(f"{name} {version}" for name, version in run["versions"].items()))]
+    facts.append(("machine", ", ".join(f"{name} {value}" for name, value in run["machine"].items())))
+    protocol = run.get("protocol")
+    if protocol:
+        facts.append(("protocol", protocol_line(protocol).removeprefix("protocol ")))
+    return facts + [(key.replace("_", " "), _text(value)) for key, value in run.items() if key not in ELSEWHERE]
 
 
-def _plain_facts(values: Mapping[str, Any]) -> Facts:
-    return [(key.replace("_", " "), _text(value)) for key, value in values.items() if value not in (None, [], "")]
+def _model_facts(model: ModelRecord) -> Facts:
+    return [(key.replace("_", " "), _text(value)) for key, value in model.items() if value not in (None, [], "")]
 
 
-def _dataset(about: Mapping[str, Any]) -> Facts:
-    names, templates = about["class_names"], about["templates"]
+def _dataset_facts(dataset: DatasetRecord) -> Facts:
+    names, templates = dataset["class_names"], dataset["templates"]
     return [
-        ("source", f"{about['source']}, split {about['split']}"),
-        ("images", f"{about['n']} of {about['of']}"),
-        ("fingerprint", about["fingerprint"]),
+        ("source", f"{dataset['source']}, split {dataset['split']}"),
+        ("images", f"{dataset['n']} of {dataset['of']}"),
+        ("fingerprint", dataset["fingerprint"]),
         ("classes", f"{len(names)}: {_some(names)}"),
         ("prompts", f"{len(templates)}: {_some(templates)}"),
     ]
@@ -101,10 +104,11 @@ def _some(values: Sequence[str], most: int = 4) -> str:
     return ", ".join(values[:most]) + (", …" if len(values) > most else "")
 
 
-def _cost(cost: Mapping[str, Any]) -> tuple[str, ...]:
+def _cost(cost: CostRecord) -> tuple[str, ...]:
     stages = cost["stages"].values()
-    passes = [f"{sum(stage.get(key, 0) for stage in stages):,}" for key in ("forward", "backward")]
-    return (cost["model"], cost["dataset"], cost["attack"], *passes, f"{sum(s.get('seconds', 0) for s in stages):.1f}")
+    forward, backward = sum(stage["forward"] for stage in stages), sum(stage["backward"] for stage in stages)
+    seconds = f"{sum(stage['seconds'] for stage in stages):.1f}"
+    return (cost["model"], cost["dataset"], cost["attack"], f"{forward:,}", f"{backward:,}", seconds)
 
 
 def _text(value: Any) -> str:

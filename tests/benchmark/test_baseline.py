@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import json
+import shlex
+import subprocess
 from pathlib import Path
 
 import pytest
+import yaml
 
 from clipguard.benchmark.results.result import BenchResult
 from clipguard.comparison.paired_cells import compare_results
@@ -36,11 +39,19 @@ def test_two_images_of_50_may_round_the_other_way_and_three_may_not(
 
 
 def test_the_job_and_the_action_have_the_same_rules() -> None:
-    makefile, workflow = (ROOT / "Makefile").read_text(), (ROOT / ".github/workflows/ci.yml").read_text()
-    assert "--max-drop 4 --fail-on any-drop" in makefile
-    assert 'max-drop: "4"\n          fail-on: any-drop' in workflow
-    for text in (makefile, workflow):
-        assert "benchmarks/results/baseline" in text
+    """`make -n` prints the job's commands; the action is the step of CI's workflow that uses this repository."""
+    printed = subprocess.run(["make", "-n", "regression"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    commands = [shlex.split(line) for line in printed.splitlines() if "compare" in line.split()]
+    workflow = yaml.safe_load((ROOT / ".github/workflows/ci.yml").read_text())
+    steps = [step for job in workflow["jobs"].values() for step in job["steps"] if step.get("uses") == "./"]
+    (action,) = (step["with"] for step in steps)
+    assert action["base"] == str(BASELINE.relative_to(ROOT))
+    compared = []
+    for command in commands:
+        assert command[command.index("--max-drop") + 1] == action["max-drop"] == "4"
+        assert command[command.index("--fail-on") + 1] == action["fail-on"] == "any-drop"
+        compared.append([word for word in command if "/" in word and "clipguard" not in word])
+    assert compared == [[action["base"], "build/regression"], ["build/regression", action["base"]]]
 
 
 def test_the_baseline_names_no_path_of_a_machine() -> None:

@@ -5,10 +5,15 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import pytest
+import torch
+from PIL import Image
 
 import clipguard
+from clipguard.adversarial.generate import attack_images
+from clipguard.benchmark.protocols import make_plan
 from clipguard.benchmark.results.folder import ResultFolder
 from clipguard.benchmark.results.result import BenchResult
 from clipguard.benchmark.results.table import columns, rows, to_markdown
@@ -82,10 +87,23 @@ def test_the_subset_is_the_same_for_every_model_and_larger_with_n() -> None:
     assert few == run(n_samples=9, attacks=["none"]).run["datasets"]["emoji-food"]["indices"]
 
 
-def test_native_resolution_perturbs_the_original_pixels() -> None:
-    native = run(resolution="native", n_samples=6, eps=["8"])
-    assert native.run["resolution"] == "native"
-    assert native.cells[0].accuracy >= native.cells[1].accuracy
+@pytest.mark.parametrize(("resolution", "height", "width"), [("native", 30, 70), ("model", 48, 48)])
+def test_the_resolution_is_that_of_the_pixels_that_are_perturbed(
+    resolution: str, height: int, width: int, tmp_path: Path
+) -> None:
+    noise = np.random.default_rng(0).integers(0, 256, (2, 30, 70, 3), np.uint8)
+    for number, (name, pixels) in enumerate(zip(("cat", "dog"), noise, strict=True)):
+        (tmp_path / name).mkdir()
+        Image.fromarray(pixels).save(tmp_path / name / f"{number}.png")
+    plan = make_plan("tiny", str(tmp_path), eps="8", attacks="fgsm", resolution=resolution, device="cpu")
+    result = attack_images(plan)
+    assert [image.clean.shape for image in result.images] == [(3, height, width)] * 2
+    assert [image.x_adv.shape for image in result.images] == [(3, height, width)] * 2
+    if resolution == "native":
+        for image, pixels in zip(result.images, noise, strict=True):
+            assert torch.equal((255 * image.clean).round().byte().permute(1, 2, 0), torch.from_numpy(pixels))
+    rows = clipguard.bench(datasets=[str(tmp_path)], eps="8", attacks="fgsm", resolution=resolution, device="cpu")
+    assert rows.samples["margin"].tolist()[2:] == [image.row["margin"] for image in result.images]
 
 
 def test_l2_and_eps_zero() -> None:

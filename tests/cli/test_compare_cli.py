@@ -8,10 +8,10 @@ import xml.etree.ElementTree as ET
 from pathlib import Path
 
 import pytest
+from tiny_models import BLIND
 
 from clipguard.cli import run
 
-BLIND = "tiny#normalization=9,9,9/0.1,0.1,0.1"  # sees next to nothing
 FAST = ["-d", "emoji-food", "--attack", "pgd-2", "--eps", "1", "-n", "12"]
 CLEAN = ["--metric", "clean"]
 

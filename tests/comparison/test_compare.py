@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from tiny_models import BLIND
 
 import clipguard
 from clipguard.benchmark.plan import BenchPlan
@@ -27,7 +28,6 @@ from clipguard.statistics.paired import Pairs, holm, mcnemar_p_value, paired_int
 
 OPTIONS: dict[str, Any] = {"n_samples": 12, "eps": ["2"], "attacks": ["pgd-2"]}
 SETS = ["emoji-food", "emoji-travel"]
-BLIND = "tiny#normalization=9,9,9/0.1,0.1,0.1"  # sees next to nothing
 
 
 @pytest.fixture(scope="module")

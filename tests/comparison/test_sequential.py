@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
+from tiny_models import BLIND
 
 import clipguard
 from clipguard.benchmark.plan import BenchPlan
@@ -27,7 +28,6 @@ from clipguard.core.errors import ClipguardError, DatasetError, ResultError
 from clipguard.core.progress import Silent
 from clipguard.data.dataset import in_random_order
 
-BLIND = "tiny#normalization=9,9,9/0.1,0.1,0.1"  # sees next to nothing
 SETS = ("emoji-food", "emoji-travel")
 CLEAN: dict[str, Any] = {"datasets": SETS, "attacks": ("none",)}
 

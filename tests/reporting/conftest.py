@@ -9,7 +9,7 @@ import pytest
 from clipguard.cli import run
 
 FAST = ["--attack", "pgd-10,fgsm", "--eps", "1,4,8", "-n", "12", "--no-store"]
-BLIND = "tiny#normalization=0,0,0/0.5,0.5,0.5"
+WORSE = "tiny#normalization=0,0,0/0.5,0.5,0.5"  # so that two models are told apart
 
 
 @pytest.fixture(scope="session")
@@ -17,7 +17,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Folders `both` (two models, two data sets), `other` (tiny on a third), `images` (of `clipguard attack`)."""
     folder = tmp_path_factory.mktemp("runs")
     sets = ["-d", "emoji-food", "-d", "emoji-animals"]
-    assert run(["-q", "bench", "-m", "tiny", "-m", BLIND, *sets, *FAST, "--out", str(folder / "both")]) == 0
+    assert run(["-q", "bench", "-m", "tiny", "-m", WORSE, *sets, *FAST, "--out", str(folder / "both")]) == 0
     assert run(["-q", "bench", "-d", "emoji-travel", *FAST, "--out", str(folder / "other")]) == 0
     attack = ["attack", "-d", "emoji-food", "--attack", "pgd-10", "--eps", "8", "-n", "4"]
     assert run(["-q", *attack, "--out", str(folder / "images")]) == 0

@@ -16,6 +16,7 @@ import pytest
 from PIL import Image
 
 from clipguard.adversarial.replay import ReplayRequest, replay_images
+from clipguard.benchmark.rerun_command import rerun
 from clipguard.benchmark.results.result import BenchResult
 from clipguard.cli import run
 from clipguard.reporting import classes, page
@@ -244,7 +245,8 @@ def test_markdown_links_to_figures_that_are_there(runs: Path, tmp_path: Path) ->
     tables = [block.splitlines() for block in re.split(r"\n\n+", text) if block.startswith("|")]
     for table in tables:
         assert len({len(re.findall(r"(?<!\\)\|", line)) for line in table}) == 1, table
-    assert "clipguard bench --model tiny" in text
+    command = rerun(BenchResult.read(runs / "other").run).command
+    assert [line for line in text.splitlines() if line.startswith("clipguard bench")] == [command]
 
 
 def test_figures_are_fit_for_a_paper(runs: Path, tmp_path: Path) -> None:

@@ -73,8 +73,17 @@ def counts(result: BenchResult) -> tuple[int, int]:
 
 
 def passes(result: BenchResult) -> int:
-    """As the run says."""
+    """As the run says; `test_every_pass_is_in_the_costs` sees to it that this is what the model did."""
     return sum(s["forward"] for c in result.run["costs"] for s in c["stages"].values())
+
+
+def measure_from_store(store: Path, **options: Any) -> BenchResult:
+    """`measure` where everything is stored: fails if the model is given an image, or the run says so."""
+    with counted() as made:
+        result = measure(store, **options)
+    assert made == []
+    assert passes(result) == 0
+    return result
 
 
 @contextmanager
@@ -126,12 +135,9 @@ def segments(store: Path) -> list[Path]:
 
 
 def test_a_rerun_computes_nothing_and_gives_the_same_bytes(fresh: BenchResult, filled: Path, tmp_path: Path) -> None:
-    with counted() as made:
-        again = measure(filled)
-        assert counts(again) == (12 * 3, 0)
-        assert passes(again) == 0
-        assert passes(measure(filled, batch_size=5)) == 0
-    assert made == []
+    again = measure_from_store(filled)
+    assert counts(again) == (12 * 3, 0)
+    measure_from_store(filled, batch_size=5)
     assert again.run["findings"] == fresh.run["findings"]
     assert again.run["costs"][0]["stored"]["clean"]["forward"] == 12
     assert files(again, tmp_path / "again") == files(fresh, tmp_path / "fresh")
@@ -157,7 +163,7 @@ def test_only_what_is_new_is_computed(change: dict[str, Any], new: int | None, f
     else:
         assert computed == new
     assert files(grown, tmp_path / "grown") == files(whole, tmp_path / "whole")
-    assert passes(measure(store, **change)) == 0
+    measure_from_store(store, **change)
 
 
 # Sanity probes --------------------------------------------------------------------------------------------------
@@ -258,8 +264,7 @@ def test_nothing_is_reused_for_another_run(change: dict[str, Any], filled: Path,
 
 def test_names_do_not_matter_but_parameters_do(filled: Path, tmp_path: Path) -> None:
     (tmp_path / "mine.toml").write_text('stages = ["apgd-ce(iterations=8)"]')
-    renamed = measure(filled, attacks=[str(tmp_path / "mine.toml")])
-    assert passes(renamed) == 0
+    renamed = measure_from_store(filled, attacks=[str(tmp_path / "mine.toml")])
     assert set(renamed.samples["attack"]) == {"none", "mine"}
 
 
@@ -268,7 +273,7 @@ def test_other_weights_of_the_same_name_are_never_reused(tmp_path: Path) -> None
     assert run(["-q", "convert", "tiny", "--out", str(folder)]) == 0
     name = {"models": [f"local-dir:{folder}"]}
     first = measure(store, **name)
-    assert passes(measure(store, **name)) == 0
+    measure_from_store(store, **name)
     weights = folder / "open_clip_model.safetensors"
     from safetensors.torch import load_file, save_file
 
@@ -283,14 +288,13 @@ def test_other_weights_of_the_same_name_are_never_reused(tmp_path: Path) -> None
 
 def test_the_same_weights_in_another_file_are_reused(filled: Path, tmp_path: Path) -> None:
     assert run(["-q", "convert", "tiny", "--out", str(tmp_path / "copy")]) == 0
-    assert passes(measure(filled, models=[f"local-dir:{tmp_path / 'copy'}"])) == 0
+    measure_from_store(filled, models=[f"local-dir:{tmp_path / 'copy'}"])
 
 
 def test_the_reference_is_reused_whole_or_not_at_all(tmp_path: Path) -> None:
     options = {"engine": "reference", "attacks": ["apgd-ce(iterations=4)"], "n_samples": 4}
     first = measure(tmp_path / "store", **options)
-    again = measure(tmp_path / "store", **options)
-    assert passes(again) == 0
+    again = measure_from_store(tmp_path / "store", **options)
     assert files(again, tmp_path / "again") == files(first, tmp_path / "first")
     segment = segments(tmp_path / "store")[0]
     segment.unlink()
@@ -304,8 +308,7 @@ def test_many_segments_are_merged_when_a_run_is_done(filled: Path, tmp_path: Pat
     monkeypatch.setattr(store_session, "MOST_SEGMENTS", 16)
     before = measure(store)
     assert len(segments(store)) == 1
-    after = measure(store)
-    assert passes(after) == 0
+    after = measure_from_store(store)
     pd.testing.assert_frame_equal(samples(before), samples(after))
     stages = [result.run["costs"][0]["stored"] for result in (before, after)]
     assert stages[0]["clean"]["forward"] == stages[1]["clean"]["forward"] == 12
@@ -360,7 +363,7 @@ def test_what_was_damaged_or_deleted_is_computed_again(
     assert counts(mended)[1] > 0
     assert len(list((store / "damaged").iterdir())) == 3
     assert all(path.name in caplog.text for path in (flipped, cut, emptied))
-    assert passes(measure(store)) == 0
+    measure_from_store(store)
 
 
 def test_a_damaged_key_is_written_again(filled: Path, tmp_path: Path) -> None:
@@ -483,7 +486,7 @@ def test_killed_at_random_moments_the_bytes_are_the_same(kills: int, n: int, tmp
 def test_two_processes_share_a_store(tmp_path: Path) -> None:
     assert runs("both", tmp_path, 12) == ["0", "0"]
     assert tables(tmp_path / "out") == tables(tmp_path / "out2")
-    assert passes(measure(tmp_path / "store", attacks=["apgd-ce(iterations=12)"])) == 0
+    measure_from_store(tmp_path / "store", attacks=["apgd-ce(iterations=12)"])
     assert not (tmp_path / "store" / "damaged").exists()
 
 
