@@ -102,7 +102,7 @@ def _label_by_prediction(plan: BenchPlan, model: LoadedModel, task: Task) -> Tas
     for index, (label, share) in enumerate(zip(labels, shares, strict=True)):
         path, confidence = task.dataset.images[index].path, 100 * share[label]
         log.info(
-            "%s: no --label, so the model's own prediction is attacked: %s, %.1f %%", path, names[label], confidence
+            "%s: no `label`, so the model's own prediction is attacked: %s, %.1f %%", path, names[label], confidence
         )
     dataset = replace(task.dataset, labels=np.array(labels, dtype=np.int64))
     return read_task(task.name, dataset, task.indices, Silent())

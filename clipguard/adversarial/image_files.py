@@ -50,7 +50,7 @@ class ImageFiles:
             labels, class_names = settle_labels(pd.Series(numbers), None, given, distinct=not duplicates)
             check_listed_names(class_names, prompts)
         except DatasetError as error:
-            raise DatasetError(f"--classes: {error}.") from None
+            raise DatasetError(f"`classes`: {error}.") from None
         return ZeroShotDataset(
             name=self.name,
             source=", ".join(str(path.absolute()) for path in self.paths),
@@ -75,11 +75,11 @@ class ImageFiles:
     def _label_numbers(self, given: NameList) -> list[int]:
         n, known = len(self.paths), [*given.names, *(given.ids or ())]
         if len(self.labels) not in (0, 1, n):
-            raise DatasetError(f"{len(self.labels)} labels for {n} images; give --label once, or once for each image.")
+            raise DatasetError(f"{len(self.labels)} labels for {n} images; give `label` once, or once for each image.")
         for label in self.labels:
             if label not in known:
                 hint = did_you_mean(label, known) or f" They are {_listed(given.names)}."
-                raise DatasetError(f"--label {label!r} is not one of --classes.{hint}")
+                raise DatasetError(f"`label` {label!r} is not one of `classes`.{hint}")
         numbers = [known.index(label) % len(given.names) for label in self.labels] or [0]
         return numbers if len(numbers) == n else numbers * n
 
@@ -90,9 +90,9 @@ def _listed(names: list[str]) -> str:
 
 def _check_image(path: Path, how: Decode) -> None:
     if path.is_dir():
-        raise DatasetError(f"{path} is a folder; attack a folder of images with --dataset {path}.")
+        raise DatasetError(f"{path} is a folder; attack a folder of images with `datasets` {path}.")
     if not path.is_file():
-        raise DatasetError(f"{path}: no such image file. Check the path; a data set is named with --dataset.")
+        raise DatasetError(f"{path}: no such image file. Check the path; a data set is named with `datasets`.")
     try:
         decode(EncodedImage(None, str(path)), how)
     except Exception as error:  # PIL reports a broken file with a dozen types

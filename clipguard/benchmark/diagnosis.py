@@ -71,7 +71,7 @@ def _diagnose(plan: BenchPlan, transfer_from: str | None, progress: Progress, no
     plan.check()
     recipe = open_recipe(plan.attacks[0])
     if not recipe.stages or plan.eps[0].pixels == 0:
-        raise AttackError("The doctor examines an attack: name one that perturbs, and --eps above 0.")
+        raise AttackError("The doctor examines an attack: name one that perturbs, and `eps` above 0.")
     names = [plan.models[0], *([transfer_from] if transfer_from else [])]
     for name in names:
         parse_source(name)

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field
-from typing import Any
+from dataclasses import dataclass, field
 
 import numpy as np
 import numpy.typing as npt
@@ -18,14 +17,14 @@ from clipguard.attacks.engine.evaluator import Evaluator, Objective
 from clipguard.attacks.recipes import Recipe
 from clipguard.benchmark.findings import pick_images
 from clipguard.benchmark.plan import BenchPlan
-from clipguard.benchmark.results.sample_rows import RowNames, cost_table
+from clipguard.benchmark.results.sample_rows import RowNames, cost_record, cost_table
 from clipguard.benchmark.task import Task
 from clipguard.core.run_record import CostRecord, StageCosts
 from clipguard.sanity.checks import Finding, not_checked
 from clipguard.sanity.entries import NO_PROBES
 from clipguard.sanity.probes import PROBE_CHECKS, probe
 from clipguard.sanity.subject import Subject
-from clipguard.store.probes import path_of, read, write
+from clipguard.store.probes import ProbeKey, probe_file, read_probes, write_probes
 from clipguard.store.store import Store
 
 PROBED_IMAGES = 8  # images a model and data set
@@ -74,12 +73,12 @@ class Prober:
         if self.store is None:
             return self._probe(recipe, index, x)
         key = self._key(index)
-        kept = read(self.store, path_of(self.store, key))
-        if kept is not None:
-            self.stored = kept["costs"]
-            return [Finding(**finding) for finding in kept["findings"]]
+        probes = read_probes(self.store, probe_file(self.store, key))
+        if probes is not None:
+            self.stored = probes["costs"]
+            return [Finding(**finding) for finding in probes["findings"]]
         findings = self._probe(recipe, index, x)
-        write(self.store, key, findings, {stage: asdict(cost) for stage, cost in self.costs.items()})
+        write_probes(self.store, key, findings, {stage: cost_record(cost) for stage, cost in self.costs.items()})
         return findings
 
     def cost_record(self, names: RowNames) -> CostRecord:
@@ -109,12 +108,12 @@ class Prober:
         )
         return list(probe(subject, recipe))
 
-    def _key(self, index: npt.NDArray[np.int64]) -> dict[str, Any]:
+    def _key(self, index: npt.NDArray[np.int64]) -> ProbeKey:
         return {
             "version": VERSION,
             "cells": list(self.cells),
             "eps": self.plan.eps[-1].pixels,
-            "images": [[i, self.task.hashes[i], int(self.task.dataset.labels[i])] for i in index.tolist()],
+            "images": [(i, self.task.hashes[i], int(self.task.dataset.labels[i])) for i in index.tolist()],
             "class_names": self.task.dataset.class_names,
         }
 

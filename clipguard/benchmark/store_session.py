@@ -10,7 +10,7 @@ import pandas as pd
 
 from clipguard.attacks.engine.costs import Cost
 from clipguard.attacks.engine.outcome import EpsOutcome, Example
-from clipguard.benchmark.results.sample_rows import RowNames, sample
+from clipguard.benchmark.results.sample_rows import RowNames, cost_record, sample
 from clipguard.core.eps import Eps
 from clipguard.core.provenance import versions
 from clipguard.core.run_record import StageCost, StageCosts
@@ -68,7 +68,7 @@ class StoreSession:
         """
         if self._cell is None or not self._rows:
             return
-        total: StageCosts = {stage: _record(cost) for stage, cost in costs.items()}
+        total: StageCosts = {stage: cost_record(cost) for stage, cost in costs.items()}
         spent = {stage: _difference(cost, self._costs.get(stage)) for stage, cost in total.items()}
         now = _now()
         self._cell.add(
@@ -91,10 +91,6 @@ class StoreSession:
         """Make one segment of many."""
         if self._cell is not None and len(list(self._cell.folder.glob("*.parquet"))) > MOST_SEGMENTS:
             self._cell.merge()
-
-
-def _record(cost: Cost) -> StageCost:
-    return {"forward": cost.forward, "backward": cost.backward, "seconds": cost.seconds}
 
 
 def _difference(cost: StageCost, before: StageCost | None) -> StageCost:

@@ -8,17 +8,15 @@ from dataclasses import asdict, dataclass
 from datetime import datetime, timezone
 from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, TypedDict
 
 import pandas as pd
 
 from clipguard.core.errors import OutputError, ResultError
-from clipguard.store.probes import FOLDER as PROBES
-from clipguard.store.probes import files as probe_files
-from clipguard.store.probes import read as read_probes
+from clipguard.store.probes import PROBES, probe_files, read_probes
 from clipguard.store.store import CELLS, COLUMNS, KEY, MARKER, PARTS, Store, StoredCell, canonical, distinct
 
-OLD = 3600.0  # seconds after which a part of a file is of a killed writer: a living one needs far less
+DEAD_AFTER = 3600.0  # seconds after which a part of a file is of a killed writer: a living one needs far less
 
 
 @dataclass(frozen=True)
@@ -78,35 +76,44 @@ class Summary:
 def open_store(path: Path) -> Store:
     """A store that exists. Raises ResultError if there is none."""
     if not (path / MARKER).is_file():
-        raise ResultError(f"There is no store at {path}; name one with --store.")
+        raise ResultError(f"There is no store at {path}; name one with `store`.")
     return Store(path)
 
 
 def summaries(store: Store) -> list[Summary]:
     """Every cell that has rows, the last written first."""
-    found = [summary for cell in store.cells() if (summary := Summary.of(cell))]
-    return sorted(found, key=lambda s: (s.written, s.cell), reverse=True)
+    cells = [summary for cell in store.cells() if (summary := Summary.of(cell))]
+    return sorted(cells, key=lambda s: (s.written, s.cell), reverse=True)
 
 
-def check(store: Store) -> dict[str, Any]:
-    """Read everything: how many cells and segments are whole, and what was damaged and is set aside now."""
-    damaged, cells, number = [], store.cells(), 0
+class CheckRecord(TypedDict):
+    """How many cells and segments are whole, and what was damaged and is set aside now."""
+
+    cells: int
+    segments: int
+    damaged: list[str]
+
+
+def check(store: Store) -> CheckRecord:
+    """Read everything, and set aside what is damaged."""
+    damaged: list[str] = []
+    cells, n_segments = store.cells(), 0
     damaged += [f"{PROBES}/{path.name}" for path in probe_files(store) if read_probes(store, path) is None]
     for cell in cells:
         before = {path.name for path in cell.folder.glob("*.parquet")}
         whole = {segment.path.name for segment in cell.segments()}
         gone = before - whole
         damaged += sorted(f"{cell.name}/{name}" for name in gone if _set_aside(store, cell, name))
-        number += len(whole)
+        n_segments += len(whole)
         if not cell.key and before:  # written again by the next run that uses the cell
             damaged.append(f"{cell.name}/{KEY}")
-    return {"cells": len(cells), "segments": number, "damaged": damaged}
+    return {"cells": len(cells), "segments": n_segments, "damaged": damaged}
 
 
 def tidy(store: Store) -> tuple[int, int]:
     """Merge the segments of each cell, and remove parts of files that a killed writer left: how many of either."""
     merged = sum(cell.merge() for cell in store.cells())
-    old = [p for p in (store.path / PARTS).glob("*") if time.time() - p.stat().st_mtime > OLD]
+    old = [p for p in (store.path / PARTS).glob("*") if time.time() - p.stat().st_mtime > DEAD_AFTER]
     for path in old:
         path.unlink(missing_ok=True)
     return merged, len(old)
@@ -125,9 +132,17 @@ def select(store: Store, age: float, model: str | None, dataset: str | None) -> 
 
 
 def remove(store: Store, cells: Collection[str], files: Iterable[Path]) -> None:
-    """Remove cells, what their probes found, and files for good. A writer that is at work in a cell makes it again.
+    """Remove cells, what their probes found, and files for good.
 
-    Raises OutputError.
+    A writer that is at work in a cell makes it again.
+
+    Args:
+        store: where.
+        cells: by name.
+        files: others, such as damaged ones.
+
+    Raises:
+        OutputError: if the disk does not let us.
     """
     try:
         for name in cells:
@@ -138,8 +153,8 @@ def remove(store: Store, cells: Collection[str], files: Iterable[Path]) -> None:
                 folder.rmdir()
         gone = set(cells)
         for path in probe_files(store):
-            kept = read_probes(store, path) if gone else None
-            if kept and gone & set(kept["key"]["cells"]):
+            probes = read_probes(store, path) if gone else None
+            if probes and gone & set(probes["key"]["cells"]):
                 path.unlink(missing_ok=True)
         for path in files:
             path.unlink(missing_ok=True)
@@ -155,8 +170,8 @@ def table(store: Store) -> pd.DataFrame:
             name: value if isinstance(value, (str, int, float)) else canonical(value)
             for name, value in cell.key.items()
         }
-        own = {f"key_{name}": value for name, value in plain.items()}
-        frames.append(distinct(cell.segments()).assign(**own))
+        columns = {f"key_{name}": value for name, value in plain.items()}
+        frames.append(distinct(cell.segments()).assign(**columns))
     return pd.concat([frame for frame in frames if len(frame)] or frames[:1], ignore_index=True)
 
 

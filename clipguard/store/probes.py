@@ -3,44 +3,79 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TypedDict, cast
 
 from clipguard.core.errors import first_line
-from clipguard.sanity.checks import Finding
+from clipguard.core.run_record import StageCosts
+from clipguard.sanity.checks import Finding, Verdict
 from clipguard.store.store import Store, canonical, sha256
 
-FOLDER = "probes"
+PROBES = "probes"  # their folder
 
 
-def path_of(store: Store, key: Mapping[str, Any]) -> Path:
+class ProbeKey(TypedDict):
+    """Everything that can change what the probes find."""
+
+    version: int
+    cells: list[str]  # names of the stored cells of what is attacked, which stand for the model and the attacks
+    eps: float  # in pixels of [0,1]
+    images: list[tuple[int, str, int]]  # index, SHA-256 and label
+    class_names: list[str]
+
+
+class StoredFinding(TypedDict):
+    """A `Finding`; the advice is that of the clipguard that reads it."""
+
+    id: str
+    verdict: Verdict
+    evidence: str
+    numbers: dict[str, float]
+
+
+class StoredProbes(TypedDict):
+    """The content of a file: what was probed, what came of it, and what it took."""
+
+    key: ProbeKey
+    findings: list[StoredFinding]
+    costs: StageCosts
+
+
+def probe_file(store: Store, key: ProbeKey) -> Path:
     """The file of a key, whether or not it is there."""
-    return store.path / FOLDER / f"{sha256(canonical(key).encode())}.json"
+    return store.path / PROBES / f"{sha256(canonical(key).encode())}.json"
 
 
-def files(store: Store) -> list[Path]:
+def probe_files(store: Store) -> list[Path]:
     """All that are there, by name."""
-    return sorted((store.path / FOLDER).glob("*.json"))
+    return sorted((store.path / PROBES).glob("*.json"))
 
 
-def write(store: Store, key: Mapping[str, Any], findings: Sequence[Finding], costs: Mapping[str, Any]) -> None:
-    """Keep findings and what they took. Raises OutputError if the disk does not take it."""
-    plain = [{"id": f.id, "verdict": f.verdict, "evidence": f.evidence, "numbers": dict(f.numbers)} for f in findings]
-    kept = {"key": key, "findings": plain, "costs": costs}
-    store.write(path_of(store, key), f"{canonical({**kept, 'sha256': sha256(canonical(kept).encode())})}\n".encode())
+def write_probes(store: Store, key: ProbeKey, findings: Sequence[Finding], costs: StageCosts) -> None:
+    """Keep findings and what they took.
+
+    Raises:
+        OutputError: if the disk does not take it.
+    """
+    plain: list[StoredFinding] = [
+        {"id": f.id, "verdict": f.verdict, "evidence": f.evidence, "numbers": dict(f.numbers)} for f in findings
+    ]
+    probes: StoredProbes = {"key": key, "findings": plain, "costs": costs}
+    whole = {**probes, "sha256": sha256(canonical(probes).encode())}
+    store.write(probe_file(store, key), f"{canonical(whole)}\n".encode())
 
 
-def read(store: Store, path: Path) -> dict[str, Any] | None:
-    """`key`, `findings` and `costs` of a file. None if there is none; a damaged one is set aside with a warning."""
+def read_probes(store: Store, path: Path) -> StoredProbes | None:
+    """The content of a file; None if there is none. A damaged one is set aside with a warning."""
     try:
-        kept = json.loads(path.read_bytes())
-        digest = kept.pop("sha256")
-        if digest != sha256(canonical(kept).encode()) or path != path_of(store, kept["key"]):
+        content = json.loads(path.read_bytes())
+        digest = content.pop("sha256")
+        if digest != sha256(canonical(content).encode()) or path != probe_file(store, content["key"]):
             raise ValueError("its content is not what was written")
     except FileNotFoundError:
         return None
     except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
         store.set_aside(path, first_line(error))
         return None
-    return dict(kept)
+    return cast(StoredProbes, content)

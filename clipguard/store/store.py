@@ -80,14 +80,14 @@ class Store:
         try:
             # Nothing but parts: another process is just making it, or was killed when it did.
             holds = path.is_dir() and any(entry.name != PARTS for entry in path.iterdir())
-            found = json.loads((path / MARKER).read_text(encoding="utf-8")) if holds else {"format": FORMAT}
+            marker = json.loads((path / MARKER).read_text(encoding="utf-8")) if holds else {"format": FORMAT}
         except (OSError, ValueError):
-            raise ResultError(f"--store {path} is no store of clipguard; name another folder.") from None
-        if found != {"format": FORMAT}:
-            version = found.get("format") if isinstance(found, dict) else None
+            raise ResultError(f"`store` {path} is no store of clipguard; name another folder.") from None
+        if marker != {"format": FORMAT}:
+            version = marker.get("format") if isinstance(marker, dict) else None
             if isinstance(version, int) and version > FORMAT:
-                raise ResultError(f"--store {path} is of a newer clipguard. Update clipguard, or name another folder.")
-            raise ResultError(f"--store {path} is of another version of clipguard; name another folder.")
+                raise ResultError(f"`store` {path} is of a newer clipguard. Update clipguard, or name another folder.")
+            raise ResultError(f"`store` {path} is of another version of clipguard; name another folder.")
 
     def cell(self, key: Mapping[str, Any]) -> StoredCell:
         """The cell of this key, whether or not it has rows yet."""
@@ -125,6 +125,9 @@ class Store:
             ) from error
 
     def _replace(self, path: Path, content: bytes) -> None:
+        """As core/atomic_files.py, durably; but parts lie together, where `gc` finds those of killed writers, and the
+        folder of the file may be removed meanwhile.
+        """
         parts = self.path / PARTS
         parts.mkdir(exist_ok=True)
         number, part = tempfile.mkstemp(dir=parts)

@@ -8,7 +8,7 @@ from typing import TypedDict
 from clipguard.attacks.engine.costs import Cost
 from clipguard.attacks.engine.outcome import EpsOutcome, ImageOutcome
 from clipguard.core.eps import PIXEL, Eps
-from clipguard.core.run_record import StageCosts
+from clipguard.core.run_record import StageCost, StageCosts
 from clipguard.core.samples import Sample
 
 
@@ -20,12 +20,14 @@ class RowNames(TypedDict):
     norm: str
 
 
+def cost_record(cost: Cost) -> StageCost:
+    """Passes and seconds, exactly."""
+    return {"forward": cost.forward, "backward": cost.backward, "seconds": cost.seconds}
+
+
 def cost_table(costs: Mapping[str, Cost]) -> StageCosts:
-    """Passes and seconds of each stage, as plain JSON types."""
-    return {
-        stage: {"forward": cost.forward, "backward": cost.backward, "seconds": round(cost.seconds, 3)}
-        for stage, cost in costs.items()
-    }
+    """Passes and rounded seconds of each stage, for people."""
+    return {stage: {**cost_record(cost), "seconds": round(cost.seconds, 3)} for stage, cost in costs.items()}
 
 
 def table_unit(norm: str) -> int:
