@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import json
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, TypedDict
 
 import pandas as pd
 import torch
@@ -66,17 +66,64 @@ class AdversarialImage:
         return self.png.right
 
 
+PredictionRecord = TypedDict("PredictionRecord", {"class": str, "confidence": float})
+
+
+class ImageRecord(TypedDict):
+    """One of `images` in run.json."""
+
+    index: int
+    label: str
+    clean: PredictionRecord
+    adversarial: PredictionRecord
+    png: PredictionRecord
+    robust: bool
+    broken_by: str | None
+    distance: float
+    margin: float
+    robust_as_png: bool
+    png_in_ball: bool
+
+
+class SummaryRecord(TypedDict):
+    """Counts of images."""
+
+    n: int
+    clean_correct: int
+    broken: int
+    robust: int
+    undone_by_png: int  # broken, but right again once rounded to 8 bits
+    png_outside_ball: int
+
+
+class AttackRunFile(TypedDict):
+    """The content of run.json."""
+
+    schema: int
+    run: RunRecord
+    cells: list[dict[str, Any]]  # `Cell` as JSON: clean, and under attack
+    summary: SummaryRecord
+    images: list[ImageRecord]
+
+
 @dataclass
 class AdversarialResult:
-    """Provenance (`run`), summaries (`cells`: clean, then attacked), and the images in the order of their indices."""
+    """What `clipguard attack` found.
+
+    Attributes:
+        run: where it came from.
+        class_names: of the data set, by number.
+        cells: the clean one, and the attacked one.
+        images: in the order of their indices.
+    """
 
     run: RunRecord
     class_names: list[str]
     cells: list[Cell]
     images: list[AdversarialImage]
 
-    def summary(self) -> dict[str, int]:
-        """Counts of images. `undone_by_png`: broken, but right again once rounded to 8 bits."""
+    def summary(self) -> SummaryRecord:
+        """How many images held, fell, and came out otherwise as 8-bit files."""
         broken = [image for image in self.images if image.broken]
         return {
             "n": len(self.images),
@@ -94,7 +141,7 @@ class AdversarialResult:
 
     def to_json(self) -> str:
         """`run.json`, which is strict JSON: no NaN."""
-        content = {
+        content: AttackRunFile = {
             "schema": SCHEMA,
             "run": self.run,
             "cells": [asdict(cell) for cell in self.cells],
@@ -103,12 +150,13 @@ class AdversarialResult:
         }
         return json.dumps(content, indent=2, allow_nan=False)
 
-    def _describe(self, image: AdversarialImage) -> dict[str, Any]:
-        predictions = {"clean": image.before, "adversarial": image.after, "png": image.png}
+    def _describe(self, image: AdversarialImage) -> ImageRecord:
         return {
             "index": image.index,
             "label": self.class_names[image.label],
-            **{of: {"class": p.name, "confidence": p.confidence} for of, p in predictions.items()},
+            "clean": {"class": image.before.name, "confidence": image.before.confidence},
+            "adversarial": {"class": image.after.name, "confidence": image.after.confidence},
+            "png": {"class": image.png.name, "confidence": image.png.confidence},
             "robust": image.row["robust"],
             "broken_by": image.row["broken_by"],
             "distance": image.row["distance"],

@@ -27,14 +27,23 @@ KnownOutcomes = Mapping[float, EpsOutcome]  # of an image, by eps in pixels of [
 
 @dataclass(frozen=True)
 class Task:
-    """A data set and the images of it that are evaluated."""
+    """A data set and the images of it that are evaluated.
+
+    Attributes:
+        name: as the user typed it.
+        dataset: all of it.
+        indices: of the images to evaluate, ascending.
+        fingerprint: SHA-256 of the class names and of these images with their labels.
+        hashes: SHA-256 of these images, by index.
+        pixels: how many images decoding changed, by what it did.
+    """
 
     name: str
     dataset: ZeroShotDataset
     indices: npt.NDArray[np.int64]
     fingerprint: str
-    hashes: dict[int, str]  # of the images, by index
-    pixels: dict[str, int]  # how many images decoding changed, by what it did
+    hashes: dict[int, str]
+    pixels: dict[str, int]
 
     def record(self) -> DatasetRecord:
         """Its entry in `run.datasets`."""
@@ -95,7 +104,11 @@ def open_task(plan: BenchPlan, name: str, progress: Progress, objects: Objects |
 
 
 def choose_images(plan: BenchPlan, dataset: ZeroShotDataset) -> npt.NDArray[np.int64]:
-    """Indices of the images to evaluate, in random order. Raises DatasetError if the plan's part has none."""
+    """Indices of the images to evaluate, in random order.
+
+    Raises:
+        DatasetError: if the plan's part has none.
+    """
     order = in_random_order(dataset.subset(plan.n_samples, plan.seed), plan.seed)
     if plan.part is None:
         return order

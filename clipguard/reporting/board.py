@@ -6,11 +6,11 @@ import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import cast
 
 import pandas as pd
 
-from clipguard.adversarial.result import RUN_FILE
+from clipguard.adversarial.result import RUN_FILE, AttackRunFile
 from clipguard.benchmark.results.result import RESULTS, BenchResult, Cell, refuse_newer
 from clipguard.benchmark.results.table import AVERAGE, Row, columns, eps_text, rows_of_sets
 from clipguard.comparison.comparability import unlike
@@ -36,13 +36,14 @@ class Images:
 
     number: int
     path: Path
-    content: dict[str, Any]
+    content: AttackRunFile
 
 
 def read_runs(paths: Sequence[Path]) -> tuple[list[Run], list[Images]]:
     """The results at paths: folders of `clipguard bench` and `clipguard attack`, or a bench's `results.json`.
 
-    Raises ResultError for what is neither, is damaged, empty or named twice, and if there is no bench at all.
+    Raises:
+        ResultError: for what is neither, is damaged, empty or named twice, and if there is no bench at all.
     """
     runs: list[Run] = []
     images: list[Images] = []
@@ -67,7 +68,7 @@ def read_runs(paths: Sequence[Path]) -> tuple[list[Run], list[Images]]:
     return runs, images
 
 
-def _read_images(path: Path) -> dict[str, Any]:
+def _read_images(path: Path) -> AttackRunFile:
     try:
         content = json.loads((path / RUN_FILE).read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
@@ -77,16 +78,19 @@ def _read_images(path: Path) -> dict[str, Any]:
     refuse_newer(content, path / RUN_FILE)
     if not isinstance(content, dict) or not {"run", "cells", "images"} <= set(content):
         raise ResultError(f"{path / RUN_FILE} is not of `clipguard attack`; name its folder, or one of bench.")
-    return content
+    return cast(AttackRunFile, content)
 
 
 @dataclass(frozen=True)
 class Board:
-    """All results under one norm. `model` in cells and samples is the label: the name, with its run if needed."""
+    """All results under one norm.
+
+    `model` in cells and samples is the model's label: its name, with the number of its run where that is needed.
+    """
 
     norm: str
     cells: list[Cell]
-    samples: pd.DataFrame
+    samples: pd.DataFrame  # with the columns `run`, a number, and `typed`, the model's name
     class_names: dict[tuple[str, str], list[str]]  # by (model, data set)
     models: list[str] = field(init=False)
     datasets: list[str] = field(init=False)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import io
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import chain, islice, zip_longest
 from typing import Any
@@ -15,7 +15,7 @@ from PIL import Image
 from safetensors import safe_open
 
 from clipguard.adversarial.replay import Replay, ReplayRequest
-from clipguard.adversarial.result import AdversarialImage
+from clipguard.adversarial.result import AdversarialImage, PredictionRecord
 from clipguard.benchmark.results.table import eps_text
 from clipguard.core.errors import ResultError, first_line
 from clipguard.core.prediction import Prediction
@@ -31,7 +31,7 @@ ReplayRun = Callable[[int, Sequence[ReplayRequest]], Sequence[Replay]]  # images
 
 @dataclass(frozen=True)
 class Picture:
-    """One image before and after, as data URIs, and what is known about it."""
+    """One image before and after, and what is known about it, as a page shows it."""
 
     model: str
     dataset: str
@@ -40,11 +40,11 @@ class Picture:
     attack: str
     eps: str
     why: str  # of its class, or where it is from
-    clean: str
+    clean: str  # these three as data URIs
     perturbation: str
     adversarial: str
-    factor: str
-    largest: str
+    factor: str  # by which the perturbation is amplified
+    largest: str  # change of a pixel
     before: Prediction
     after: Prediction
 
@@ -132,7 +132,11 @@ def data_uri(pixels: Pixels, smooth: bool = True) -> str:
 
 
 def stored_pictures(images: Images, n: int) -> list[Picture]:
-    """The first `n` broken images that a folder of `clipguard attack` keeps. Raises ResultError for a damaged one."""
+    """The first `n` broken images that a folder of `clipguard attack` keeps.
+
+    Raises:
+        ResultError: for a damaged one.
+    """
     norm = images.content["run"]["norm"]
     cell = images.content["cells"][1]
     broken = [i for i in images.content["images"] if i["broken_by"] not in (None, "clean")][:n]
@@ -158,16 +162,16 @@ def stored_pictures(images: Images, n: int) -> list[Picture]:
         raise ResultError(f"{what}; attack the images again.") from error
 
 
-def _prediction(stored: Mapping[str, Any], label: str) -> Prediction:
+def _prediction(stored: PredictionRecord, label: str) -> Prediction:
     return Prediction(stored["class"], stored["confidence"], stored["class"] == label)
 
 
 def _pair(file: Any, index: int) -> tuple[Pixels, Pixels]:
     """An image before and after, (H, W, 3), from a file with one tensor for all images, or one for each."""
     if f"clean.{index}" in file.keys():  # noqa: SIM118 - safetensors has no __contains__
-        found = [file.get_tensor(f"{name}.{index}") for name in ("clean", "x_adv")]
+        pair = [file.get_tensor(f"{name}.{index}") for name in ("clean", "x_adv")]
     else:
         row = file.get_tensor("indices").tolist().index(index)
-        found = [file.get_slice(name)[row] for name in ("clean", "x_adv")]
-    clean, x_adv = (np.moveaxis(image, 0, 2) for image in found)
+        pair = [file.get_slice(name)[row] for name in ("clean", "x_adv")]
+    clean, x_adv = (np.moveaxis(image, 0, 2) for image in pair)
     return clean, x_adv

@@ -1,4 +1,4 @@
-"""What a run found: cells, per-image rows and provenance, and the files they become (docs/results.md)."""
+"""What a run found: cells, per-image rows and its record, and the files they become (docs/results.md)."""
 
 from __future__ import annotations
 
@@ -20,22 +20,19 @@ RESULTS, SAMPLES = "results.json", "samples.parquet"
 
 @dataclass(frozen=True)
 class Cell:
-    """One (model, data set, norm, eps, attack): `accuracy` is `correct / n`, with its 95 % Wilson interval.
-
-    Clean accuracy is eps 0, attack "none". `broken_by` counts the images each attack broke first.
-    """
+    """The accuracy of one model on one data set at one eps under one attack; that of clean images is at eps 0."""
 
     model: str
     dataset: str
     norm: str
-    eps: float
-    attack: str
-    n: int
+    eps: float  # as in the tables: units of 1/255 for linf
+    attack: str  # "none" for clean images
+    n: int  # images
     correct: int
-    accuracy: float
-    ci_low: float
+    accuracy: float  # correct / n
+    ci_low: float  # 95 % Wilson interval
     ci_high: float
-    broken_by: dict[str, int]
+    broken_by: dict[str, int]  # images by the attack that broke them first
 
     @classmethod
     def from_samples(cls, samples: pd.DataFrame) -> Cell:
@@ -61,7 +58,13 @@ class Cell:
 
 @dataclass
 class BenchResult:
-    """A run's cells (`cells`), per-image rows (`samples`), and provenance (`run`)."""
+    """What a run found.
+
+    Attributes:
+        run: everything that can change a number.
+        cells: accuracies, in the order in which they were measured.
+        samples: a row for each image and cell (`SAMPLE_COLUMNS`).
+    """
 
     run: RunRecord
     cells: list[Cell] = field(default_factory=list)
@@ -71,7 +74,8 @@ class BenchResult:
     def read(cls, path: Path) -> BenchResult:
         """The result in a folder that `clipguard bench` wrote, or in its `results.json` with `samples.parquet` beside.
 
-        Raises ResultError for what is missing, damaged, of another schema, or does not belong together.
+        Raises:
+            ResultError: for what is missing, damaged, of another schema, or does not belong together.
         """
         file = path / RESULTS if path.is_dir() else path
         content = _read_json(file)
@@ -119,7 +123,11 @@ class BenchResult:
 
 
 def refuse_newer(content: Any, file: Path) -> None:
-    """Raises ResultError for a file whose fields may mean something else, since its schema is of a newer clipguard."""
+    """Check the schema of a result file.
+
+    Raises:
+        ResultError: for one of a newer clipguard, whose fields may mean something else.
+    """
     schema = content.get("schema") if isinstance(content, dict) else None
     if isinstance(schema, int) and schema > SCHEMA:
         raise ResultError(f"{file} is of a newer clipguard (schema {schema}, not {SCHEMA}). Update clipguard.")
