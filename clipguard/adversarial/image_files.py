@@ -43,11 +43,11 @@ class ImageFiles:
         """
         for path in self.paths:
             _check_image(path, how)
-        given = self._class_names()
-        numbers = self._label_numbers(given)
+        classes = self._class_names()
+        numbers = self._label_numbers(classes)
         prompts = resolve_templates(templates, PHOTO)
         try:
-            labels, class_names = settle_labels(pd.Series(numbers), None, given, distinct=not duplicates)
+            labels, class_names = settle_labels(pd.Series(numbers), None, classes, distinct=not duplicates)
             check_listed_names(class_names, prompts)
         except DatasetError as error:
             raise DatasetError(f"`classes`: {error}.") from None
@@ -64,23 +64,23 @@ class ImageFiles:
 
     def _class_names(self) -> NameList:
         """The names, those that are WordNet ids in words."""
-        given = parse_classes(self.classes)
-        words = ids_in_words(given.names, "source")
+        classes = parse_classes(self.classes)
+        words = ids_in_words(classes.names, "source")
         if words is None:
-            return given
-        first = f"{given.names[0]!r} is {words[0]!r}"
-        notice("translated", f"{given.origin}: {len(words):,} WordNet ids are put in words: {first}")
-        return replace(given, names=words, ids=given.names)
+            return classes
+        first = f"{classes.names[0]!r} is {words[0]!r}"
+        notice("translated", f"{classes.origin}: {len(words):,} WordNet ids are put in words: {first}")
+        return replace(classes, names=words, ids=classes.names)
 
-    def _label_numbers(self, given: NameList) -> list[int]:
-        n, known = len(self.paths), [*given.names, *(given.ids or ())]
+    def _label_numbers(self, classes: NameList) -> list[int]:
+        n, known = len(self.paths), [*classes.names, *(classes.ids or ())]
         if len(self.labels) not in (0, 1, n):
             raise DatasetError(f"{len(self.labels)} labels for {n} images; give `label` once, or once for each image.")
         for label in self.labels:
             if label not in known:
-                hint = did_you_mean(label, known) or f" They are {_listed(given.names)}."
+                hint = did_you_mean(label, known) or f" They are {_listed(classes.names)}."
                 raise DatasetError(f"`label` {label!r} is not one of `classes`.{hint}")
-        numbers = [known.index(label) % len(given.names) for label in self.labels] or [0]
+        numbers = [known.index(label) % len(classes.names) for label in self.labels] or [0]
         return numbers if len(numbers) == n else numbers * n
 
 

@@ -71,5 +71,5 @@ def _spell(path: Path, stage: Any) -> str:
         return stage
     if not isinstance(stage, Mapping) or not isinstance(stage.get("attack"), str):
         raise AttackError(f"{path}: a stage is a name or a table with `attack`, not {stage!r}.")
-    given = ",".join(f"{key}={value}" for key, value in stage.items() if key != "attack")
-    return f"{stage['attack']}({given})" if given else str(stage["attack"])
+    listed = ",".join(f"{key}={value}" for key, value in stage.items() if key != "attack")
+    return f"{stage['attack']}({listed})" if listed else str(stage["attack"])

@@ -29,8 +29,8 @@ DATASET_FIELDS = {
     "templates": "other templates",
     "fingerprint": "other data (fingerprint)",
 }
-BEFORE = {"decode": "upright"}  # what runs did that are older than the field
-MOST = 3  # cells named before "and more"
+OLDER_RUNS = {"decode": "upright"}  # what runs did that are older than the field
+MOST_NAMED = 3  # cells named before "and more"
 
 
 def model_name(result: BenchResult, side: str) -> str:
@@ -69,7 +69,7 @@ def unlike(one: RunRecord, other: RunRecord, sides: tuple[str, str] = ("BASE", "
 
 
 def _value(run: Mapping[str, Any], name: str) -> Any:
-    return run.get(name, BEFORE.get(name))
+    return run.get(name, OLDER_RUNS.get(name))
 
 
 def _shared(one: Mapping[str, Any], other: Mapping[str, Any]) -> list[str]:
@@ -80,10 +80,10 @@ def _one_sided(base: BenchResult, candidate: BenchResult) -> list[str]:
     """Cells that only one of the two has, such as those of an interrupted run."""
     have = [list(dict.fromkeys((c.dataset, c.attack, c.eps) for c in result.cells)) for result in (base, candidate)]
     reasons = []
-    for side, own, others in (("BASE", have[0], have[1]), ("CANDIDATE", have[1], have[0])):
-        only = [_describe(*cell) for cell in own if cell not in others]
-        more = f" and {len(only) - MOST} more" if len(only) > MOST else ""
-        reasons += [f"only {side} has {', '.join(only[:MOST])}{more}"] if only else []
+    for side, cells, others in (("BASE", have[0], have[1]), ("CANDIDATE", have[1], have[0])):
+        only = [_describe(*cell) for cell in cells if cell not in others]
+        more = f" and {len(only) - MOST_NAMED} more" if len(only) > MOST_NAMED else ""
+        reasons += [f"only {side} has {', '.join(only[:MOST_NAMED])}{more}"] if only else []
     return reasons
 
 

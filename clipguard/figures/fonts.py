@@ -41,10 +41,10 @@ def _cover(missing: frozenset[int]) -> tuple[tuple[str, ...], frozenset[int]]:
     """Families that have these characters, as few as come first, and the characters that none has."""
     families: list[str] = []
     for entry in _installed():
-        found = missing & _glyphs(entry.fname)
-        if found:
+        drawn = missing & _glyphs(entry.fname)
+        if drawn:
             families.append(entry.name)
-            missing -= found
+            missing -= drawn
         if not missing:
             break
     return tuple(families), missing

@@ -48,9 +48,9 @@ def accuracy_curves(board: Board) -> list[Plot]:
 
 def _points(board: Board, model: str, dataset: str, attack: str) -> list[tuple[float, tuple[float, float, float]]]:
     """(eps, (accuracy, low, high)) of a curve, clean first; none where the attack did not run."""
-    found = [(eps, p) for eps in board.eps if (p := board.point(model, dataset, attack, eps))]
+    points = [(eps, p) for eps in board.eps if (p := board.point(model, dataset, attack, eps))]
     clean = board.point(model, dataset, CLEAN, 0.0)
-    return [(0.0, clean), *found] if found and clean else found
+    return [(0.0, clean), *points] if points and clean else points
 
 
 def _curve(board: Board, attack: str, dataset: str) -> Plot:
@@ -58,12 +58,12 @@ def _curve(board: Board, attack: str, dataset: str) -> Plot:
     names = short_names(board.models)
     rows: list[list[str]] = []
     for number, model in enumerate(board.models):
-        found = _points(board, model, dataset, attack)
-        if not found:
+        points = _points(board, model, dataset, attack)
+        if not points:
             continue
         colour, marker = series(number)
-        x = [eps for eps, _ in found]
-        middle, low, high = ([100 * value for value in values] for values in zip(*(p for _, p in found), strict=True))
+        x = [eps for eps, _ in points]
+        middle, low, high = ([100 * value for value in values] for values in zip(*(p for _, p in points), strict=True))
         axes.fill_between(x, low, high, color=colour, alpha=0.14, lw=0)
         axes.plot(x, middle, color=colour, marker=marker, ms=4, lw=1.5, clip_on=False, label=names[model])
         rows += [
