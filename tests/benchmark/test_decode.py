@@ -96,4 +96,4 @@ def test_image_files_are_decoded_as_asked(photos: Path, tmp_path: Path, capfd: p
 
 def test_an_unknown_way_is_one_line(capfd: pytest.CaptureFixture[str]) -> None:
     assert run(["bench", "--decode", "raw"]) == 2
-    assert capfd.readouterr().err == "Error: --decode 'raw' is unknown; use upright or plain.\n"
+    assert capfd.readouterr().err == "Error: --decode 'raw' is unknown. Use upright or plain.\n"
