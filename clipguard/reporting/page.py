@@ -10,6 +10,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from clipguard.benchmark.results.table import AVERAGE, columns, heading, interval
+from clipguard.core.markdown import escape_markdown
 from clipguard.core.version import __version__
 from clipguard.figures.fonts import warn_of_boxes
 from clipguard.figures.style import Plot, style
@@ -169,12 +170,6 @@ def _findings(runs: Sequence[Run]) -> list[FindingLine]:
         for f in e["findings"]
     ]
     return sorted(lines, key=lambda line: VERDICTS.index(line.verdict))
-
-
-def escape_markdown(value: object) -> str:
-    """Text that stays text in a Markdown table, on one line."""
-    line = " ".join(str(value).split())
-    return re.sub(r"([\\`*_{}\[\]|#])", r"\\\1", line).replace("<", "&lt;").replace(">", "&gt;")
 
 
 def _environment(autoescape: bool) -> Environment:
