@@ -36,14 +36,15 @@ if TYPE_CHECKING:
     from clipguard.api.listing import list_attacks, list_datasets, list_methods, list_models, list_protocols
     from clipguard.api.report import report
     from clipguard.benchmark.results.result import BenchResult, Cell
-    from clipguard.comparison.result import Comparison
+    from clipguard.comparison.result import CellChange, Comparison
     from clipguard.data import ZeroShotDataset, load_dataset
     from clipguard.finetuning.merge import merge
-    from clipguard.finetuning.run import FinetuneResult
+    from clipguard.finetuning.result import FinetuneResult
     from clipguard.models import LoadedModel, ZeroShotClassifier, load_model
     from clipguard.models.inspection import Inspection
     from clipguard.models.inspection import inspect_model as inspect
     from clipguard.sanity.checks import Finding
+    from clipguard.sanity.findings import Findings
 
 _HOMES = {
     "attack": "clipguard.api.attack",
@@ -65,9 +66,11 @@ _HOMES = {
     "AttackResult": "clipguard.api.attack",
     "BenchResult": "clipguard.benchmark.results.result",
     "Cell": "clipguard.benchmark.results.result",
+    "CellChange": "clipguard.comparison.result",
     "Comparison": "clipguard.comparison.result",
     "Finding": "clipguard.sanity.checks",
-    "FinetuneResult": "clipguard.finetuning.run",
+    "Findings": "clipguard.sanity.findings",
+    "FinetuneResult": "clipguard.finetuning.result",
     "Inspection": "clipguard.models.inspection",
     "LoadedModel": "clipguard.models",
     "ZeroShotClassifier": "clipguard.models",
@@ -80,10 +83,12 @@ __all__ = [
     "AttackResult",
     "BenchResult",
     "Cell",
+    "CellChange",
     "ClipguardError",
     "Comparison",
     "DatasetError",
     "Finding",
+    "Findings",
     "FinetuneError",
     "FinetuneResult",
     "Inspection",

@@ -17,8 +17,8 @@ from clipguard.core.checking import check_type
 from clipguard.core.eps import Norm, one_eps
 from clipguard.core.errors import AttackError
 from clipguard.models.loading import LoadedModel
-from clipguard.sanity.checks import Finding
 from clipguard.sanity.doctor import examine
+from clipguard.sanity.findings import Findings
 from clipguard.sanity.subject import Subject
 
 
@@ -35,7 +35,7 @@ def doctor(
     templates: str | Sequence[str] = "ensemble",
     batch_size: int = 64,
     seed: int = 0,
-) -> list[Finding]:
+) -> Findings:
     """Examine whether the robustness of a model is real (docs/doctor.md). A few dozen images are enough.
 
     Args:
@@ -73,4 +73,4 @@ def doctor(
         evaluator = Evaluator(model, batch_size)
         x, y = images.detach().float().clone(), labels.to(images.device)
         subject = Subject(evaluator, x, y, range(len(x)), norm, eps_pixels, seed, class_names)
-        return list(examine(subject, as_recipe(attack), transfer_from))
+        return Findings(examine(subject, as_recipe(attack), transfer_from))

@@ -21,7 +21,7 @@ from clipguard.core.settings import setting, settings_of
 from clipguard.finetuning.config import FinetuneConfig
 
 if TYPE_CHECKING:
-    from clipguard.finetuning.run import FinetuneResult
+    from clipguard.finetuning.result import FinetuneResult
 
 EXAMPLES = """
 **Examples**

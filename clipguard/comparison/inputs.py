@@ -71,7 +71,7 @@ def _read(name: str) -> BenchResult | None:
     """The result at a path, or None for a model."""
     path = Path(name).expanduser()
     if (path / RESULTS).is_file() or path.suffix == ".json":
-        return BenchResult.read(path)
+        return BenchResult.load(path)
     try:
         parse_source(name)
     except ModelError as error:

@@ -1,17 +1,23 @@
-"""A comparison for people and machines: rows of tables, Markdown, JUnit XML, GitHub annotations."""
+"""A comparison for people and machines: rows of tables, Markdown, HTML, JUnit XML, GitHub annotations."""
 
 from __future__ import annotations
 
 import math
 import xml.etree.ElementTree as ET
 from datetime import datetime, timezone
+from typing import TYPE_CHECKING
 
 from clipguard.benchmark.results.table import heading
-from clipguard.comparison.result import CellChange, Comparison, StoppingPoint
-from clipguard.comparison.rules import FailOn
+from clipguard.core.html_table import html_table
 from clipguard.core.markdown import markdown_table
 
+if TYPE_CHECKING:
+    from clipguard.comparison.result import CellChange, Comparison, StoppingPoint
+    from clipguard.comparison.rules import FailOn
+
 HEADINGS = ("data set", "cell", "n", "base", "candidate", "change", "95 % interval", "lost", "gained", "p", "verdict")
+ALIGNMENT = "ll" + "r" * 8 + "l"
+MOST_LINES = 12  # of cells that a repr shows
 
 
 def cell_name(cell: CellChange) -> str:
@@ -89,8 +95,25 @@ def comparison_markdown(comparison: Comparison) -> str:
     for cell in comparison.cells:
         *values, verdict = cell_values(cell)
         rows.append([*values, f"**{verdict}**" if verdict == "regression" else verdict])
-    lines = markdown_table(HEADINGS, rows, "ll" + "r" * 8 + "l")
+    lines = markdown_table(HEADINGS, rows, ALIGNMENT)
     return "\n".join([*lines, "", "\n\n".join(comparison_notes(comparison))]) + "\n"
+
+
+def comparison_html(comparison: Comparison) -> str:
+    """The same for a notebook."""
+    return html_table(HEADINGS, map(cell_values, comparison.cells), ALIGNMENT, comparison_notes(comparison))
+
+
+def comparison_lines(comparison: Comparison) -> list[str]:
+    """The same for a prompt: the verdict, and a line for each cell."""
+    lines = [
+        f"{cell.dataset} {cell_name(cell)}, n {cell.n}: {100 * cell.base:.1f} -> {100 * cell.candidate:.1f} "
+        f"({_points(cell.change)} points, 95 % interval {100 * cell.ci_low:+.1f} to {100 * cell.ci_high:+.1f}): "
+        f"{cell.verdict}"
+        for cell in comparison.cells
+    ]
+    more = [f"... and {len(lines) - MOST_LINES} cells more"] if len(lines) > MOST_LINES else []
+    return [comparison_notes(comparison)[0], *lines[:MOST_LINES], *more]
 
 
 def describe_cell(cell: CellChange) -> str:

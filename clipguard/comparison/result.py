@@ -4,10 +4,16 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
 from typing import Any, Literal, TypedDict, get_args
 
+import pandas as pd
+
+from clipguard.comparison.output import comparison_html, comparison_lines, comparison_markdown
 from clipguard.comparison.rules import FailOn, Rules
+from clipguard.core.errors import ClipguardError, ResultError, first_line
+from clipguard.core.output import OutputFile
 from clipguard.core.run_record import ModelRecord
 
 SCHEMA = 1
@@ -92,6 +98,49 @@ class Comparison:
     sequential: StoppingPoint | None = None
     warnings: tuple[str, ...] = ()
 
+    @classmethod
+    def load(cls, path: str | Path) -> Comparison:
+        """The comparison in a file that `save` or `clipguard compare --format json` wrote.
+
+        Raises:
+            ResultError: for a file that is missing, damaged, or no comparison.
+        """
+        try:
+            content = json.loads(Path(path).read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            raise ResultError(f"{path} cannot be read ({first_line(error)}); name a file of `compare`.") from error
+        try:
+            return cls._of_dict(content)
+        except (KeyError, TypeError, ClipguardError) as error:
+            raise ResultError(f"{path} is no comparison with schema {SCHEMA}; compare the results again.") from error
+
+    @classmethod
+    def _of_dict(cls, content: dict[str, Any]) -> Comparison:
+        """The inverse of `to_dict`. Raises KeyError, TypeError or ClipguardError for anything else."""
+        if content["schema"] != SCHEMA:
+            raise KeyError("schema")
+        values = {name.name: content[name.name] for name in fields(cls)}
+        rules = Rules(**(values["rules"] | {"metrics": tuple(values["rules"]["metrics"])}))
+        cells = tuple(CellChange(**cell) for cell in values["cells"])
+        texts = {name: tuple(values[name]) for name in ("differences", "warnings")}
+        return cls(**(values | {"rules": rules, "cells": cells} | texts))
+
+    def save(self, path: str | Path) -> Path:
+        """Write the JSON of `clipguard compare` (docs/compare.md), which `load` reads.
+
+        Args:
+            path: a new file.
+
+        Returns:
+            The file.
+
+        Raises:
+            OutputError: if it exists, or cannot be written; nothing is overwritten.
+        """
+        with OutputFile(Path(path), option="`path`") as file:
+            file.write((self.to_json() + "\n").encode())
+        return Path(path)
+
     @property
     def verdict(self) -> Verdict:
         """The worst of all cells."""
@@ -118,3 +167,18 @@ class Comparison:
     def to_json(self) -> str:
         """Strict JSON: no NaN."""
         return json.dumps(self.to_dict(), indent=2, allow_nan=False)
+
+    def to_frame(self) -> pd.DataFrame:
+        """One row a cell, with the fields of `CellChange`."""
+        columns = [column.name for column in fields(CellChange)]
+        return pd.DataFrame([asdict(cell) for cell in self.cells], columns=columns)
+
+    def to_markdown(self) -> str:
+        """A table to post under a pull request, with the verdict below it."""
+        return comparison_markdown(self)
+
+    def __repr__(self) -> str:
+        return "Comparison: " + "\n".join(comparison_lines(self))
+
+    def _repr_html_(self) -> str:
+        return comparison_html(self)

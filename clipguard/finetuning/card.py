@@ -12,6 +12,7 @@ from clipguard.core.eps import show_eps
 from clipguard.finetuning.record import RunRecord
 from clipguard.finetuning.training.accuracy import Accuracy
 from clipguard.sanity.entries import alarms
+from clipguard.statistics.intervals import percent_with_interval
 
 FRONT_MATTER = {
     "library_name": "open_clip",
@@ -61,7 +62,7 @@ def write_card(run: RunRecord, name: str) -> str:
         model=run["config"]["model"],
         version=run["versions"]["clipguard"],
         facts=facts,
-        accuracy=_accuracy(run),
+        accuracy=accuracy_markdown(run),
         text=run["text"],
         templates=f" --templates {quote(run['config']['templates'])}" if run["dataset"]["templates"] else "",
     )
@@ -82,7 +83,8 @@ def _facts(run: RunRecord) -> dict[str, str]:
     }
 
 
-def _accuracy(run: RunRecord) -> str:
+def accuracy_markdown(run: RunRecord) -> str:
+    """Accuracy before and after as a table, from the record of a complete run; or why there is none."""
     evaluation = run["evaluation"]
     if not evaluation["scores"]:
         return f"Not measured: {evaluation['images'].removeprefix('none: ')}."
@@ -91,16 +93,22 @@ def _accuracy(run: RunRecord) -> str:
         f"| | n | clean | PGD-10, {eps_label(run['config'])} |",
         "| --- | ---: | --- | --- |",
     ]
-    for name, score in evaluation["scores"].items():
-        clean, robust = score["clean"], score["robust"]
-        lines.append(f"| {name} | {clean['n']} | {percent(clean)} | {percent(robust)} |")
+    lines += [f"| {' | '.join(row)} |" for row in accuracy_rows(run)]
     return "\n".join([*lines, *(text for line in alarms(evaluation["findings"]) for text in ("", line))])
+
+
+def accuracy_rows(run: RunRecord) -> list[list[str]]:
+    """Model, n, clean and robust accuracy with intervals, a row for the model before and one for it after."""
+    scores = run["evaluation"]["scores"] if "evaluation" in run else {}
+    return [
+        [name, str(score["clean"]["n"]), percent(score["clean"]), percent(score["robust"])]
+        for name, score in scores.items()
+    ]
 
 
 def percent(accuracy: Accuracy) -> str:
     """`61.0 (54.7–67.0)`: in percent, with its interval."""
-    shares = accuracy["accuracy"], accuracy["ci_low"], accuracy["ci_high"]
-    return "{:.1f} ({:.1f}–{:.1f})".format(*(100 * share for share in shares))
+    return percent_with_interval(accuracy["accuracy"], accuracy["ci_low"], accuracy["ci_high"])
 
 
 def eps_label(config: Mapping[str, Any]) -> str:

@@ -25,6 +25,7 @@ from clipguard.finetuning.export import describe_text, export
 from clipguard.finetuning.final_evaluation import announce, choose_images, evaluate, no_evaluation
 from clipguard.finetuning.processes import RENDEZVOUS_TIMEOUT, Team, joined
 from clipguard.finetuning.record import RUN_NAME, RunRecord, check_unchanged, read_unfinished, start_record, to_json
+from clipguard.finetuning.result import FinetuneResult
 from clipguard.finetuning.training.accelerator import accelerated, start_tracker
 from clipguard.finetuning.training.batches import choose_workers
 from clipguard.finetuning.training.data import TrainingData, open_data
@@ -40,21 +41,6 @@ from clipguard.models.export import WEIGHTS_NAME
 from clipguard.models.loading import LoadedModel, load_model
 
 log = logging.getLogger("clipguard")
-
-
-@dataclass
-class FinetuneResult:
-    """A finished run: its folder, and the content of its `run.json`.
-
-    Of several processes only the main one finishes a run; the others have `run` as it began, not complete.
-    """
-
-    out: Path
-    run: RunRecord
-
-    def to_json(self) -> str:
-        """`run.json`, which is strict JSON: no NaN."""
-        return to_json(self.run).decode()
 
 
 def run_finetune(

@@ -57,7 +57,7 @@ def read_runs(paths: Sequence[Path]) -> tuple[list[Run], list[Images]]:
         if (path / RUN_FILE).is_file() and not (path / RESULTS).is_file():
             images.append(Images(number, path, _read_images(path)))
             continue
-        result = BenchResult.read(path)
+        result = BenchResult.load(path)
         if not result.cells:
             raise ResultError(f"{path} has no finished cell; run `clipguard bench` to its end.")
         runs.append(Run(number, str(path), result))

@@ -180,6 +180,10 @@ class Finding:
             "advice": self.advice,
         }
 
+    def __str__(self) -> str:
+        advice = f" -> {self.advice}" if self.advice else ""
+        return f"{self.verdict} {self.id}: {self.evidence}{advice}"
+
 
 def not_checked(check: str, reason: str) -> Finding:
     """A check that could not be made, and why."""

@@ -49,3 +49,8 @@ def average_interval(estimates: Sequence[tuple[float, float, float]]) -> tuple[f
     below = math.hypot(*(value - low for value, low, _ in estimates)) / k
     above = math.hypot(*(high - value for value, _, high in estimates)) / k
     return mean, mean - below, mean + above
+
+
+def percent_with_interval(accuracy: float, low: float, high: float) -> str:
+    """`61.0 (54.7–67.0)`: fractions of 1 in percent."""
+    return f"{100 * accuracy:.1f} ({100 * low:.1f}–{100 * high:.1f})"

@@ -20,7 +20,7 @@ BASELINE = ROOT / "benchmarks" / "results" / "baseline"
 
 @pytest.fixture(scope="module")
 def baseline() -> BenchResult:
-    return BenchResult.read(BASELINE)
+    return BenchResult.load(BASELINE)
 
 
 @pytest.mark.parametrize(("flipped", "fails"), [(2, False), (3, True)])

@@ -65,7 +65,7 @@ def test_a_newer_schema_is_not_guessed_at(command: list[str], result: Path, capf
 
 
 def test_a_plan_without_later_fields_is_an_older_one(result: Path) -> None:
-    old = BenchResult.read(result).run["plan"]
+    old = BenchResult.load(result).run["plan"]
     later = {"part", "text", "class_names", "duplicate_names", "resize"} & set(old)
     edited(result / "results.json", lambda c: [c["run"]["plan"].pop(name) for name in later])
     found = clipguard.compare(result, "tiny", metrics=["clean"])

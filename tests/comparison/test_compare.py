@@ -201,7 +201,7 @@ def test_a_result_of_two_models_or_none_is_refused(base: BenchResult) -> None:
 def test_results_are_read_back_as_they_were_written(base: BenchResult, tmp_path: Path) -> None:
     ResultFolder(tmp_path / "r").write(base, to_markdown(base))
     for path in (tmp_path / "r", tmp_path / "r" / "results.json"):
-        found = BenchResult.read(path)
+        found = BenchResult.load(path)
         assert found.to_json() == base.to_json()
         assert found.samples.equals(base.samples)
 
@@ -228,7 +228,7 @@ def test_damaged_results_are_refused(
     ResultFolder(tmp_path / "r").write(base, to_markdown(base))
     damage(tmp_path / "r", base)
     with pytest.raises(ResultError, match=why):
-        BenchResult.read(tmp_path / "r")
+        BenchResult.load(tmp_path / "r")
 
 
 def test_plans_survive_json(tmp_path: Path) -> None:

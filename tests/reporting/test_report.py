@@ -54,7 +54,7 @@ def page_of(tmp_path: Path, *arguments: str | Path) -> str:
 
 def test_the_page_holds_everything_and_needs_nothing(runs: Path, tmp_path: Path) -> None:
     text = page_of(tmp_path, runs / "both", runs / "images", "--gallery", "5")
-    result = BenchResult.read(runs / "both")
+    result = BenchResult.load(runs / "both")
     for cell in result.cells:
         assert f"{100 * cell.accuracy:.1f}<small>{100 * cell.ci_low:.1f}–{100 * cell.ci_high:.1f}</small>" in text
     for value in (result.run["models"]["tiny"]["sha256"], result.run["datasets"]["emoji-food"]["fingerprint"]):
@@ -163,7 +163,7 @@ def test_the_gallery_is_of_broken_images_of_many_classes(board: Board) -> None:
 
 
 def test_an_image_attacked_again_comes_out_as_it_was(runs: Path, board: Board) -> None:
-    result = BenchResult.read(runs / "both")
+    result = BenchResult.load(runs / "both")
     wanted = choose(board, 1)[0].request
     (replay,) = replay_images(result.run, [wanted])
     image = replay.image
@@ -188,7 +188,7 @@ CHANGED: dict[str, tuple[Edit, str]] = {
 @pytest.mark.parametrize("what", list(CHANGED))
 def test_what_cannot_be_attacked_again_has_a_reason(what: str, runs: Path, tmp_path: Path) -> None:
     edit, note = CHANGED[what]
-    result = BenchResult.read(edited(runs / "both", tmp_path / "run", edit))
+    result = BenchResult.load(edited(runs / "both", tmp_path / "run", edit))
     (replay,) = replay_images(result.run, [ReplayRequest("tiny", "emoji-food", "pgd-10", 4.0, 0, 0)])
     assert replay.image is None
     assert note in replay.problem
@@ -202,7 +202,7 @@ def test_a_missing_picture_is_a_note_and_no_failure(runs: Path, tmp_path: Path) 
 
 
 def test_a_model_that_is_gone_gives_a_reason(runs: Path) -> None:
-    result = BenchResult.read(runs / "both")
+    result = BenchResult.load(runs / "both")
     (replay,) = replay_images(result.run, [ReplayRequest("local-dir:nowhere", "emoji-food", "pgd-10", 4.0, 0, 0)])
     assert replay.image is None
     assert "nowhere" in replay.problem

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
+from clipguard.benchmark.results.table import to_html, to_lines, to_markdown
 from clipguard.core.errors import ResultError, first_line
 from clipguard.core.run_record import RunRecord
 from clipguard.core.samples import SAMPLE_COLUMNS, Sample, sample_frame
@@ -71,13 +72,16 @@ class BenchResult:
     samples: pd.DataFrame = field(default_factory=lambda: sample_frame([]))
 
     @classmethod
-    def read(cls, path: Path) -> BenchResult:
-        """The result in a folder that `clipguard bench` wrote, or in its `results.json` with `samples.parquet` beside.
+    def load(cls, path: str | Path) -> BenchResult:
+        """The result in a folder that `save` or `clipguard bench` wrote, or in its `results.json` alone.
+
+        Args:
+            path: the folder, or the file with `samples.parquet` beside it.
 
         Raises:
             ResultError: for what is missing, damaged, of another schema, or does not belong together.
         """
-        file = path / RESULTS if path.is_dir() else path
+        file = Path(path) / RESULTS if Path(path).is_dir() else Path(path)
         content = _read_json(file)
         refuse_newer(content, file)
         if not isinstance(content, dict) or content.get("schema") != SCHEMA or not {"run", "cells"} <= set(content):
@@ -93,6 +97,24 @@ class BenchResult:
         if [asdict(cell) for cell in result.cells] != content["cells"]:
             raise ResultError(f"{file} and the {SAMPLES} beside it are not of one run; copy both files of a run.")
         return result
+
+    def save(self, folder: str | Path) -> Path:
+        """Write the files of `clipguard bench` (docs/results.md), which `compare`, `report` and `load` read.
+
+        Args:
+            folder: a new or empty one.
+
+        Returns:
+            The folder.
+
+        Raises:
+            OutputError: if it holds something, or cannot be written; nothing is overwritten.
+        """
+        from clipguard.benchmark.results.folder import ResultFolder  # which writes results, and so knows them
+
+        with ResultFolder(Path(folder), option="`folder`", whole=True) as place:
+            place.write(self, self.to_markdown())
+        return Path(folder)
 
     def add(self, rows: list[Sample] | pd.DataFrame) -> None:
         """Append the rows of one or more complete cells, and their summaries."""
@@ -117,9 +139,18 @@ class BenchResult:
 
     def to_frame(self) -> pd.DataFrame:
         """One row a cell; what `results.csv` holds."""
-        frame = pd.DataFrame([asdict(cell) for cell in self.cells])
-        frame["broken_by"] = [json.dumps(b) for b in frame["broken_by"]]
-        return frame
+        rows = [asdict(cell) | {"broken_by": json.dumps(cell.broken_by)} for cell in self.cells]
+        return pd.DataFrame(rows, columns=[column.name for column in fields(Cell)])
+
+    def to_markdown(self) -> str:
+        """A table with intervals to paste into a paper or a pull request; what `results.md` holds."""
+        return to_markdown(self)
+
+    def __repr__(self) -> str:
+        return "BenchResult: " + "\n".join(to_lines(self))
+
+    def _repr_html_(self) -> str:
+        return to_html(self)
 
 
 def refuse_newer(content: Any, file: Path) -> None:

@@ -1,18 +1,23 @@
-"""Results as tables for people: the same rows for the terminal and for Markdown."""
+"""Results as tables for people: the same rows for the terminal, for Markdown and for notebooks."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from clipguard.benchmark.results.result import BenchResult, Cell
 from clipguard.core.eps import show_eps
+from clipguard.core.html_table import html_table
 from clipguard.core.markdown import markdown_table
 from clipguard.core.run_record import ProtocolRecord
 from clipguard.sanity.entries import finding_lines
 
+if TYPE_CHECKING:
+    from clipguard.benchmark.results.result import BenchResult, Cell
+
 AVERAGE = "average"
+NOTHING = "No cell was finished."
+MOST_LINES = 12  # of rows that a repr shows
 Column = tuple[str, float]  # attack, eps
 
 
@@ -111,23 +116,60 @@ def _plain(value: Any) -> str:
     return f"{value:g}" if isinstance(value, float) else str(value)
 
 
-def _markdown_cells(row: Row, table: list[Column]) -> list[str]:
+@dataclass(frozen=True)
+class _Texts:
+    """A table as texts: what Markdown and notebooks show alike."""
+
+    headings: list[str]
+    rows: list[list[str]]
+    alignment: str
+
+
+def _texts(result: BenchResult, bold: str) -> _Texts:
+    """The table of a result with cells; `bold` stands around what has no interval."""
+    cells = result.cells
+    table = columns(cells)
+    attacks = sorted({a for a, _ in table if a != "none"})
+    headings = ["model", "data set", "n", *(heading(c, cells[0].norm, attacks) for c in table)]
+    return _Texts(headings, [_row_texts(row, table, bold) for row in rows(cells)], "ll" + "r" * (len(headings) - 2))
+
+
+def _row_texts(row: Row, table: list[Column], bold: str) -> list[str]:
     values = []
     for column in table:
         accuracy, cell = row.values.get(column, (None, None))
         text = "–" if accuracy is None else f"{100 * accuracy:.1f}"
-        values.append(f"{text} ({interval(cell)})" if cell else f"**{text}**")
+        values.append(f"{text} ({interval(cell)})" if cell else f"{bold}{text}{bold}")
     return [row.model, row.dataset, str(row.n), *values]
 
 
 def to_markdown(result: BenchResult) -> str:
     """A table to paste into a paper or a pull request."""
-    cells = result.cells
-    if not cells:
-        return "No cell was finished.\n"
-    table = columns(cells)
-    attacks = sorted({a for a, _ in table if a != "none"})
-    names = ["model", "data set", "n", *(heading(c, cells[0].norm, attacks) for c in table)]
-    lines = markdown_table(names, (_markdown_cells(row, table) for row in rows(cells)), "ll" + "r" * (len(names) - 2))
+    if not result.cells:
+        return f"{NOTHING}\n"
+    texts = _texts(result, "**")
+    lines = markdown_table(texts.headings, texts.rows, texts.alignment)
     checks = [line for text in finding_lines(result.run.get("findings", [])) for line in ("", text)]
     return "\n".join([*lines, "", caption(result), *checks]) + "\n"
+
+
+def to_html(result: BenchResult) -> str:
+    """The same for a notebook."""
+    if not result.cells:
+        return html_table([], [], "", [NOTHING])
+    texts = _texts(result, "")
+    notes = [caption(result), *finding_lines(result.run.get("findings", []))]
+    return html_table(texts.headings, texts.rows, texts.alignment, notes)
+
+
+def to_lines(result: BenchResult) -> list[str]:
+    """The same for a prompt: what was measured, and a line for each model and data set."""
+    if not result.cells:
+        return [NOTHING]
+    texts = _texts(result, "")
+    lines = [
+        f"{model} on {dataset}, n {n}: " + ", ".join(map(" ".join, zip(texts.headings[3:], values, strict=True)))
+        for model, dataset, n, *values in texts.rows
+    ]
+    more = [f"... and {len(lines) - MOST_LINES} lines more"] if len(lines) > MOST_LINES else []
+    return [caption(result), *lines[:MOST_LINES], *more]
