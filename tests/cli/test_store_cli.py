@@ -11,7 +11,7 @@ import pandas as pd
 import pytest
 
 import clipguard
-from clipguard.benchmark import session as ledger
+from clipguard.benchmark import store_session
 from clipguard.cli import run
 from clipguard.store.store import COLUMNS, Store, distinct
 
@@ -21,10 +21,10 @@ def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Two cells of many small segments in the default place; that of seed 0 is old."""
     monkeypatch.chdir(tmp_path)
     with monkeypatch.context() as patch:
-        patch.setattr(ledger, "FLUSH_SECONDS", 0.0)
-        patch.setattr(ledger, "MANY", 1000)
+        patch.setattr(store_session, "FLUSH_SECONDS", 0.0)
+        patch.setattr(store_session, "MOST_SEGMENTS", 1000)
         measure(1)
-        patch.setattr(ledger, "_now", lambda: "2026-01-02T03:04:05+00:00")
+        patch.setattr(store_session, "_now", lambda: "2026-01-02T03:04:05+00:00")
         measure(0)
     return tmp_path / "runs" / "store"
 
