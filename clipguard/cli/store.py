@@ -46,7 +46,7 @@ FormatOption = Annotated[Format, typer.Option("--format", "-f", help="What stdou
 @app.command("ls")
 @configurable
 def list_cells(store: StoreOption = DEFAULT_STORE, output_format: FormatOption = Format.table) -> None:
-    """List the cells: model, data sets, attack, budgets, images, size, and when they were last written."""
+    """List the cells: model, data sets, attack, eps, images, size, and when they were last written."""
     import json
 
     from clipguard.cli.console.render import print_rows

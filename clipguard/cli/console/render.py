@@ -16,6 +16,7 @@ from clipguard.benchmark.results.result import BenchResult
 from clipguard.benchmark.results.table import AVERAGE, caption, columns, heading, interval, rows
 from clipguard.comparison.output import cell_values, comparison_notes
 from clipguard.comparison.result import Comparison
+from clipguard.core.eps import show_eps
 from clipguard.core.prediction import Prediction
 from clipguard.sanity.checks import VERDICTS
 from clipguard.sanity.entries import alarms, finding_lines
@@ -149,10 +150,10 @@ def _summary(result: AdversarialResult) -> Iterator[str]:
     """What happened, in a line or a few."""
     run, counts = result.run, result.summary()
     (attack,), eps = run["attacks"], run["eps"][0]
-    budget = f"{run['norm']} eps {eps:g}{'/255' if run['norm'] == 'linf' else ''}"
+    shown = f"{run['norm']} eps {show_eps(eps, run['norm'])}"
     images = "1 image" if counts["n"] == 1 else f"{counts['n']} images"
     yield (
-        f"{images}: {counts['clean_correct']} right when clean; {attack} at {budget} broke {counts['broken']} "
+        f"{images}: {counts['clean_correct']} right when clean; {attack} at {shown} broke {counts['broken']} "
         f"of them, {counts['robust']} held."
     )
     if run["labels"] == PREDICTED:
