@@ -11,8 +11,8 @@ from clipguard.core.progress import Progress
 from clipguard.core.run_record import FindingsRecord
 from clipguard.data import ZeroShotDataset
 from clipguard.finetuning.config import FinetuneConfig
+from clipguard.finetuning.data.training_data import Indices, TrainingData
 from clipguard.finetuning.training.accuracy import ATTACK, PASSES, Accuracies, Score, score
-from clipguard.finetuning.training.data import Indices, TrainingData
 from clipguard.models.loading import LoadedModel
 from clipguard.sanity.entries import entry, say
 from clipguard.sanity.predictions import prediction_findings

@@ -13,8 +13,8 @@ from clipguard.core.errors import FinetuneError
 from clipguard.core.notices import Notice
 from clipguard.core.provenance import Machine, machine, versions
 from clipguard.finetuning.config import FinetuneConfig
+from clipguard.finetuning.data.training_data import TrainingData
 from clipguard.finetuning.final_evaluation import EvaluationRecord
-from clipguard.finetuning.training.data import TrainingData
 from clipguard.finetuning.training.trainer import Trainer
 from clipguard.models.loading import LoadedModel
 

@@ -21,18 +21,18 @@ from clipguard.finetuning.card import write_card
 from clipguard.finetuning.checks import check
 from clipguard.finetuning.config import FinetuneConfig
 from clipguard.finetuning.curves import draw_curves
+from clipguard.finetuning.data.batches import choose_workers
+from clipguard.finetuning.data.images import TrainingImages
+from clipguard.finetuning.data.sampler import ResumableBatchSampler
+from clipguard.finetuning.data.training_data import TrainingData, open_data
 from clipguard.finetuning.export import describe_text, export
 from clipguard.finetuning.final_evaluation import announce, choose_images, evaluate, no_evaluation
 from clipguard.finetuning.processes import RENDEZVOUS_TIMEOUT, Team, joined
 from clipguard.finetuning.record import RUN_NAME, RunRecord, check_unchanged, read_unfinished, start_record, to_json
 from clipguard.finetuning.result import FinetuneResult
 from clipguard.finetuning.training.accelerator import accelerated, start_tracker
-from clipguard.finetuning.training.batches import choose_workers
-from clipguard.finetuning.training.data import TrainingData, open_data
-from clipguard.finetuning.training.images import TrainingImages
 from clipguard.finetuning.training.metrics import read_metrics
 from clipguard.finetuning.training.objective import make_objective
-from clipguard.finetuning.training.sampler import ResumableBatchSampler
 from clipguard.finetuning.training.trainer import Trainer
 from clipguard.finetuning.training.validation import Validation
 from clipguard.models.checkpoint.reader import hash_file

@@ -68,7 +68,7 @@ PLACES = {
         ("skipped", "variables of accelerate that would change settings"),
         ("skipped", "variables of a launch of one process"),
     ],
-    "finetuning/training/data.py": [("skipped", "labels that cannot be read, of a method that needs none")],
+    "finetuning/data/training_data.py": [("skipped", "labels that cannot be read, of a method that needs none")],
     "models/checkpoint/image_processor.py": [
         ("guessed", "CLIP's own processor, where there is no file"),
         ("skipped", "keys that transformers does not use either"),

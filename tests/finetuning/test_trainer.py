@@ -15,10 +15,10 @@ from training_runs import make_config, make_trainer, write_vit
 
 from clipguard.core.errors import FinetuneError
 from clipguard.core.progress import Silent
+from clipguard.finetuning.data.batches import ImageBatch, load_batches
 from clipguard.finetuning.methods.base import Batch, Method, Need
 from clipguard.finetuning.methods.registry import METHODS
 from clipguard.finetuning.methods.tecoa import TeCoA
-from clipguard.finetuning.training.batches import ImageBatch, load_batches
 from clipguard.finetuning.training.lora import LowRank, merge_lora
 from clipguard.finetuning.training.metrics import read_metrics
 from clipguard.finetuning.training.optimizers import lr_factor

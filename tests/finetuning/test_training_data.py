@@ -15,12 +15,12 @@ from clipguard.core.errors import DatasetError, FinetuneError
 from clipguard.core.notices import noticing
 from clipguard.core.progress import Silent
 from clipguard.finetuning.config import FinetuneConfig
-from clipguard.finetuning.training import images as training_images
-from clipguard.finetuning.training.augmentation import crop_and_mirror
-from clipguard.finetuning.training.batches import load_batches
-from clipguard.finetuning.training.data import divide, open_data
-from clipguard.finetuning.training.images import TrainingImages
-from clipguard.finetuning.training.sampler import ResumableBatchSampler
+from clipguard.finetuning.data import images as training_images
+from clipguard.finetuning.data.augmentation import crop_and_mirror
+from clipguard.finetuning.data.batches import load_batches
+from clipguard.finetuning.data.images import TrainingImages
+from clipguard.finetuning.data.sampler import ResumableBatchSampler
+from clipguard.finetuning.data.training_data import divide, open_data
 from clipguard.models import load_model
 
 ANIMALS = make_config("tiny", "emoji-animals")

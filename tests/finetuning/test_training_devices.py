@@ -12,9 +12,9 @@ from training_runs import SMALL, write_images, write_vit
 
 import clipguard
 from clipguard.core.errors import FinetuneError
+from clipguard.finetuning.data.batches import ImageBatch
 from clipguard.finetuning.run import resume_finetune, run_finetune
 from clipguard.finetuning.settings import resolve
-from clipguard.finetuning.training.batches import ImageBatch
 from clipguard.finetuning.training.checkpoint import Checkpoints
 from clipguard.finetuning.training.metrics import read_metrics
 from clipguard.models.export import WEIGHTS_NAME

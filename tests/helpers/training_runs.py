@@ -17,11 +17,11 @@ from clipguard.core.progress import Silent
 from clipguard.core.quiet_libraries import quiet_libraries
 from clipguard.finetuning.checks import check
 from clipguard.finetuning.config import FinetuneConfig
+from clipguard.finetuning.data.images import TrainingImages
+from clipguard.finetuning.data.sampler import ResumableBatchSampler
+from clipguard.finetuning.data.training_data import open_data
 from clipguard.finetuning.settings import resolve
-from clipguard.finetuning.training.data import open_data
-from clipguard.finetuning.training.images import TrainingImages
 from clipguard.finetuning.training.objective import make_objective
-from clipguard.finetuning.training.sampler import ResumableBatchSampler
 from clipguard.finetuning.training.trainer import Trainer
 from clipguard.models import load_model
 

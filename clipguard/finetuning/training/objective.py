@@ -14,10 +14,10 @@ from torch import Tensor, nn
 from clipguard.attacks.engine.evaluator import frozen
 from clipguard.attacks.threat import ThreatModel
 from clipguard.finetuning.config import FinetuneConfig
+from clipguard.finetuning.data.batches import ImageBatch
+from clipguard.finetuning.data.training_data import TrainingData
 from clipguard.finetuning.methods.base import Batch, Method, TextMode
-from clipguard.finetuning.training.batches import ImageBatch
 from clipguard.finetuning.training.class_text import ClassText
-from clipguard.finetuning.training.data import TrainingData
 from clipguard.finetuning.training.image_tower import ImageTower, choose_weights
 from clipguard.finetuning.training.training_attack import TrainingAttack
 from clipguard.finetuning.training.tuned_model import TunedModel

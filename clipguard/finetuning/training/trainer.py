@@ -17,16 +17,16 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from clipguard.core.progress import Progress
 from clipguard.finetuning.config import FinetuneConfig
+from clipguard.finetuning.data.batches import ImageBatch, load_batches
+from clipguard.finetuning.data.images import TrainingImages
+from clipguard.finetuning.data.random_keys import random_key
+from clipguard.finetuning.data.sampler import ResumableBatchSampler
 from clipguard.finetuning.methods.base import Batch
-from clipguard.finetuning.training.batches import ImageBatch, load_batches
 from clipguard.finetuning.training.checkpoint import Checkpoints, TrainingState
-from clipguard.finetuning.training.images import TrainingImages
 from clipguard.finetuning.training.interrupts import interruptible, raise_interrupt
 from clipguard.finetuning.training.metrics import MetricsBuffer, MetricsLog, describe_step
 from clipguard.finetuning.training.objective import Objective, batch_accuracy
 from clipguard.finetuning.training.optimizers import lr_factor, make_optimizers, set_learning_rate
-from clipguard.finetuning.training.random_keys import random_key
-from clipguard.finetuning.training.sampler import ResumableBatchSampler
 from clipguard.finetuning.training.tuned_model import TunedModel
 from clipguard.finetuning.training.validation import Validation, describe_validation
 

@@ -12,13 +12,13 @@ from clipguard.attacks.engine.outcome import Example
 from clipguard.core.progress import Progress
 from clipguard.data.dataset import stratified_subset
 from clipguard.finetuning.config import FinetuneConfig
+from clipguard.finetuning.data.batches import collate
+from clipguard.finetuning.data.images import TrainingImages
+from clipguard.finetuning.data.random_keys import random_key
+from clipguard.finetuning.data.training_data import TrainingData
 from clipguard.finetuning.training.accuracy import Accuracies, score
-from clipguard.finetuning.training.batches import collate
-from clipguard.finetuning.training.data import TrainingData
 from clipguard.finetuning.training.image_tower import TunedClassifier
-from clipguard.finetuning.training.images import TrainingImages
 from clipguard.finetuning.training.objective import Objective
-from clipguard.finetuning.training.random_keys import random_key
 from clipguard.finetuning.training.tuned_model import TunedModel
 
 BY_ACCURACY = "mean of clean and PGD-10 accuracy on validation images"

@@ -10,9 +10,9 @@ from torch.utils.data import Dataset
 
 from clipguard.core.progress import Progress
 from clipguard.finetuning.config import FinetuneConfig
-from clipguard.finetuning.training.augmentation import crop_and_mirror
-from clipguard.finetuning.training.data import Indices, TrainingData
-from clipguard.finetuning.training.random_keys import random_key
+from clipguard.finetuning.data.augmentation import crop_and_mirror
+from clipguard.finetuning.data.random_keys import random_key
+from clipguard.finetuning.data.training_data import Indices, TrainingData
 
 CACHED_BYTES = 1 << 30  # most memory that decoded images may take
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from clipguard.finetuning.config import FinetuneConfig
-from clipguard.finetuning.training.data import Indices
+from clipguard.finetuning.data.training_data import Indices
 
 
 @dataclass(frozen=True)

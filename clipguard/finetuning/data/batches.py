@@ -12,8 +12,8 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from clipguard.finetuning.config import FinetuneConfig
-from clipguard.finetuning.training.images import TrainingImages
-from clipguard.finetuning.training.sampler import ResumableBatchSampler
+from clipguard.finetuning.data.images import TrainingImages
+from clipguard.finetuning.data.sampler import ResumableBatchSampler
 
 MOST_WORKERS = 8  # that are started without being asked for
 
