@@ -6,7 +6,7 @@ import logging
 from pathlib import Path
 from typing import Literal
 
-from clipguard.core.output import OutputFolder
+from clipguard.core.files.output import OutputFolder
 from clipguard.models.convert import convert_files
 from clipguard.models.description import describe_model
 from clipguard.models.loading import load_model

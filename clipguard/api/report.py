@@ -13,7 +13,7 @@ from urllib.parse import quote
 
 from clipguard.adversarial.replay import Replay, ReplayRequest, replay_images
 from clipguard.core.errors import ClipguardError
-from clipguard.core.output import OutputFile, OutputFolder
+from clipguard.core.files.output import OutputFile, OutputFolder
 from clipguard.core.progress import Progress, Silent
 from clipguard.reporting.board import Images, Run, read_runs
 from clipguard.reporting.gallery import MOST_PICTURES, Picture, replayed_pictures, stored_pictures

@@ -17,7 +17,7 @@ from torch import Tensor
 from clipguard.attacks.engine.batch_invariance import FILLS, find_fill
 from clipguard.attacks.engine.evaluator import Evaluator
 from clipguard.attacks.engine.options import EngineOptions
-from clipguard.core.atomic_files import write_bytes
+from clipguard.core.files.atomic_files import write_bytes
 from clipguard.core.provenance import versions
 from clipguard.core.run_record import BatchInvariance
 from clipguard.models.classifier import ZeroShotClassifier

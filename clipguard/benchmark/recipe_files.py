@@ -10,8 +10,8 @@ from clipguard.attacks.base import Attack
 from clipguard.attacks.recipes import Recipe, parse_recipe
 from clipguard.attacks.registry import ATTACKS, SUITES
 from clipguard.core.checking import check_type
-from clipguard.core.config_files import SUFFIXES, read_config_file
 from clipguard.core.errors import AttackError
+from clipguard.core.files.config_files import SUFFIXES, read_config_file
 from clipguard.core.notices import notice
 
 KEYS = ("name", "eot", "stages")

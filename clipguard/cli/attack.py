@@ -19,7 +19,7 @@ from clipguard.core.settings import setting, settings_of
 if TYPE_CHECKING:
     from clipguard.adversarial.image_files import ImageFiles
     from clipguard.adversarial.result import AdversarialResult
-    from clipguard.core.output import OutputFolder
+    from clipguard.core.files.output import OutputFolder
 
 EXAMPLES = """
 **Examples**
@@ -99,7 +99,7 @@ def attack(
         raise ClipguardError(
             f"`datasets` names a group ({', '.join(plan.datasets)}); `clipguard attack` takes one of it."
         )
-    from clipguard.core.output import OutputFolder
+    from clipguard.core.files.output import OutputFolder
 
     plan.check()
     named, out = how["name"] or plan.models[0], how["out"]

@@ -95,7 +95,7 @@ def compare(
 ) -> None:
     """Tell whether a model got worse than another, image by image and beyond chance; for CI."""
     from clipguard.comparison.inputs import read_inputs
-    from clipguard.core.output import OutputFile
+    from clipguard.core.files.output import OutputFile
 
     how = pop_settings(given, COMPARING | STORED)
     if how["first"] is not None and not how["sequential"]:

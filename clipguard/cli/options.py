@@ -16,9 +16,9 @@ from typing import Annotated, Any
 
 import typer
 
-from clipguard.core.config_files import read_config_file
 from clipguard.core.eps import spell_eps
 from clipguard.core.errors import ClipguardError, did_you_mean, first_line
+from clipguard.core.files.config_files import read_config_file
 from clipguard.core.settings import Setting, read_settings, setting, settings_of
 
 DEFAULT_STORE = Path("runs/store")

@@ -130,7 +130,7 @@ def export(
     store: StoreOption = DEFAULT_STORE,
 ) -> None:
     """Write all rows, each with its cell's key, as one table for pandas, R or a spreadsheet."""
-    from clipguard.core.output import OutputFile
+    from clipguard.core.files.output import OutputFile
     from clipguard.core.samples import parquet_bytes
     from clipguard.store.maintenance import open_store, table
 

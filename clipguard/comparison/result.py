@@ -13,7 +13,7 @@ import pandas as pd
 from clipguard.comparison.output import comparison_html, comparison_lines, comparison_markdown
 from clipguard.comparison.rules import FailOn, Rules
 from clipguard.core.errors import ClipguardError, ResultError, first_line
-from clipguard.core.output import OutputFile
+from clipguard.core.files.output import OutputFile
 from clipguard.core.run_record import ModelRecord
 
 SCHEMA = 1

@@ -10,8 +10,8 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-from clipguard.core.config_files import SUFFIXES, read_config_file
 from clipguard.core.errors import DatasetError, did_you_mean
+from clipguard.core.files.config_files import SUFFIXES, read_config_file
 from clipguard.core.plugins import load_plugins
 from clipguard.data.classes.labels import NameList
 from clipguard.data.classes.lists import read_class_list

@@ -8,7 +8,7 @@ from pathlib import Path
 from torch import Tensor
 
 from clipguard.core.errors import FinetuneError
-from clipguard.core.output import OutputFolder
+from clipguard.core.files.output import OutputFolder
 from clipguard.models.export import State, checkpoint_files, complete_config
 from clipguard.models.loading import LoadedModel, load_model
 

@@ -14,8 +14,8 @@ import torch
 from clipguard.attacks.engine.batching import is_out_of_memory
 from clipguard.core.device import choose_device
 from clipguard.core.errors import FinetuneError
+from clipguard.core.files.output import OutputFolder
 from clipguard.core.notices import Notice, noticing
-from clipguard.core.output import OutputFolder
 from clipguard.core.progress import Progress, Silent
 from clipguard.finetuning.card import write_card
 from clipguard.finetuning.checks import check

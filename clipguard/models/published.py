@@ -6,8 +6,8 @@ from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
 
-from clipguard.core.config_files import read_config_file
 from clipguard.core.errors import ModelError
+from clipguard.core.files.config_files import read_config_file
 from clipguard.core.plugins import load_plugins
 
 TABLE = Path(__file__).with_name("published.toml")

@@ -22,7 +22,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from clipguard.core.errors import OutputError, ResultError, first_line
-from clipguard.core.output import make_folders
+from clipguard.core.files.output import make_folders
 from clipguard.core.run_record import CostLogEntry, StageCost
 from clipguard.core.samples import SAMPLE_COLUMNS, Sample
 
@@ -125,7 +125,7 @@ class Store:
             ) from error
 
     def _replace(self, path: Path, content: bytes) -> None:
-        """As core/atomic_files.py, durably; but parts lie together, where `gc` finds those of killed writers, and the
+        """As core/files/atomic_files.py, durably; but parts lie together, where `gc` finds those of killed writers, and the
         folder of the file may be removed meanwhile.
         """
         parts = self.path / PARTS

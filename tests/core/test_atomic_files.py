@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from clipguard.core.atomic_files import is_part, replacing, write_bytes
+from clipguard.core.files.atomic_files import is_part, replacing, write_bytes
 
 KILLED = """
 import os, sys

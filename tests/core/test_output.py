@@ -15,8 +15,8 @@ from typing import Any
 import pytest
 
 from clipguard.core.errors import ClipguardError, OutputError
-from clipguard.core.locks import Lock
-from clipguard.core.output import LOCK, OutputFile, OutputFolder, make_folders
+from clipguard.core.files.locks import Lock
+from clipguard.core.files.output import LOCK, OutputFile, OutputFolder, make_folders
 
 fork = multiprocessing.get_context("fork")
 

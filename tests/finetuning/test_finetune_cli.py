@@ -19,7 +19,7 @@ from training_runs import write_images
 
 import clipguard
 from clipguard.cli import run
-from clipguard.core.config_files import read_config_file
+from clipguard.core.files.config_files import read_config_file
 from clipguard.core.quiet_libraries import quiet_libraries
 from clipguard.finetuning.settings import resolve
 

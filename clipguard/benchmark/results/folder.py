@@ -8,7 +8,7 @@ from typing import Any
 
 from clipguard.benchmark.plan import BenchPlan
 from clipguard.benchmark.results.result import RESULTS, SAMPLES, BenchResult
-from clipguard.core.output import OutputFolder
+from clipguard.core.files.output import OutputFolder
 from clipguard.core.samples import parquet_bytes
 
 

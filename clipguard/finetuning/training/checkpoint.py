@@ -10,8 +10,8 @@ from typing import Any, TypedDict, cast
 import torch
 from torch import Tensor
 
-from clipguard.core.atomic_files import replacing
 from clipguard.core.errors import FinetuneError, OutputError, first_line
+from clipguard.core.files.atomic_files import replacing
 
 FOLDER = "checkpoints"
 Weights = dict[str, Tensor]

@@ -18,9 +18,9 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
-from clipguard.core.atomic_files import is_part, try_to_write, write_bytes
 from clipguard.core.errors import OutputError
-from clipguard.core.locks import InUseError, Lock, in_use, is_held, is_ours
+from clipguard.core.files.atomic_files import is_part, try_to_write, write_bytes
+from clipguard.core.files.locks import InUseError, Lock, in_use, is_held, is_ours
 
 if TYPE_CHECKING:
     from typing_extensions import Self
