@@ -20,7 +20,7 @@ from clipguard.attacks.engine.outcome import Example, ImageOutcome
 from clipguard.attacks.engine.reference import ReferenceEngine
 from clipguard.attacks.recipes import parse_recipe
 from clipguard.attacks.threat import ThreatModel
-from clipguard.core.provenance import versions
+from clipguard.core.records.provenance import versions
 
 RESULTS = Path(__file__).parent / "results"
 ENGINES = {"clipguard": Engine, "reference": ReferenceEngine}

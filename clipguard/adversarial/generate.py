@@ -30,10 +30,10 @@ from clipguard.benchmark.task import Task, engine_options, open_task, read_task
 from clipguard.core.device import choose_device
 from clipguard.core.eps import Eps
 from clipguard.core.notices import noticing
-from clipguard.core.prediction import Prediction
 from clipguard.core.progress import Progress, Silent
-from clipguard.core.run_record import BatchInvariance, CostRecord, FindingsRecord
-from clipguard.core.samples import Sample, sample_frame
+from clipguard.core.records.prediction import Prediction
+from clipguard.core.records.run import BatchInvariance, CostRecord, FindingsRecord
+from clipguard.core.records.samples import Sample, sample_frame
 from clipguard.models import parse_source
 from clipguard.models.description import describe_model
 from clipguard.models.loading import LoadedModel, load_model

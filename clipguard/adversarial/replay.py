@@ -17,7 +17,7 @@ from clipguard.core.device import choose_device
 from clipguard.core.eps import eps_of_numbers
 from clipguard.core.errors import ClipguardError, ResultError
 from clipguard.core.progress import Progress, Silent
-from clipguard.core.run_record import RunRecord
+from clipguard.core.records.run import RunRecord
 from clipguard.models.loading import LoadedModel, load_model
 
 

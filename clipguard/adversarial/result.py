@@ -15,9 +15,9 @@ from torch import Tensor
 
 from clipguard.benchmark.results.result import SCHEMA, Cell
 from clipguard.core.eps import PIXEL
-from clipguard.core.prediction import Prediction
-from clipguard.core.run_record import RunRecord
-from clipguard.core.samples import Sample, parquet_bytes, sample_frame
+from clipguard.core.records.prediction import Prediction
+from clipguard.core.records.run import RunRecord
+from clipguard.core.records.samples import Sample, parquet_bytes, sample_frame
 
 RUN_FILE = "run.json"
 PREDICTED = "predicted"  # `run["labels"]` of image files without labels

@@ -18,8 +18,8 @@ from clipguard.attacks.engine.batch_invariance import FILLS, find_fill
 from clipguard.attacks.engine.evaluator import Evaluator
 from clipguard.attacks.engine.options import EngineOptions
 from clipguard.core.files.atomic_files import write_bytes
-from clipguard.core.provenance import versions
-from clipguard.core.run_record import BatchInvariance
+from clipguard.core.records.provenance import versions
+from clipguard.core.records.run import BatchInvariance
 from clipguard.models.classifier import ZeroShotClassifier
 from clipguard.models.loading import LoadedModel
 

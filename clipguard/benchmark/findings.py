@@ -17,7 +17,7 @@ from torch import Tensor
 from clipguard.attacks.recipes import Recipe
 from clipguard.benchmark.plan import BenchPlan
 from clipguard.benchmark.results.result import BenchResult
-from clipguard.core.run_record import FindingsRecord
+from clipguard.core.records.run import FindingsRecord
 from clipguard.data import ZeroShotDataset
 from clipguard.sanity.checks import CHECKS, Finding, weightier
 from clipguard.sanity.entries import entry

@@ -19,7 +19,7 @@ from clipguard.benchmark.findings import pick_images
 from clipguard.benchmark.plan import BenchPlan
 from clipguard.benchmark.results.sample_rows import RowNames, cost_record, cost_table
 from clipguard.benchmark.task import Task
-from clipguard.core.run_record import CostRecord, StageCosts
+from clipguard.core.records.run import CostRecord, StageCosts
 from clipguard.sanity.checks import Finding, not_checked
 from clipguard.sanity.entries import NO_PROBES
 from clipguard.sanity.probes import PROBE_CHECKS, probe

@@ -15,7 +15,7 @@ from clipguard.attacks.engine.schedule import recall
 from clipguard.benchmark.plan import BenchPlan
 from clipguard.benchmark.results.sample_rows import table_unit
 from clipguard.benchmark.task import KnownOutcomes, Task
-from clipguard.core.run_record import StageCost, StageCosts
+from clipguard.core.records.run import StageCost, StageCosts
 from clipguard.store.store import Segment, StoredCell, distinct, sum_costs
 
 

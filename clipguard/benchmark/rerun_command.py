@@ -10,7 +10,7 @@ from clipguard.benchmark.plan import BenchPlan
 from clipguard.benchmark.protocols import make_plan
 from clipguard.core.eps import spell_eps
 from clipguard.core.errors import ClipguardError
-from clipguard.core.run_record import RunRecord
+from clipguard.core.records.run import RunRecord
 from clipguard.core.spec import split_attacks
 
 FLAGS = ("quantize", "compile", "duplicate_names")

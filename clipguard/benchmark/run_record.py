@@ -10,8 +10,8 @@ from clipguard.attacks.recipes import Recipe
 from clipguard.benchmark.plan import BenchPlan
 from clipguard.benchmark.task import Task, engine_options
 from clipguard.core.eps import notice_small_eps
-from clipguard.core.provenance import machine, versions
-from clipguard.core.run_record import AttackRecord, ModelRecord, RunRecord
+from clipguard.core.records.provenance import machine, versions
+from clipguard.core.records.run import AttackRecord, ModelRecord, RunRecord
 from clipguard.models.loading import ModelInfo
 
 

@@ -12,8 +12,8 @@ from clipguard.attacks.engine.costs import Cost
 from clipguard.attacks.engine.outcome import EpsOutcome, Example
 from clipguard.benchmark.results.sample_rows import RowNames, cost_record, sample
 from clipguard.core.eps import Eps
-from clipguard.core.provenance import versions
-from clipguard.core.run_record import StageCost, StageCosts
+from clipguard.core.records.provenance import versions
+from clipguard.core.records.run import StageCost, StageCosts
 from clipguard.store.store import COLUMNS, StoredCell, StoredSample
 
 FLUSH_SECONDS = 5.0  # between segments: what a killed run loses at most, beside the images in flight

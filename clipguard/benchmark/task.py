@@ -16,8 +16,8 @@ from clipguard.benchmark.objects import Objects
 from clipguard.benchmark.plan import BenchPlan
 from clipguard.core.errors import DatasetError
 from clipguard.core.progress import Progress
-from clipguard.core.provenance import fingerprint, image_hash
-from clipguard.core.run_record import DatasetRecord
+from clipguard.core.records.provenance import fingerprint, image_hash
+from clipguard.core.records.run import DatasetRecord
 from clipguard.data import ZeroShotDataset
 from clipguard.data.dataset import in_random_order
 from clipguard.data.decoding import PixelCount

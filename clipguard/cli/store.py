@@ -131,7 +131,7 @@ def export(
 ) -> None:
     """Write all rows, each with its cell's key, as one table for pandas, R or a spreadsheet."""
     from clipguard.core.files.output import OutputFile
-    from clipguard.core.samples import parquet_bytes
+    from clipguard.core.records.samples import parquet_bytes
     from clipguard.store.maintenance import open_store, table
 
     if out.suffix not in (".parquet", ".csv"):

@@ -8,7 +8,7 @@ from typing import Any, cast
 from clipguard.benchmark.results.result import BenchResult
 from clipguard.benchmark.results.table import protocol_line
 from clipguard.core.errors import ResultError
-from clipguard.core.run_record import ProtocolRecord, RunRecord
+from clipguard.core.records.run import ProtocolRecord, RunRecord
 
 # What a run was, but for the model and for how it was computed.
 RUN_FIELDS = (

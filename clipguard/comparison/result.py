@@ -14,7 +14,7 @@ from clipguard.comparison.output import comparison_html, comparison_lines, compa
 from clipguard.comparison.rules import FailOn, Rules
 from clipguard.core.errors import ClipguardError, ResultError, first_line
 from clipguard.core.files.output import OutputFile
-from clipguard.core.run_record import ModelRecord
+from clipguard.core.records.run import ModelRecord
 
 SCHEMA = 1
 Verdict = Literal["regression", "inconclusive", "no regression"]

@@ -22,7 +22,7 @@ from clipguard.core.checking import check_type
 from clipguard.core.errors import ClipguardError, ResultError
 from clipguard.core.notices import noticing
 from clipguard.core.progress import Progress
-from clipguard.core.run_record import DatasetRecord, FindingsRecord
+from clipguard.core.records.run import DatasetRecord, FindingsRecord
 from clipguard.sanity.entries import say
 from clipguard.sanity.predictions import PREDICTION_CHECKS
 

@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from clipguard.core.prediction import Prediction
+from clipguard.core.records.prediction import Prediction
 from clipguard.figures.text import Page, Ruler
 
 Pixels = npt.NDArray[np.float32]

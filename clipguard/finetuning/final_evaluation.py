@@ -8,7 +8,7 @@ import torch
 
 from clipguard.attacks.engine.outcome import Example
 from clipguard.core.progress import Progress
-from clipguard.core.run_record import FindingsRecord
+from clipguard.core.records.run import FindingsRecord
 from clipguard.data import ZeroShotDataset
 from clipguard.finetuning.config import FinetuneConfig
 from clipguard.finetuning.data.training_data import Indices, TrainingData

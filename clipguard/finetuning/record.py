@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, TypedDict, cast
 from clipguard.core.eps import PIXEL
 from clipguard.core.errors import FinetuneError
 from clipguard.core.notices import Notice
-from clipguard.core.provenance import Machine, machine, versions
+from clipguard.core.records.provenance import Machine, machine, versions
 from clipguard.finetuning.config import FinetuneConfig
 from clipguard.finetuning.data.training_data import TrainingData
 from clipguard.finetuning.final_evaluation import EvaluationRecord

@@ -18,7 +18,7 @@ from clipguard.adversarial.replay import Replay, ReplayRequest
 from clipguard.adversarial.result import AdversarialImage, PredictionRecord
 from clipguard.benchmark.results.table import eps_text
 from clipguard.core.errors import ResultError, first_line
-from clipguard.core.prediction import Prediction
+from clipguard.core.records.prediction import Prediction
 from clipguard.figures.grid import Pixels, amplification, fit_image
 from clipguard.reporting.board import CLEAN, Board, Images
 from clipguard.reporting.classes import class_table, pairs

@@ -11,7 +11,7 @@ from clipguard.attacks.methods.pgd import PGD
 from clipguard.attacks.registry import ATTACKS, attack_class
 from clipguard.benchmark.rerun_command import Rerun, rerun
 from clipguard.benchmark.results.table import protocol_line
-from clipguard.core.run_record import CostRecord, DatasetRecord, ModelRecord, RunRecord
+from clipguard.core.records.run import CostRecord, DatasetRecord, ModelRecord, RunRecord
 from clipguard.models.published import find_published, published_models
 from clipguard.models.source import HUB_PREFIX
 from clipguard.reporting.board import Run

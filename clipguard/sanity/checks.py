@@ -8,7 +8,7 @@ from typing import Literal, get_args
 
 from scipy.stats import binomtest
 
-from clipguard.core.run_record import FindingRecord
+from clipguard.core.records.run import FindingRecord
 from clipguard.statistics.intervals import wilson_interval
 
 Verdict = Literal["failure", "warning", "not checked", "ok"]  # worst first

@@ -6,7 +6,7 @@ import logging
 from collections import Counter
 from collections.abc import Container, Sequence
 
-from clipguard.core.run_record import FindingsRecord
+from clipguard.core.records.run import FindingsRecord
 from clipguard.sanity.checks import CHECKS, Finding
 from clipguard.sanity.predictions import PREDICTION_CHECKS
 

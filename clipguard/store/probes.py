@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TypedDict, cast
 
 from clipguard.core.errors import first_line
-from clipguard.core.run_record import StageCosts
+from clipguard.core.records.run import StageCosts
 from clipguard.sanity.checks import Finding, Verdict
 from clipguard.store.store import Store, canonical, sha256
 

@@ -23,8 +23,8 @@ import pyarrow.parquet as pq
 
 from clipguard.core.errors import OutputError, ResultError, first_line
 from clipguard.core.files.output import make_folders
-from clipguard.core.run_record import CostLogEntry, StageCost
-from clipguard.core.samples import SAMPLE_COLUMNS, Sample
+from clipguard.core.records.run import CostLogEntry, StageCost
+from clipguard.core.records.samples import SAMPLE_COLUMNS, Sample
 
 FORMAT = 1
 MARKER, CELLS, DAMAGED, PARTS, KEY = "store.json", "cells", "damaged", "parts", "_key.json"

@@ -18,7 +18,7 @@ from clipguard.benchmark.results.folder import ResultFolder
 from clipguard.benchmark.results.result import BenchResult
 from clipguard.benchmark.results.table import columns, rows, to_markdown
 from clipguard.core.errors import AttackError, OutputError
-from clipguard.core.samples import SAMPLE_COLUMNS
+from clipguard.core.records.samples import SAMPLE_COLUMNS
 from clipguard.statistics.intervals import wilson_interval
 
 

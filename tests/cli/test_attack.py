@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 
 import clipguard
 from clipguard.cli import run
-from clipguard.core.samples import SAMPLE_COLUMNS
+from clipguard.core.records.samples import SAMPLE_COLUMNS
 from clipguard.models.preprocessing import to_native_pixels
 
 FAST = ["attack", "-d", "emoji-food", "--attack", "pgd-5", "--eps", "16", "-n", "8"]

@@ -13,7 +13,7 @@ from fontTools.fontBuilder import FontBuilder
 from fontTools.pens.ttGlyphPen import TTGlyphPen
 from matplotlib.font_manager import fontManager
 
-from clipguard.core.prediction import Prediction
+from clipguard.core.records.prediction import Prediction
 from clipguard.figures import fonts
 from clipguard.figures.fonts import families, lacking
 from clipguard.figures.grid import Triple, draw_grid

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from clipguard.core.prediction import Prediction
+from clipguard.core.records.prediction import Prediction
 from clipguard.figures import grid
 from clipguard.figures.grid import Triple, amplification, choose_columns, draw_grid, fit_image
 from clipguard.figures.text import Ruler

@@ -13,7 +13,7 @@ from clipguard.attacks.recipes import parse_recipe
 from clipguard.benchmark.findings import pick_images, with_prompts
 from clipguard.benchmark.results.result import BenchResult
 from clipguard.benchmark.results.table import to_markdown
-from clipguard.core.samples import sample_frame
+from clipguard.core.records.samples import sample_frame
 from clipguard.models.preprocessing import to_native_pixels
 from clipguard.sanity.checks import Finding
 from clipguard.sanity.entries import finding_lines

@@ -9,7 +9,7 @@ from typing import Any
 from clipguard.benchmark.plan import BenchPlan
 from clipguard.benchmark.results.result import RESULTS, SAMPLES, BenchResult
 from clipguard.core.files.output import OutputFolder
-from clipguard.core.samples import parquet_bytes
+from clipguard.core.records.samples import parquet_bytes
 
 
 def _is_unfinished(path: Path, plan: BenchPlan) -> bool:

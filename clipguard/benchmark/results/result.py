@@ -11,8 +11,8 @@ import pandas as pd
 
 from clipguard.benchmark.results.table import to_html, to_lines, to_markdown
 from clipguard.core.errors import ResultError, first_line
-from clipguard.core.run_record import RunRecord
-from clipguard.core.samples import SAMPLE_COLUMNS, Sample, sample_frame
+from clipguard.core.records.run import RunRecord
+from clipguard.core.records.samples import SAMPLE_COLUMNS, Sample, sample_frame
 from clipguard.statistics.intervals import wilson_interval
 
 SCHEMA = 1

@@ -8,8 +8,8 @@ from typing import TypedDict
 from clipguard.attacks.engine.costs import Cost
 from clipguard.attacks.engine.outcome import EpsOutcome, ImageOutcome
 from clipguard.core.eps import PIXEL, Eps
-from clipguard.core.run_record import StageCost, StageCosts
-from clipguard.core.samples import Sample
+from clipguard.core.records.run import StageCost, StageCosts
+from clipguard.core.records.samples import Sample
 
 
 class RowNames(TypedDict):

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from clipguard.core.eps import show_eps
 from clipguard.core.html_table import html_table
 from clipguard.core.markdown import markdown_table
-from clipguard.core.run_record import ProtocolRecord
+from clipguard.core.records.run import ProtocolRecord
 from clipguard.sanity.entries import finding_lines
 
 if TYPE_CHECKING:

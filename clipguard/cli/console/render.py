@@ -17,7 +17,7 @@ from clipguard.benchmark.results.table import AVERAGE, caption, columns, heading
 from clipguard.comparison.output import cell_values, comparison_notes
 from clipguard.comparison.result import Comparison
 from clipguard.core.eps import show_eps
-from clipguard.core.prediction import Prediction
+from clipguard.core.records.prediction import Prediction
 from clipguard.sanity.checks import VERDICTS
 from clipguard.sanity.entries import alarms, finding_lines
 

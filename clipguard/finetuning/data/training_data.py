@@ -12,7 +12,7 @@ import numpy.typing as npt
 
 from clipguard.core.errors import DatasetError, FinetuneError, SplitError
 from clipguard.core.notices import notice
-from clipguard.core.provenance import fingerprint, image_hash
+from clipguard.core.records.provenance import fingerprint, image_hash
 from clipguard.data import ImageDataset, ZeroShotDataset, load_dataset, load_images
 from clipguard.data.dataset import stratified_subset
 from clipguard.data.decoding import PixelCount

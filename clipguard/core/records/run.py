@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any, Literal, TypedDict
 
 from clipguard.core.notices import Notice
-from clipguard.core.provenance import Machine
+from clipguard.core.records.provenance import Machine
 
 
 class StageCost(TypedDict):
