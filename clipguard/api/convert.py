@@ -10,7 +10,7 @@ from clipguard.core.files.output import OutputFolder
 from clipguard.models.convert import convert_files
 from clipguard.models.description import describe_model
 from clipguard.models.loading import load_model
-from clipguard.models.source import add_to_files
+from clipguard.models.sources.spec import add_to_files
 
 log = logging.getLogger("clipguard")
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 
 def list_models() -> list[str]:
     """Names that `load_model` knows: the embedded model, ARCH:TAG of open_clip, and what others published."""
-    from clipguard.models.published import published_models
-    from clipguard.models.source import list_models as open_clip_models
+    from clipguard.models.sources.published import published_models
+    from clipguard.models.sources.spec import list_models as open_clip_models
 
     return [*open_clip_models(), *(published.name for published in published_models())]
 

@@ -103,7 +103,7 @@ def finetune(
 def _resolve(given: dict[str, Any], from_file: dict[str, Any]) -> FinetuneConfig:
     """The settings of the command line, over those of the file."""
     from clipguard.finetuning.settings import resolve
-    from clipguard.models.source import add_to_files
+    from clipguard.models.sources.spec import add_to_files
 
     for layer in (from_file, given):
         base, normalization = layer.pop("base", None), layer.pop("normalization", None)

@@ -132,7 +132,7 @@ def _datasets() -> None:
 
 def _models() -> None:
     from clipguard.models import list_models
-    from clipguard.models.published import published_models
+    from clipguard.models.sources.published import published_models
 
     for name in list_models():
         echo(name)

@@ -185,7 +185,7 @@ def _registered_names(registry: str) -> list[str]:
     from clipguard.api import listing
 
     if registry == "models":  # those of open_clip would need torch
-        from clipguard.models.published import published_models
+        from clipguard.models.sources.published import published_models
 
         return ["tiny", *(published.name for published in published_models())]
     names: list[str] = getattr(listing, f"list_{registry}")()
@@ -274,7 +274,7 @@ def pop_settings(
 
 def add_to_models(given: dict[str, Any]) -> None:
     """Put `base` and `normalization` into the names of the models that are given."""
-    from clipguard.models.source import add_to_files
+    from clipguard.models.sources.spec import add_to_files
 
     base, normalization = given.pop("base", None), given.pop("normalization", None)
     given["models"] = add_to_files(list(given.get("models", ("tiny",))), base, normalization)

@@ -8,7 +8,7 @@ from clipguard.core.errors import FinetuneError
 from clipguard.finetuning.config import FinetuneConfig
 from clipguard.finetuning.methods.base import Method, TextMode
 from clipguard.finetuning.methods.registry import parse_method
-from clipguard.models.source import parse_source
+from clipguard.models.sources.spec import parse_source
 
 TRACKERS = {"tensorboard": is_tensorboard_available, "wandb": is_wandb_available}
 NOT_IN_THE_WEIGHTS: tuple[TextMode, ...] = ("free", "laat")  # text modes whose result is a file beside them

@@ -11,7 +11,7 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from clipguard.models.source import ModelSource, list_models, parse_source
+from clipguard.models.sources.spec import ModelSource, list_models, parse_source
 
 if TYPE_CHECKING:
     from clipguard.models.classifier import Resolution, ZeroShotClassifier

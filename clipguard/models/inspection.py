@@ -19,10 +19,10 @@ from clipguard.models.build import Checkpoint
 from clipguard.models.checkpoint.architecture import find_architectures
 from clipguard.models.checkpoint.contents import explain_adapter
 from clipguard.models.checkpoint.reader import WeightFile, find_release, read_weights
-from clipguard.models.detect import detect
-from clipguard.models.locate import config_folder, locate
-from clipguard.models.open_clip_catalog import uses_quick_gelu
-from clipguard.models.source import DIR_PREFIX, ModelSource, parse_source
+from clipguard.models.sources.detect import detect
+from clipguard.models.sources.locate import config_folder, locate
+from clipguard.models.sources.open_clip_catalog import uses_quick_gelu
+from clipguard.models.sources.spec import DIR_PREFIX, ModelSource, parse_source
 
 
 @dataclass(frozen=True)

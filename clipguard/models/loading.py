@@ -23,8 +23,6 @@ from clipguard.core.quiet_libraries import quiet_libraries
 from clipguard.models.build import Checkpoint, PlacedWeights, build, load_tokenizer, load_tower, load_weights
 from clipguard.models.checkpoint.reader import WeightFile
 from clipguard.models.classifier import Resolution, ZeroShotClassifier
-from clipguard.models.detect import Detected, detect
-from clipguard.models.locate import locate, locate_base, needs_hub
 from clipguard.models.preprocessing import (
     Preprocessing,
     describe_resize,
@@ -32,7 +30,9 @@ from clipguard.models.preprocessing import (
     preprocessing_of,
     to_native_pixels,
 )
-from clipguard.models.source import ModelSource, parse_source
+from clipguard.models.sources.detect import Detected, detect
+from clipguard.models.sources.locate import locate, locate_base, needs_hub
+from clipguard.models.sources.spec import ModelSource, parse_source
 from clipguard.models.text.encoding import Tokenizer, encode_classes, tokenize
 from clipguard.models.text.tuned import AppliedText, TextChoice, TextMap, apply_text
 

@@ -12,8 +12,8 @@ from clipguard.attacks.registry import ATTACKS, attack_class
 from clipguard.benchmark.rerun_command import Rerun, rerun
 from clipguard.benchmark.results.table import protocol_line
 from clipguard.core.records.run import CostRecord, DatasetRecord, ModelRecord, RunRecord
-from clipguard.models.published import find_published, published_models
-from clipguard.models.source import HUB_PREFIX
+from clipguard.models.sources.published import find_published, published_models
+from clipguard.models.sources.spec import HUB_PREFIX
 from clipguard.reporting.board import Run
 
 HUB = "https://huggingface.co"

@@ -80,7 +80,7 @@ PLACES = {
         ("translated", "an unknown prefix of all names"),
         ("skipped", "tensors that lie beside the model"),
     ],
-    "models/locate.py": [("skipped", "unknown keys of preprocess_cfg")],
+    "models/sources/locate.py": [("skipped", "unknown keys of preprocess_cfg")],
     "models/text/encoding.py": [
         ("truncated", "prompts longer than the context"),
         ("guessed", "classes alike in all prompts, where that is allowed"),

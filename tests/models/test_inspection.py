@@ -15,9 +15,9 @@ from clipguard.core.errors import ModelError
 from clipguard.models import load_model, parse_source
 from clipguard.models.checkpoint.reader import hash_file
 from clipguard.models.inspection import inspect_model
-from clipguard.models.locate import locate, with_known_activation
-from clipguard.models.open_clip_catalog import architectures
-from clipguard.models.published import find_published, published_models
+from clipguard.models.sources.locate import locate, with_known_activation
+from clipguard.models.sources.open_clip_catalog import architectures
+from clipguard.models.sources.published import find_published, published_models
 
 Folder = Callable[[str], Path]
 

@@ -12,7 +12,7 @@ from clipguard.core.errors import ModelError
 from clipguard.core.quiet_libraries import quiet_libraries
 from clipguard.models.checkpoint.match import compare, openai_mark
 from clipguard.models.checkpoint.reader import WeightFile, find_release
-from clipguard.models.open_clip_catalog import activation_agrees, architectures, tag_config, uses_quick_gelu
+from clipguard.models.sources.open_clip_catalog import activation_agrees, architectures, tag_config, uses_quick_gelu
 
 
 def find_architectures(file: WeightFile) -> list[str]:

@@ -11,7 +11,7 @@ from torch import nn
 from clipguard.core.errors import ModelError
 from clipguard.models.checkpoint.contents import shorten
 from clipguard.models.checkpoint.reader import WeightFile, find_release
-from clipguard.models.open_clip_catalog import quick_gelu_twin
+from clipguard.models.sources.open_clip_catalog import quick_gelu_twin
 
 _IGNORED_BUFFER = "num_batches_tracked"  # batch-norm's counter: has no effect in eval mode, and old files lack it
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from clipguard.models.published import Published
+from clipguard.models.sources.published import Published
 
 TINY_AGAIN = Published(
     name="tiny-again",

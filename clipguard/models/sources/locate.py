@@ -16,10 +16,10 @@ from clipguard.models.checkpoint.image_processor import read_image_processor
 from clipguard.models.checkpoint.reader import WeightFile
 from clipguard.models.checkpoint.transformers import CONFIG_NAME as TRANSFORMERS_CONFIG
 from clipguard.models.checkpoint.transformers import read_transformers_config
-from clipguard.models.download import fetch_repository, fetch_tag
-from clipguard.models.open_clip_catalog import tag_config
-from clipguard.models.published import find_repository
-from clipguard.models.source import ModelSource
+from clipguard.models.sources.download import fetch_repository, fetch_tag
+from clipguard.models.sources.open_clip_catalog import tag_config
+from clipguard.models.sources.published import find_repository
+from clipguard.models.sources.spec import ModelSource
 
 
 def needs_hub(source: ModelSource) -> bool:

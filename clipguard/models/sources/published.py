@@ -67,7 +67,7 @@ def published_models() -> tuple[Published, ...]:
 
     def add(_: str, checkpoint: object) -> None:
         if not isinstance(checkpoint, Published):
-            raise ModelError(f"it must be a clipguard.models.published.Published, not {checkpoint!r}")
+            raise ModelError(f"it must be a clipguard.models.sources.published.Published, not {checkpoint!r}")
         if checkpoint.name in table:
             raise ModelError(f"there is a checkpoint {checkpoint.name!r} already")
         table[checkpoint.name] = checkpoint

@@ -12,7 +12,7 @@ from typing import Literal
 
 from clipguard.core.errors import ModelError, did_you_mean
 from clipguard.models.normalization import Normalization, parse_normalization
-from clipguard.models.open_clip_catalog import (
+from clipguard.models.sources.open_clip_catalog import (
     activation_agrees,
     architectures,
     quick_gelu_twin,
@@ -20,7 +20,7 @@ from clipguard.models.open_clip_catalog import (
     tags,
     uses_quick_gelu,
 )
-from clipguard.models.published import find_published, published_models
+from clipguard.models.sources.published import find_published, published_models
 
 TINY = "tiny"
 HUB_PREFIX = "hf-hub:"

@@ -10,8 +10,8 @@ from clipguard.core.errors import ModelError
 from clipguard.models.checkpoint.architecture import describe_shapes, find_architectures, openai_twin, settle_activation
 from clipguard.models.checkpoint.contents import explain_adapter
 from clipguard.models.checkpoint.reader import WeightFile, read_weights
-from clipguard.models.locate import config_folder
-from clipguard.models.source import ModelSource, parse_source
+from clipguard.models.sources.locate import config_folder
+from clipguard.models.sources.spec import ModelSource, parse_source
 
 
 class Detected(NamedTuple):
