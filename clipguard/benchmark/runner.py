@@ -14,17 +14,17 @@ from clipguard.attacks.engine.reference import ReferenceEngine
 from clipguard.attacks.recipes import Recipe
 from clipguard.attacks.threat import ThreatModel
 from clipguard.benchmark.batch_fill import settle_fill
-from clipguard.benchmark.cell_key import cell_key
 from clipguard.benchmark.findings import run_findings
 from clipguard.benchmark.objects import Objects
 from clipguard.benchmark.plan import BenchPlan
 from clipguard.benchmark.preprocess import prepare
 from clipguard.benchmark.probing import Prober, switched_off
-from clipguard.benchmark.recall import Recalled, recall_outcomes
 from clipguard.benchmark.results.result import BenchResult
 from clipguard.benchmark.results.sample_rows import RowNames, attacked_samples, clean_sample, cost_table
 from clipguard.benchmark.run_record import start_record
-from clipguard.benchmark.store_session import StoreSession
+from clipguard.benchmark.stored.cell_key import cell_key
+from clipguard.benchmark.stored.recall import Recalled, recall_outcomes
+from clipguard.benchmark.stored.session import StoreSession
 from clipguard.benchmark.task import Task, engine_options, open_task
 from clipguard.core.device import choose_device
 from clipguard.core.errors import AttackError

@@ -11,7 +11,7 @@ import pandas as pd
 import pytest
 
 import clipguard
-from clipguard.benchmark import store_session
+from clipguard.benchmark.stored import session as store_session
 from clipguard.cli import run
 from clipguard.store.store import COLUMNS, Store, distinct
 

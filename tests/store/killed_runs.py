@@ -17,7 +17,7 @@ from pathlib import Path
 import torch
 
 import clipguard.benchmark.runner
-import clipguard.benchmark.store_session
+import clipguard.benchmark.stored.session
 import clipguard.cli.console.progress
 from clipguard.cli import run
 
@@ -27,7 +27,7 @@ def start(arguments: list[str]) -> int:
     process = os.fork()
     if process == 0:
         torch.set_num_threads(1)
-        clipguard.benchmark.store_session.FLUSH_SECONDS = 0.0
+        clipguard.benchmark.stored.session.FLUSH_SECONDS = 0.0
         os._exit(run(arguments))
     return process
 

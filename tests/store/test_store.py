@@ -20,12 +20,12 @@ from torch import nn
 
 import clipguard
 from clipguard.attacks.engine.batch_invariance import find_fill
-from clipguard.benchmark import store_session
 from clipguard.benchmark.plan import BenchPlan
 from clipguard.benchmark.results.folder import ResultFolder
 from clipguard.benchmark.results.result import BenchResult
 from clipguard.benchmark.results.table import to_markdown
 from clipguard.benchmark.runner import run_plan
+from clipguard.benchmark.stored import session as store_session
 from clipguard.cli import run
 from clipguard.core.eps import read_eps
 from clipguard.core.errors import OutputError, ResultError
