@@ -90,7 +90,7 @@ def test_gc_merges_and_changes_nothing(store: Path, capsys: pytest.CaptureFixtur
     for one, other in zip(before, rows(store), strict=True):
         pd.testing.assert_frame_equal(one, other)
     assert computed() == 0
-    costs = [sum(w["rows"] for w in s.wrote) for c in Store(store).cells() for s in c.segments()]
+    costs = [sum(entry["rows"] for entry in s.cost_log) for c in Store(store).cells() for s in c.segments()]
     assert costs == [len(frame) for frame in before]
     assert run(["store", "gc"]) == 0
     assert "Merged away: 0" in capsys.readouterr().out
