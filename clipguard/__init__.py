@@ -21,13 +21,17 @@ from clipguard.core.errors import (
     DatasetError,
     FinetuneError,
     ModelError,
+    NoGradientError,
+    NonFiniteError,
     OutputError,
     ResultError,
+    SplitError,
 )
 from clipguard.core.version import __version__
 
 if TYPE_CHECKING:
-    from clipguard.api.attack import AttackResult, attack
+    from clipguard.api.attack import attack
+    from clipguard.api.attack_result import AttackResult
     from clipguard.api.bench import bench
     from clipguard.api.compare import compare
     from clipguard.api.convert import convert
@@ -63,7 +67,7 @@ _HOMES = {
     "load_model": "clipguard.models",
     "merge": "clipguard.finetuning.merge",
     "report": "clipguard.api.report",
-    "AttackResult": "clipguard.api.attack",
+    "AttackResult": "clipguard.api.attack_result",
     "BenchResult": "clipguard.benchmark.results.result",
     "Cell": "clipguard.benchmark.results.result",
     "CellChange": "clipguard.comparison.result",
@@ -94,8 +98,11 @@ __all__ = [
     "Inspection",
     "LoadedModel",
     "ModelError",
+    "NoGradientError",
+    "NonFiniteError",
     "OutputError",
     "ResultError",
+    "SplitError",
     "ZeroShotClassifier",
     "ZeroShotDataset",
     "__version__",

@@ -13,6 +13,7 @@ import torch
 from attack_models import small_conv, uniform
 
 import clipguard
+from clipguard.attacks.methods.apgd import APGD
 from clipguard.core.html_table import html_table
 from clipguard.finetuning.record import RUN_NAME
 
@@ -35,6 +36,15 @@ def tuned(tmp_path_factory: pytest.TempPathFactory) -> clipguard.FinetuneResult:
     """One step, scored on four images."""
     small = {"n_samples": 20, "batch_size": 4, "eval_samples": 4, "steps": 1, "attack_steps": 1}
     return clipguard.finetune("tecoa", out=tmp_path_factory.mktemp("tuned") / "t", dataset="emoji-food", **small)  # type: ignore[typeddict-item]
+
+
+@pytest.fixture(scope="module")
+def attacked() -> clipguard.AttackResult:
+    """Six images of a small network, of which the first has a wrong label."""
+    model, images = small_conv(), uniform(6, 3, 8, 8)
+    labels = model(images).argmax(dim=1)
+    labels[0] = (labels[0] + 1) % 10
+    return clipguard.attack(model, images, labels, eps="8", attack=APGD(iterations=10))
 
 
 def rows_of(html: str) -> int:
@@ -152,24 +162,36 @@ def test_a_fine_tuning_run_is_loaded_from_its_folder(tuned: clipguard.FinetuneRe
         clipguard.FinetuneResult.load(tmp_path / "nowhere")
 
 
-def test_an_attack_says_what_held() -> None:
-    model, images = small_conv(), uniform(6, 3, 8, 8)
-    labels = model(images).argmax(dim=1)
-    labels[0] = (labels[0] + 1) % 10
-    outcome = clipguard.attack(model, images, labels, eps="8", attack="apgd-ce(iterations=10)")
-    robust, broken = int(outcome.robust.sum()), outcome.broken_by.count("apgd-ce")
+def test_an_attack_says_what_held(attacked: clipguard.AttackResult) -> None:
+    robust, broken = int(attacked.robust.sum()), attacked.broken_by.count("apgd-ce")
     assert robust + broken == 5
-    said = repr(outcome)
+    said = repr(attacked)
     assert said.startswith("AttackResult: apgd-ce(iterations=10) at linf 8/255, n 6: clean 83.3 (")
     assert f", robust {100 * robust / 6:.1f} (" in said
     assert "broken by: clean 1" in said
-    assert outcome.eps == 8 / 255
-    assert rows_of(outcome._repr_html_()) == 1
-    assert outcome.to_markdown().splitlines()[2].startswith("| apgd-ce(iterations=10) | linf 8/255 | 6 | 83.3 (")
-    frame = outcome.to_frame()
-    assert torch.equal(torch.tensor(frame["robust"]), outcome.robust)
-    assert torch.equal(torch.tensor(frame["adv_pred"]), outcome.prediction)
-    assert [None if pd.isna(name) else name for name in frame["broken_by"]] == outcome.broken_by
+    assert attacked.eps == 8 / 255
+    assert rows_of(attacked._repr_html_()) == 1
+    assert attacked.to_markdown().splitlines()[2].startswith("| apgd-ce(iterations=10) | linf 8/255 | 6 | 83.3 (")
+    frame = attacked.to_frame()
+    assert torch.equal(torch.tensor(frame["robust"]), attacked.robust)
+    assert torch.equal(torch.tensor(frame["adv_pred"]), attacked.prediction)
+    assert [None if pd.isna(name) else name for name in frame["broken_by"]] == attacked.broken_by
+
+
+def test_a_saved_attack_is_whole(attacked: clipguard.AttackResult, tmp_path: Path) -> None:
+    loaded = clipguard.AttackResult.load(attacked.save(str(tmp_path / "a")))
+    for name in ("x_adv", "robust", "prediction"):
+        assert torch.equal(getattr(loaded, name), getattr(attacked, name))
+    pd.testing.assert_frame_equal(loaded.to_frame(), attacked.to_frame())
+    assert repr(loaded) == repr(attacked)
+    assert loaded.costs == attacked.costs
+    assert (loaded.broken_by, loaded.norm, loaded.eps) == (attacked.broken_by, "linf", 8 / 255)
+    with pytest.raises(clipguard.OutputError, match=r"`folder` .* exists already; nothing is overwritten"):
+        attacked.save(tmp_path / "a")
+    (tmp_path / "a" / "adversarial.safetensors").write_bytes(b"half")
+    for folder in ("a", "nowhere"):
+        with pytest.raises(clipguard.ResultError, match=r"holds no whole result of `clipguard\.attack`"):
+            clipguard.AttackResult.load(tmp_path / folder)
 
 
 def test_findings_are_a_list_that_shows_itself() -> None:
