@@ -1,0 +1,1 @@
+"""`clipguard attack`: adversarial images made, kept and made again."""

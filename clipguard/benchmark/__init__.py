@@ -1,0 +1,1 @@
+"""`clipguard bench`: a plan, run cell by cell, becomes a result."""

@@ -74,7 +74,8 @@ def _log_handler() -> logging.Handler:
     return RichHandler(console=Console(stderr=True), show_path=False, show_time=False, markup=False)
 
 
-def run(arguments: Sequence[str] | None = None) -> int:
+# Every way in which a command can end is a branch, and all of them are told in one place.
+def run(arguments: Sequence[str] | None = None) -> int:  # noqa: C901, PLR0912
     """Run a command line and return its exit code: 0, 2 for bad input (one line on stderr), 130 for Ctrl-C, 143 for
     SIGTERM, 141 when the reader of a pipe has gone.
 

@@ -1,0 +1,1 @@
+"""`clipguard compare`: two results, image by image."""

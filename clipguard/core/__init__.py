@@ -1,0 +1,1 @@
+"""What every room needs: settings, eps, errors, notices, plug-ins, devices."""

@@ -1,0 +1,1 @@
+"""Drawing: fonts, styles, the grid of images. Knows no results."""

@@ -1,0 +1,1 @@
+"""Is the robustness real? Checks, probes and the doctor."""

@@ -1,0 +1,1 @@
+"""Outcomes by content, on disk."""

@@ -125,8 +125,8 @@ class Store:
             ) from error
 
     def _replace(self, path: Path, content: bytes) -> None:
-        """As core/files/atomic_files.py, durably; but parts lie together, where `gc` finds those of killed writers, and the
-        folder of the file may be removed meanwhile.
+        """As core/files/atomic_files.py, durably; but parts lie together, where `gc` finds those of killed writers, and
+        the folder of the file may be removed meanwhile.
         """
         parts = self.path / PARTS
         parts.mkdir(exist_ok=True)

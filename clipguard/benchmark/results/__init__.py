@@ -1,0 +1,1 @@
+"""What a run found: rows, cells, tables and the files they become."""

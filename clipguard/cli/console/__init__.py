@@ -1,0 +1,1 @@
+"""What commands print, and where: tables, progress, streams, settings as flags."""

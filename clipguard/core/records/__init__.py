@@ -1,0 +1,1 @@
+"""The records that result files hold, typed."""

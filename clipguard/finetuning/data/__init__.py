@@ -1,0 +1,1 @@
+"""The images of training: which, in which order, and how they become batches."""

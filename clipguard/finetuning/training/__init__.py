@@ -1,0 +1,1 @@
+"""The loop and its parts: model, objective, training attack, validation, checkpoints."""

@@ -1,0 +1,1 @@
+"""Files of weights in any layout, read without running code from them."""

@@ -1,0 +1,1 @@
+"""Class texts: encoded, and tuned ones."""
