@@ -18,9 +18,9 @@ from clipguard.attacks.engine.costs import Cost
 from clipguard.attacks.engine.outcome import EpsOutcome, ImageOutcome
 from clipguard.core.eps import Norm, one_eps, show_eps
 from clipguard.core.errors import ResultError, first_line
+from clipguard.core.files.output import OutputFolder
 from clipguard.core.html_table import html_table
 from clipguard.core.markdown import markdown_table
-from clipguard.core.output import OutputFolder
 from clipguard.statistics.intervals import percent_with_interval, wilson_interval
 
 SCHEMA = 1

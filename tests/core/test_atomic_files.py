@@ -13,7 +13,7 @@ from clipguard.core.files.atomic_files import is_part, replacing, write_bytes
 KILLED = """
 import os, sys
 from pathlib import Path
-from clipguard.core.atomic_files import replacing
+from clipguard.core.files.atomic_files import replacing
 with replacing(Path(sys.argv[1])) as part:
     part.write_bytes(b"half")
     os.kill(os.getpid(), 9)
