@@ -10,6 +10,7 @@ from typing_extensions import Unpack
 
 from clipguard.api.bench import open_store
 from clipguard.api.options import CompareOptions
+from clipguard.benchmark.results.result import BenchResult
 from clipguard.benchmark.runner import run_plan
 from clipguard.comparison.compare import run_comparison
 from clipguard.comparison.inputs import read_inputs
@@ -21,8 +22,8 @@ from clipguard.core.settings import settings_of
 
 
 def compare(
-    base: str | Path,
-    candidate: str | Path,
+    base: str | Path | BenchResult,
+    candidate: str | Path | BenchResult,
     *,
     max_drop: float = 1.0,
     alpha: float = 0.05,
@@ -34,17 +35,29 @@ def compare(
     probes: bool = True,
     **options: Unpack[CompareOptions],
 ) -> Comparison:
-    """What changed from `base` to `candidate`, image by image: result folders, `results.json` files or models.
+    """What changed from `base` to `candidate`, image by image. docs/compare.md says what a regression is.
 
-    A model is benched as the other side was; for two models, `options` are the fields of `BenchPlan` by name, eps as on
-    the command line; `store` and `probes` are those of `bench`. `max_drop` is in points of accuracy. `sequential`, for
-    models: in batches, of `first` images a data set to begin with, until the verdict is settled. docs/compare.md says
-    what a regression is.
-    Raises ClipguardError for what cannot be read or run, and for results that are not like for like unless `force`.
+    Args:
+        base: what `bench` gave, a result folder, its `results.json`, or a model: benched as the other side was.
+        candidate: the same.
+        max_drop: points of accuracy that a cell may lose, in [0, 100).
+        alpha: chance of a false alarm in any cell, in (0, 0.5).
+        metrics: cells that count: clean, robust, average.
+        sequential: for models: measure growing batches until the verdict is settled.
+        first: images a data set in the first batch.
+        force: compare what both have, even if not like for like.
+        store: as for `bench`.
+        probes: as for `bench`.
+        options: for two models, the settings of `bench` by name.
+
+    Raises:
+        ClipguardError: for what cannot be read or run, and for results that are not like for like.
     """
     for side, given in (("base", base), ("candidate", candidate)):
-        check_type(f"{side}, a result or a model's name,", given, str | Path)
+        if not isinstance(given, BenchResult):
+            check_type(f"{side}, a result or a model's name,", given, str | Path)
     rules = Rules(max_drop, alpha, settings_of(Rules)["metrics"].read(metrics))
     measure = partial(run_plan, store=open_store(store), probes=probes)
-    inputs = read_inputs(str(base), str(candidate), options)
+    sides = [given if isinstance(given, BenchResult) else str(given) for given in (base, candidate)]
+    inputs = read_inputs(sides[0], sides[1], options)
     return run_comparison(inputs, rules, measure, first=first if sequential else None, force=force)

@@ -41,19 +41,20 @@ class Inputs:
         return results["BASE"], results["CANDIDATE"]
 
 
-def read_inputs(base: str, candidate: str, settings: Mapping[str, Any]) -> Inputs:
+def read_inputs(base: str | BenchResult, candidate: str | BenchResult, settings: Mapping[str, Any]) -> Inputs:
     """Read results, and plan how to measure models: as the other side was.
 
     Args:
-        base: a folder of `clipguard bench`, its results.json, or a model.
+        base: a result, a folder of `clipguard bench`, its results.json, or a model.
         candidate: the same.
         settings: of a plan for two models, by name. Next to a result only `device` and `batch_size` may be given.
 
     Raises:
         ClipguardError: for what is neither, and for settings that have nothing to act on.
     """
-    names = {"BASE": base, "CANDIDATE": candidate}
-    results = {side: _read(name) for side, name in names.items()}
+    sides = {"BASE": base, "CANDIDATE": candidate}
+    results = {side: _read(given) if isinstance(given, str) else given for side, given in sides.items()}
+    names = {side: given if isinstance(given, str) else side for side, given in sides.items()}
     read = {side: result for side, result in results.items() if result is not None}
     missing = [names[side] for side in names if side not in read]
     unused = sorted(name for name in settings if read and (name not in WHERE_IT_RUNS or not missing))

@@ -6,11 +6,13 @@ import json
 from pathlib import Path
 from typing import Any
 
+import datasets
 import numpy as np
 import pytest
 import torch
 
 import clipguard
+from clipguard.attacks.methods.pgd import PGD
 from clipguard.benchmark.rerun_command import rerun
 from clipguard.cli import run
 from clipguard.core.errors import ClipguardError
@@ -44,7 +46,6 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "a truth": ({"eps": True}, "`eps` takes numbers"),
     "a list in a list": ({"eps": [[1, 4]]}, "`eps` takes numbers"),
     "a function": ({"models": [lambda x: x]}, "`models` takes names, not a function"),
-    "modules": ({"models": torch.nn.Sequential(torch.nn.Identity())}, "`models` takes names, not a"),
     "tensors": ({"datasets": torch.zeros(2, 3)}, "`datasets` takes names, not a Tensor"),
     "a number for an attack": ({"attacks": [3]}, "`attacks` takes names, not 3"),
     "a typing error": ({"nsamples": 5}, "Did you mean 'n_samples'"),
@@ -79,7 +80,7 @@ def test_what_cannot_be_benched_is_told_before_anything_is_loaded(
         ({"epss": 4}, "Did you mean 'eps'"),
         ({"max_drop": "1"}, "`max_drop` must be a number"),
         ({"metrics": "cleen"}, "`metrics` 'cleen' is unknown"),
-        ({"sequential": True, "first": "1"}, "--first must be a whole number"),
+        ({"sequential": True, "first": "1"}, "`first` must be a whole number"),
     ],
 )
 def test_what_cannot_be_compared(given: dict[str, Any], message: str) -> None:
@@ -137,3 +138,55 @@ def test_a_step_size_that_leads_nowhere_is_said() -> None:
     (entry,) = result.run["notices"]
     assert "is a fraction of eps: 10 steps of it come to 0.0784 eps" in entry["text"]
     assert clipguard.bench(eps="4", **(SMALL | {"attacks": "pgd-10(step_size=0.25)"})).run["notices"] == []
+
+
+class Brightness(torch.nn.Module):
+    """Tells bright images from dark ones."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        mean = x.mean(dim=(1, 2, 3))
+        return torch.stack([0.5 - mean, mean - 0.5], dim=1)
+
+
+def grey_images(levels: list[int]) -> tuple[torch.Tensor, torch.Tensor]:
+    """(N, 3, 8, 8) images of one grey level each, and whether they are bright."""
+    images = torch.tensor(levels).float().view(-1, 1, 1, 1).expand(-1, 3, 8, 8) / 255
+    return images, torch.tensor([int(level > 127) for level in levels])
+
+
+def test_a_module_and_arrays_in_place_of_names() -> None:
+    """Which images fall is known: those that are within eps of 127.5."""
+    data = grey_images([90, 124, 126, 129, 131, 180])
+    result = clipguard.bench(Brightness().eval(), data, eps=[1 / 255, 4 / 255], attacks=PGD(iterations=3))
+    assert [(c.eps, c.attack, c.correct) for c in result.cells] == [(0, "none", 6), (1, "pgd-3", 6), (4, "pgd-3", 2)]
+    assert result.run["in_memory"] == ["Brightness", "in-memory", "pgd-3"]
+    assert rerun(result.run).command == ""
+    pixels = (data[0] * 255).round().byte().permute(0, 2, 3, 1).numpy()  # the same as (N, H, W, 3) uint8
+    again = clipguard.bench(Brightness().eval(), (pixels, data[1]), eps="1,4", attacks="pgd-3")
+    assert again.samples.equals(result.samples)
+
+
+def test_what_was_loaded_is_what_its_name_is() -> None:
+    model, data = clipguard.load_model("tiny"), clipguard.load_dataset("emoji-food")
+    named = clipguard.bench("tiny", "emoji-food", "4", "pgd-2", n_samples=4)
+    loaded = clipguard.bench(model, data, 4 / 255, "pgd-2", n_samples=4)
+    assert loaded.samples.equals(named.samples)
+    assert clipguard.compare(named, loaded).verdict == "inconclusive"  # four images
+    rows = {"image": [data.image(i) for i in range(0, 200, 20)], "label": [0, 1] * 5}
+    table = datasets.Dataset.from_dict(rows)
+    result = clipguard.bench(model, table, attacks="none", classes="apple,cake")
+    assert result.cells[0].n == 10
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"models": Brightness().eval(), "store": "s"}, "`store` is for checkpoints"),
+        ({"models": [Brightness().eval(), torch.nn.Identity()], "datasets": (torch.rand(2, 3, 4, 4), [0, 1])}, "8-bit"),
+        ({"datasets": (torch.zeros(2, 3, 4, 4), [0])}, "as many class numbers"),
+        ({"datasets": (torch.zeros(2, 3, 4, 4), [0, 2], ["a", "b"])}, "labels must lie in 0 ... 1"),
+    ],
+)
+def test_objects_that_are_refused(given: dict[str, Any], message: str) -> None:
+    with pytest.raises(ClipguardError, match=message):
+        clipguard.bench(**given)
