@@ -245,7 +245,7 @@ def test_markdown_links_to_figures_that_are_there(runs: Path, tmp_path: Path) ->
     tables = [block.splitlines() for block in re.split(r"\n\n+", text) if block.startswith("|")]
     for table in tables:
         assert len({len(re.findall(r"(?<!\\)\|", line)) for line in table}) == 1, table
-    command = rerun(BenchResult.read(runs / "other").run).command
+    command = rerun(BenchResult.load(runs / "other").run).command
     assert [line for line in text.splitlines() if line.startswith("clipguard bench")] == [command]
 
 
