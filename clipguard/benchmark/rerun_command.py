@@ -3,20 +3,13 @@
 from __future__ import annotations
 
 import shlex
-from dataclasses import dataclass, fields
-from typing import Any
+from dataclasses import dataclass
 
 from clipguard.benchmark.plan import BenchPlan
-from clipguard.benchmark.protocols import make_plan
+from clipguard.benchmark.protocols import SETTINGS, make_plan
 from clipguard.core.eps import spell_eps
 from clipguard.core.errors import ClipguardError
 from clipguard.core.records.run import RunRecord
-from clipguard.core.spec import split_attacks
-
-FLAGS = ("quantize", "compile", "duplicate_names")
-NO_OPTION = ("models", "datasets", "protocol", "overrides", "part")  # written already, or not at all
-UNSET = {"n_samples": "all", "batch_size": "auto"}  # how None is typed, where it can be
-SINGULAR = {"datasets": "dataset", "attacks": "attack"}  # fields whose options have other names
 
 
 @dataclass(frozen=True)
@@ -40,36 +33,23 @@ def rerun(run: RunRecord) -> Rerun:
     except ClipguardError as error:
         return Rerun("", f"No command line: {error}")
     words = ["clipguard", "bench"]
-    words += [word for name in plan.models for word in ("--model", name)]
-    words += [word for name in plan.datasets for word in ("--dataset", name)]
-    words += [] if plan.protocol is None else ["--protocol", plan.protocol]
+    for name in ("models", "datasets", "protocol"):
+        words += SETTINGS[name].spell(getattr(plan, name)) or []
     words += [] if run.get("probes", True) else ["--no-probes"]
     impossible = []
-    for field in fields(BenchPlan):
-        value, default = getattr(plan, field.name), getattr(of_norm if field.name == "eps" else defaults, field.name)
-        if field.name in NO_OPTION or value == default:
+    for name, setting in SETTINGS.items():
+        value, default = getattr(plan, name), getattr(of_norm if name == "eps" else defaults, name)
+        if name in ("models", "datasets", "protocol") or value == default:
             continue
-        option = _option(field.name, value, plan)
+        if name == "eps":
+            words += [setting.flag, ",".join(spell_eps(eps.typed, plan.norm) for eps in value)]
+            continue
+        option = setting.spell(value)
         words += option or []
-        impossible += [] if option else [f"{field.name} {value}"]
+        impossible += [] if option else [f"{name} {value}"]
     if impossible:
         return Rerun("", f"No command line, since no option gives {' and '.join(impossible)}: it was made in Python.")
     return Rerun(shlex.join(words), _part(plan))
-
-
-def _option(name: str, value: Any, plan: BenchPlan) -> list[str] | None:
-    """How a field is written on the command line; None if it cannot be."""
-    option = f"--{SINGULAR.get(name, name).replace('_', '-')}"
-    if name in FLAGS:
-        return [option] if value else None
-    if name == "eps":
-        return [option, ",".join(spell_eps(eps.typed, plan.norm) for eps in value)]
-    if name == "attacks":
-        typed = ",".join(value)
-        return [option, typed] if split_attacks([typed]) == list(value) else None
-    if value is None:
-        return [option, UNSET[name]] if name in UNSET else None
-    return [option, str(value)]
 
 
 def _part(plan: BenchPlan) -> str:

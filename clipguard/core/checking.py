@@ -15,7 +15,7 @@ NAMES: dict[Any, str] = {
     bool: "true or false",
     Path: "a path",
     list: "a list",
-    tuple: "a tuple",
+    tuple: "a list",
 }
 
 

@@ -18,18 +18,9 @@ from numbers import Integral, Real
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
+from clipguard.core.checking import NAMES
 from clipguard.core.errors import ClipguardError, did_you_mean
 from clipguard.core.spec import split_attacks
-
-NAMES: dict[Any, str] = {
-    str: "a text",
-    int: "a whole number",
-    float: "a number",
-    bool: "true or false",
-    Path: "a path",
-    list: "a list",
-    tuple: "a list of texts",
-}
 
 
 @dataclass(frozen=True)
@@ -129,6 +120,19 @@ class Setting:
                 except ValueError:
                     continue
         return text
+
+    def spell(self, value: Any) -> list[str] | None:
+        """The words of a command line that give this value; None if none can. For eps, see `spell_eps`."""
+        if bool in self.types:
+            return [self.flag if value else f"--no-{self.flag.removeprefix('--')}"]
+        if value is None:
+            return [self.flag, self.none] if self.none else None
+        if self.many in ("comma", "calls"):
+            text = ",".join(value)
+            return [self.flag, text] if self.read(text) == tuple(value) else None
+        if self.many:
+            return [word for item in value for word in (self.flag, item)]
+        return [self.flag, str(value)]
 
     def check(self, value: Any, error: type[ClipguardError] = ClipguardError) -> None:
         """Raise `error` for a value that is of another type, no choice, or out of range."""

@@ -17,7 +17,7 @@ from clipguard.data.images import EncodedImage
 from clipguard.data.templates import PHOTO, resolve_templates
 
 
-class ArrayImages:
+class PixelImages:
     """Images of an array (N, H, W, 3) uint8, each encoded as PNG when it is asked for, which loses nothing."""
 
     def __init__(self, pixels: npt.NDArray[np.uint8]) -> None:
@@ -67,7 +67,7 @@ def dataset_of_arrays(
         raise DatasetError(f"{name}: labels must lie in 0 ... {len(names) - 1}, the classes that have a name.")
     prompts = resolve_templates(templates, PHOTO, name)
     return ZeroShotDataset(
-        name, "memory", "all", ArrayImages(pixels), names, prompts, numbers.astype(np.int64), decode=decode
+        name, "memory", "all", PixelImages(pixels), names, prompts, numbers.astype(np.int64), decode=decode
     )
 
 
