@@ -56,9 +56,7 @@ def _global_options(
         echo(context.get_help())
         raise typer.Exit
     streams.require_folder()
-    handler = _log_handler()
-    handler.addFilter(InFlags(app))
-    logging.basicConfig(level=logging.ERROR, handlers=[handler], format="%(message)s", force=True)
+    logging.basicConfig(level=logging.ERROR, handlers=[_log_handler()], force=True)
     logging.getLogger("clipguard").setLevel(logging.ERROR if quiet else logging.INFO)
 
 
@@ -66,12 +64,14 @@ def _log_handler() -> logging.Handler:
     """Log lines that are wrapped and coloured at a terminal, and one line each in a file or the log of a CI job."""
     if not sys.stderr.isatty():
         handler: logging.Handler = logging.StreamHandler()
-        handler.setFormatter(logging.Formatter("%(levelname)-8s %(message)s"))
+        handler.setFormatter(InFlags(app, "%(levelname)-8s %(message)s"))
         return handler
     from rich.console import Console
     from rich.logging import RichHandler
 
-    return RichHandler(console=Console(stderr=True), show_path=False, show_time=False, markup=False)
+    handler = RichHandler(console=Console(stderr=True), show_path=False, show_time=False, markup=False)
+    handler.setFormatter(InFlags(app, "%(message)s"))
+    return handler
 
 
 # Every way in which a command can end is a branch, and all of them are told in one place.

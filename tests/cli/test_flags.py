@@ -25,5 +25,5 @@ from clipguard.cli.console.flags import InFlags, in_flags
 def test_settings_become_flags_and_nothing_else_changes(message: str, typed: str) -> None:
     assert in_flags(message, app) == typed
     record = logging.LogRecord("clipguard", logging.WARNING, "", 0, message.replace("%", "%%"), (), None)
-    assert InFlags(app).filter(record)
-    assert record.getMessage() == typed
+    assert InFlags(app, "%(message)s").format(record) == typed
+    assert record.getMessage() == message  # for other handlers

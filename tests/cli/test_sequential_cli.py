@@ -56,7 +56,7 @@ def test_the_table_and_its_exit_codes(capfd: pytest.CaptureFixture[str], monkeyp
     ("arguments", "hint"),
     [
         (["tiny", BLIND, "--first", "20"], "--first is for --sequential"),
-        (["tiny", BLIND, "--sequential", "--first", "0"], "--first must be at least 1"),
+        (["tiny", BLIND, "--sequential", "--first", "0"], "--first must be a whole number of at least 1"),
     ],
 )
 def test_bad_input(arguments: list[str], hint: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:

@@ -29,18 +29,18 @@ def in_flags(message: str, app: typer.Typer) -> str:
     return SETTING.sub(spell, message)
 
 
-class InFlags(logging.Filter):
-    """The same for lines of the log."""
+class InFlags(logging.Formatter):
+    """The same for lines of the log. The record itself stays as it is: other handlers want it, too."""
 
-    def __init__(self, app: typer.Typer) -> None:
-        super().__init__()
+    def __init__(self, app: typer.Typer, line: str) -> None:
+        """`line` is the format of a line, as `logging.Formatter` takes it."""
+        super().__init__(line)
         self._app = app
 
-    def filter(self, record: logging.LogRecord) -> bool:
-        """Lets every line pass, spelled in flags."""
-        if "`" in record.getMessage():
-            record.msg, record.args = in_flags(record.getMessage(), self._app), ()
-        return True
+    def format(self, record: logging.LogRecord) -> str:
+        """A line of the log, spelled in flags."""
+        text = super().format(record)
+        return in_flags(text, self._app) if "`" in text else text
 
 
 def _commands(command: Any) -> Iterator[Any]:  # Typer's own click has no public types
