@@ -15,6 +15,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import importlib.util
+import json
 import os
 import re
 import runpy
@@ -46,6 +47,13 @@ KERNELS = {
     "GLIBC_TUNABLES": "glibc.cpu.hwcaps=-AVX2,-AVX2_Usable,-FMA,-FMA_Usable,-FMA4,-FMA4_Usable,-AVX512F",
 }
 LOG_LINE = re.compile(r"(INFO|WARNING|ERROR|CRITICAL) |Error: |Usage|::|Stopped|Interrupted|Traceback")
+
+
+def in_order_of_cells(listing: str) -> str:
+    """What `store ls` prints, without the order of writing: cells of one second come in any."""
+    if listing.startswith("["):
+        return json.dumps(sorted(json.loads(listing), key=lambda cell: str(cell["cell"])), indent=2) + "\n"
+    return "\n".join(sorted(listing.splitlines())) + "\n"
 
 
 def made_with() -> str:
@@ -110,7 +118,10 @@ def run_one(command: Command, work: Path, canonical: Canonical) -> list[Section]
     files = file_sections(work, changed, canonical)
     removed = sorted({canonical.text(name) for name in before.keys() - after.keys()})
     said = [line for line in stderr.read_text(encoding="utf-8").splitlines() if LOG_LINE.match(line)]
-    printed = canonical.stream("stdout", stdout.read_text(encoding="utf-8"), changed)
+    text = stdout.read_text(encoding="utf-8")
+    if command.name.startswith("store-ls"):
+        text = in_order_of_cells(text)
+    printed = canonical.stream("stdout", text, changed)
     return [
         Section(f"clipguard {command.line}", "text", (f"exit {code}",)),
         *([printed] if printed.lines else []),
