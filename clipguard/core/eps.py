@@ -1,4 +1,4 @@
-"""eps, the perturbation budget: read from text, written as text, in the tables' units and in pixels."""
+"""eps, how far an image may be moved: read from text, written as text, in the tables' units and in pixels."""
 
 from __future__ import annotations
 
