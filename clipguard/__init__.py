@@ -39,6 +39,12 @@ if TYPE_CHECKING:
     from clipguard.api.finetune import finetune
     from clipguard.api.listing import list_attacks, list_datasets, list_methods, list_models, list_protocols
     from clipguard.api.report import report
+    from clipguard.attacks.base import Attack
+    from clipguard.attacks.methods.apgd import APGD, APGDDLR, APGDTargeted
+    from clipguard.attacks.methods.fab import FABTargeted
+    from clipguard.attacks.methods.pgd import CW, FGSM, PGD
+    from clipguard.attacks.methods.square import Square
+    from clipguard.attacks.recipes import Recipe
     from clipguard.benchmark.results.result import BenchResult, Cell
     from clipguard.comparison.result import CellChange, Comparison
     from clipguard.data import ZeroShotDataset, load_dataset
@@ -67,6 +73,16 @@ _HOMES = {
     "load_model": "clipguard.models",
     "merge": "clipguard.finetuning.merge",
     "report": "clipguard.api.report",
+    "APGD": "clipguard.attacks.methods.apgd",
+    "APGDDLR": "clipguard.attacks.methods.apgd",
+    "APGDTargeted": "clipguard.attacks.methods.apgd",
+    "CW": "clipguard.attacks.methods.pgd",
+    "FGSM": "clipguard.attacks.methods.pgd",
+    "PGD": "clipguard.attacks.methods.pgd",
+    "FABTargeted": "clipguard.attacks.methods.fab",
+    "Square": "clipguard.attacks.methods.square",
+    "Attack": "clipguard.attacks.base",
+    "Recipe": "clipguard.attacks.recipes",
     "AttackResult": "clipguard.api.attack_result",
     "BenchResult": "clipguard.benchmark.results.result",
     "Cell": "clipguard.benchmark.results.result",
@@ -83,6 +99,13 @@ _HOMES = {
 _OTHER_NAMES = {"inspect": "inspect_model"}  # where they live
 
 __all__ = [
+    "APGD",
+    "APGDDLR",
+    "CW",
+    "FGSM",
+    "PGD",
+    "APGDTargeted",
+    "Attack",
     "AttackError",
     "AttackResult",
     "BenchResult",
@@ -91,6 +114,7 @@ __all__ = [
     "ClipguardError",
     "Comparison",
     "DatasetError",
+    "FABTargeted",
     "Finding",
     "Findings",
     "FinetuneError",
@@ -101,8 +125,10 @@ __all__ = [
     "NoGradientError",
     "NonFiniteError",
     "OutputError",
+    "Recipe",
     "ResultError",
     "SplitError",
+    "Square",
     "ZeroShotClassifier",
     "ZeroShotDataset",
     "__version__",
@@ -133,4 +159,4 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__})
+    return sorted(__all__)

@@ -15,9 +15,10 @@ PICTURES = {"images/finetuning_study.png": ROOT / "benchmarks" / "results" / "fi
 
 INTRODUCTION = """# Settings
 
-Every setting is declared once. On the command line it is the flag; in a file for `--config` (TOML, YAML or JSON) and
-in Python it is the name. A file may also be a `results.json` or the `run.json` of `finetune`: then it holds the
-settings of that run. What is given on the command line wins over the file, the file over a protocol or preset, those
+Every setting is declared once. On the command line it is the flag; in a file for `--config` (TOML, YAML or JSON) it
+is the name, and so it is in Python for `clipguard.bench`, `compare` and `finetune` (`clipguard.attack` and `doctor`
+take a model and images: [Python](python.md)). The file may also be the `results.json` or `run.json` of an earlier
+run. What is given on the command line wins over the file, the file over a protocol or preset, those
 over the defaults.
 
 An eps in a file is as on the command line: `eps: 4` is 4/255 for linf. In Python a number is pixels of [0,1]

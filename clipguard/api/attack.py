@@ -59,7 +59,7 @@ def attack(
     """
     model = as_module(model, class_names, templates)
     images, labels = check_input(model, images, labels, norm)
-    eps_pixels = one_eps(eps, norm).pixels
+    eps_pixels = one_eps(eps, norm, whole_range=True).pixels
     options = EngineOptions(batch_size=batch_size, seed=seed, eps_mode=eps_mode, keep_images=True)
     recipe = as_recipe(attack)
     engine = Engine(model, recipe, ThreatModel(norm, quantize), [eps_pixels], options)

@@ -52,7 +52,7 @@ def bench(
     given: dict[str, Any] = dict(options)
     if not _is_empty(eps):
         given["eps"] = eps
-    if named.attacks:
+    if named.attacks:  # a text is taken apart at commas
         given["attacks"] = named.attacks
     if store is not None and any(isinstance(model, ModuleModel) for model in named.objects.models.values()):
         raise ClipguardError("`store` is for checkpoints: the code of a module is no part of a key. Leave it out.")

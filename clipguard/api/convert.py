@@ -6,6 +6,7 @@ import logging
 from pathlib import Path
 from typing import Literal
 
+from clipguard.core.checking import check_type
 from clipguard.core.files.output import OutputFolder
 from clipguard.models.convert import convert_files
 from clipguard.models.description import describe_model
@@ -38,6 +39,8 @@ def convert(
     Raises:
         ModelError: for a model that cannot be read or written so; OutputError if the folder is there.
     """
+    check_type("`to`", to, Literal["open_clip", "hf"])
+    check_type("`out`", out, str | Path)
     (spec,) = add_to_files([str(source)], base, normalization)
     with OutputFolder(Path(out), whole=True) as folder:
         loaded = load_model(spec)

@@ -58,7 +58,7 @@ def doctor(
     if transfer_from is not None:
         transfer_from = as_module(transfer_from, class_names, templates)
     images, labels = check_input(model, images, labels, norm)
-    eps_pixels = one_eps(eps, norm).pixels
+    eps_pixels = one_eps(eps, norm, whole_range=True).pixels
     if eps_pixels == 0:
         raise AttackError("`eps` must be above 0: the doctor examines an attack.")
     check_type("`batch_size`", batch_size, int, AttackError)

@@ -13,7 +13,7 @@ Eps = str | float | Sequence[str | float]  # "4", "4/255", "1,4,8", or pixels of
 
 
 class BenchOptions(TypedDict, total=False):
-    """Settings of a bench run beside models, data sets, eps and attacks; docs/settings.md says what each does."""
+    """Settings of a bench run beside models, data sets, eps and attacks: the docs' page Settings says what they do."""
 
     norm: Literal["linf", "l2"]
     n_samples: int | Literal["all"] | None
@@ -50,7 +50,7 @@ class CompareOptions(BenchOptions, total=False):
 
 
 class FinetuneOptions(TypedDict, total=False):
-    """Settings of a fine-tuning run beside method and out; docs/settings.md says what each does."""
+    """Settings of a fine-tuning run beside method and out; the page Settings of the docs says what each does."""
 
     model: str
     dataset: str

@@ -12,6 +12,7 @@ from typing import Literal
 from urllib.parse import quote
 
 from clipguard.adversarial.replay import Replay, ReplayRequest, replay_images
+from clipguard.core.checking import check_type
 from clipguard.core.errors import ClipguardError
 from clipguard.core.files.output import OutputFile, OutputFolder
 from clipguard.core.progress import Progress, Silent
@@ -51,15 +52,20 @@ def report(
     Raises:
         ClipguardError: for what is no result, and for files that are there.
     """
+    check_type("`format`", format, Literal["html", "md"])
+    check_type("`gallery`", gallery, int)
+    paths = [runs] if isinstance(runs, (str, Path)) else runs
+    for path in paths if isinstance(paths, (list, tuple)) else [paths]:
+        check_type("A run, a folder or file,", path, str | Path)
     if not 0 <= gallery <= MOST_PICTURES:
         cure = "clipguard attack has more"
         raise ClipguardError(f"`gallery` must be from 0 to {MOST_PICTURES}, not {gallery}; {cure}.")
-    path = Path(out) if out else Path(f"report.{format}")
-    folder = Path(figures) if figures else path.with_name(f"{path.stem}-figures") if format == "md" else None
+    page = Path(out) if out else Path(f"report.{format}")
+    folder = Path(figures) if figures else page.with_name(f"{page.stem}-figures") if format == "md" else None
     with ExitStack() as places:
         drawings = places.enter_context(OutputFolder(folder, option="--figures", whole=True)) if folder else None
-        file = places.enter_context(OutputFile(path))
-        benches, images = read_runs([Path(run) for run in ([runs] if isinstance(runs, (str, Path)) else runs)])
+        file = places.enter_context(OutputFile(page))
+        benches, images = read_runs([Path(run) for run in paths])
         made = make_report(benches, title)
         if format == "html":
             content = _add_gallery(made, benches, images, gallery, progress or Silent()).html()
@@ -70,11 +76,11 @@ def report(
             drawings.write_files(made.figure_files())
             log.info("%d plots written to %s", len(made.plots), drawings.path)
         file.write(content.encode())
-    size = path.stat().st_size
-    log.info("Written to %s (%.1f MB)", path, size / 1e6)
+    size = page.stat().st_size
+    log.info("Written to %s (%.1f MB)", page, size / 1e6)
     if size > MOST_BYTES:
-        log.warning("%s is larger than 10 MB; report fewer runs at once, or with a smaller `gallery`.", path)
-    return path
+        log.warning("%s is larger than 10 MB; report fewer runs at once, or with a smaller `gallery`.", page)
+    return page
 
 
 def _link(figures: Path, out: Path) -> str:

@@ -68,7 +68,7 @@ def _parse_one(text: str) -> Recipe:
         return Recipe(text.strip(), tuple(ATTACKS[attack]() for attack in SUITES[name].attacks), eot)
     if name not in ATTACKS:
         raise _unknown(text)
-    _check_options(text, ATTACKS[name]().options(), options)
+    check_options(text, ATTACKS[name]().options(), options)
     return Recipe(text.strip(), (ATTACKS[name](**options),), eot)
 
 
@@ -96,7 +96,7 @@ def _unknown(text: str) -> AttackError:
     return AttackError(f"Unknown attack {text!r}.{hint} `clipguard list attacks` shows all.")
 
 
-def _check_options(text: str, defaults: dict[str, Any], options: dict[str, Value]) -> None:
+def check_options(text: str, defaults: dict[str, Any], options: dict[str, Value]) -> None:
     """Raises AttackError for an option that the attack does not have, or a value that makes no sense."""
     for key, value in options.items():
         if key not in defaults:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 from clipguard.attacks.recipes import Recipe
@@ -19,12 +19,12 @@ class Objects:
 
     Attributes:
         models: checkpoints in memory, modules among them.
-        datasets: data sets in memory.
+        datasets: data sets in memory, which the plan's prompts and class names are given to.
         recipes: attacks.
     """
 
     models: Mapping[str, LoadedModel] = field(default_factory=dict)
-    datasets: Mapping[str, ZeroShotDataset] = field(default_factory=dict)
+    datasets: Mapping[str, Callable[[BenchPlan], ZeroShotDataset]] = field(default_factory=dict)
     recipes: Mapping[str, Recipe] = field(default_factory=dict)
 
     def names(self) -> list[str]:
@@ -49,7 +49,7 @@ class Objects:
     def dataset(self, name: str, plan: BenchPlan) -> ZeroShotDataset:
         """A data set as the plan asks for it."""
         if name in self.datasets:
-            return self.datasets[name]
+            return self.datasets[name](plan)
         return load_dataset(
             name,
             split=plan.split,

@@ -7,10 +7,13 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
+import torch
+
 from clipguard.attacks.engine.costs import Cost
 from clipguard.attacks.engine.engine import Engine
 from clipguard.attacks.engine.outcome import EpsOutcome, Example, ImageOutcome
 from clipguard.attacks.engine.reference import ReferenceEngine
+from clipguard.attacks.inputs import explained
 from clipguard.attacks.recipes import Recipe
 from clipguard.attacks.threat import ThreatModel
 from clipguard.benchmark.batch_fill import settle_fill
@@ -32,6 +35,7 @@ from clipguard.core.notices import noticing
 from clipguard.core.progress import Progress, Silent
 from clipguard.models.description import describe_model
 from clipguard.models.loading import LoadedModel, ModelInfo
+from clipguard.models.module_model import FORMAT
 from clipguard.sanity.entries import entry, say
 from clipguard.store.store import Store, StoredCell
 
@@ -152,6 +156,8 @@ class _ModelOnTask:
         self.options = engine_options(self.plan, device)
         self.names: RowNames = {"model": model.info.name, "dataset": task.name, "norm": self.plan.norm}
         self.attacked_cells: list[str] = []  # of the store, by name
+        if model.info.format == FORMAT:
+            self._check_module()
 
     def measure(self, recipes: Sequence[Recipe]) -> None:
         """Add the cells of all recipes to the result, with what they cost, and the findings."""
@@ -164,6 +170,18 @@ class _ModelOnTask:
                 self.result.add([s for o in outcomes for s in attacked_samples(self.names, recipe.name, o, eps)])
             log.info("%s on %s: %d images done", recipe.name, self.task.name, len(outcomes))
         self._check(recipes)
+
+    def _check_module(self) -> None:
+        """One pass of a module. Raises AttackError where it fails, or has another number of classes than the data."""
+        dataset = self.task.dataset
+        pixels = self.preprocess(dataset.image(int(self.task.indices[0]))).to(self.device)[None]
+        with torch.no_grad(), explained(self.classifier, pixels):
+            logits = self.classifier(pixels)
+        if isinstance(logits, torch.Tensor) and logits.ndim == 2 and logits.shape[1] != len(dataset.class_names):
+            raise AttackError(
+                f"{self.names['model']} gives {logits.shape[1]} logits, and {dataset.name} has "
+                f"{len(dataset.class_names)} classes; give it data with classes of its own."
+            )
 
     def _run_recipe(self, recipe: Recipe) -> list[ImageOutcome]:
         """Outcomes of all images, in the order of their indices: what the store knows, and the rest attacked now."""

@@ -15,7 +15,14 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from clipguard.cli.console.terminal import echo, echo_data
-from clipguard.cli.options import CONFIG_HELP, FILES_OF_MODELS, pop_settings, read_config, takes
+from clipguard.cli.options import (
+    CONFIG_HELP_OF_RUNS,
+    FILES_OF_MODELS,
+    pop_settings,
+    read_config,
+    require_one_norm,
+    takes,
+)
 from clipguard.core.errors import ClipguardError, ToldElsewhereError
 from clipguard.core.settings import setting, settings_of
 from clipguard.finetuning.config import FinetuneConfig
@@ -65,7 +72,7 @@ SETTINGS = settings_of(FinetuneConfig) | FILES_OF_MODELS | LAUNCH
 @takes(SETTINGS, config=False)
 def finetune(
     given: dict[str, Any],
-    config: Annotated[Path | None, typer.Option(help=CONFIG_HELP)] = None,
+    config: Annotated[Path | None, typer.Option(help=CONFIG_HELP_OF_RUNS)] = None,
     resume: Annotated[Path | None, typer.Option(help="Folder of an interrupted run to go on with; alone.")] = None,
 ) -> None:
     """Make a CLIP model robust: train it on adversarial images, and write an ordinary open_clip checkpoint."""
@@ -85,6 +92,7 @@ def finetune(
     else:
         with _told_once():
             from_file = read_config(config, SETTINGS) if config else {}
+            require_one_norm(config, from_file, given)
             how = pop_settings(given, LAUNCH, from_file)
             settings = _resolve(given, from_file)
             check(settings)

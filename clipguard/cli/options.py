@@ -16,13 +16,15 @@ from typing import Annotated, Any
 
 import typer
 
+from clipguard.benchmark.plan import BenchPlan
 from clipguard.core.eps import spell_eps
 from clipguard.core.errors import ClipguardError, did_you_mean, first_line
 from clipguard.core.files.config_files import read_config_file
 from clipguard.core.settings import Setting, read_settings, setting, settings_of
 
 DEFAULT_STORE = Path("runs/store")
-CONFIG_HELP = "TOML, YAML or JSON file of settings, named as in Python or as the options; also a `results.json`."
+CONFIG_HELP = "TOML, YAML or JSON file of settings, named as in Python or as the options."
+CONFIG_HELP_OF_RUNS = f"{CONFIG_HELP[:-1]}; or the results.json or run.json of an earlier run."
 Command = Callable[..., None]
 
 
@@ -67,7 +69,7 @@ def takes(settings: Mapping[str, Setting], *, config: bool = True) -> Callable[[
     def decorate(command: Command) -> Command:
         own = [p for p in inspect.signature(command, eval_str=True).parameters.values() if p.name != "given"]
         made = [parameter for setting in settings.values() for parameter in _parameters(setting)]
-        file = _keyword("config", None, Annotated[Path | None, typer.Option("--config", help=CONFIG_HELP)])
+        file = _keyword("config", None, Annotated[Path | None, typer.Option("--config", help=CONFIG_HELP_OF_RUNS)])
 
         @functools.wraps(command)
         def run(**values: Any) -> None:
@@ -77,7 +79,9 @@ def takes(settings: Mapping[str, Setting], *, config: bool = True) -> Callable[[
             given |= dict.fromkeys(switched_off)
             path = values.pop("config") if config else None
             layers = read_config(path, settings) if path else {}
-            command(given=layers | read_settings(given, settings), **values)
+            read = read_settings(given, settings)
+            require_one_norm(path, layers, read)
+            command(given=layers | read, **values)
 
         parameters = [p.replace(kind=inspect.Parameter.KEYWORD_ONLY) for p in own]
         arguments = [p for p in parameters if _is_argument(p)]
@@ -127,7 +131,7 @@ def _use_as_defaults(context: typer.Context, path: Path | None) -> Path | None:
     for key, value in _read_table(path).items():
         spelled = str(key).replace("-", "_")
         if spelled not in known or known[spelled] in ("config", "help"):
-            hint = did_you_mean(spelled, known)
+            hint = did_you_mean(spelled, dict.fromkeys(known))
             raise ClipguardError(f"{path}: {key!r} is no setting of this command.{hint} --help lists them.")
         if value is not None:
             defaults[known[spelled]] = value
@@ -203,19 +207,27 @@ def read_config(path: Path, settings: Mapping[str, Setting]) -> dict[str, Any]:
     Raises:
         ClipguardError: for a file that cannot be read, and a name that is no setting.
     """
-    content = _of_a_run(_read_table(path))
+    content = _of_a_run(path, _read_table(path), settings)
     flags = {setting.flag.removeprefix("--").replace("-", "_"): name for name, setting in settings.items()}
     named: dict[str, Any] = {}
     for key, value in content.items():
         spelled = str(key).replace("-", "_")
         name = spelled if spelled in settings else flags.get(spelled)
         if name is None:
-            hint = did_you_mean(spelled, [*settings, *flags])
+            hint = did_you_mean(spelled, dict.fromkeys([*settings, *flags]))
             raise ClipguardError(f"{path}: {key!r} is no setting.{hint} --help lists them.")
         if name in named:
             raise ClipguardError(f"{path}: {name!r} is there twice.")
         named[name] = _in_texts(value) if settings[name].is_eps else value
     return read_settings(named, settings, str(path))
+
+
+def require_one_norm(path: Path | None, below: Mapping[str, Any], given: Mapping[str, Any]) -> None:
+    """Raises ClipguardError where the command line changes the norm of a file and would take the numbers of its eps."""
+    norm = below.get("norm", "linf")
+    for name in ("eps", "step_size"):
+        if below.get(name) is not None and name not in given and given.get("norm", norm) != norm:
+            raise ClipguardError(f"`{name}` of {path} is for {norm}; give `{name}` for `norm={given['norm']}`, too.")
 
 
 def _read_table(path: Path) -> dict[str, Any]:
@@ -231,11 +243,13 @@ def _read_table(path: Path) -> dict[str, Any]:
     return content
 
 
-def _of_a_run(content: dict[str, Any]) -> dict[str, Any]:
+def _of_a_run(path: Path, content: dict[str, Any], settings: Mapping[str, Setting]) -> dict[str, Any]:
     """The settings in `results.json` or `run.json`: those of the run that wrote it; the content of any other file."""
     run = content.get("run", content)
     if isinstance(run, dict) and isinstance(run.get("plan"), dict):
-        values = {"models": list(run.get("models", ())), **run["plan"]}
+        if run.get("in_memory"):
+            raise ClipguardError(f"{path} is of {', '.join(run['in_memory'])}, which were objects in memory.")
+        values = {"models": list(run.get("models", ())), **run["plan"], "probes": run.get("probes", True)}
     elif isinstance(run, dict) and isinstance(run.get("config"), dict):
         values = dict(run["config"])
     else:
@@ -246,7 +260,11 @@ def _of_a_run(content: dict[str, Any]) -> dict[str, Any]:
             numbers = values[name] if isinstance(values[name], list) else [values[name]]
             texts = [spell_eps(number, norm) for number in numbers]
             values[name] = texts if isinstance(values[name], list) else texts[0]
-    return {name: value for name, value in values.items() if name not in ("part", "overrides")}
+    defaults = {"part": None, "overrides": values.get("overrides"), "models": values.get("models")}
+    defaults |= {name: declared.default for name, declared in settings_of(BenchPlan).items() if name not in defaults}
+    defaults["probes"] = values.get("probes")
+    # A setting that a command does not have is left out where it says nothing.
+    return {name: value for name, value in values.items() if name in settings or value != defaults.get(name)}
 
 
 def _in_texts(value: Any) -> Any:

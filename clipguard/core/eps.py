@@ -27,13 +27,14 @@ class Eps:
     pixels: float
 
 
-def read_eps(value: Any, norm: str, name: str = "eps") -> list[Eps]:
+def read_eps(value: Any, norm: str, name: str = "eps", *, whole_range: bool = False) -> list[Eps]:
     """Every form of eps: a text is as on the command line, a number is pixels of [0,1] as in every attack library.
 
     Args:
         value: `"1,4,8"`, `"4/255"`, `4 / 255`, or several of them.
         norm: "linf" or "l2". For l2 texts and numbers are the same: the Euclidean norm of pixels in [0,1].
         name: of the setting, for errors.
+        whole_range: whether 1.0, every possible image, is a number for linf.
 
     Returns:
         In ascending order, each once.
@@ -52,7 +53,7 @@ def read_eps(value: Any, norm: str, name: str = "eps") -> list[Eps]:
         elif isinstance(number, str):
             typed += [_number(text.strip(), norm, name) for text in number.split(",")]
         elif not isinstance(number, bool) and isinstance(number, Real):
-            typed.append(_of_pixels(number, norm, name))
+            typed.append(_of_pixels(number, norm, name, whole_range))
         else:
             shown = repr(number) if number is None or isinstance(number, bool) else f"a {type(number).__name__}"
             raise AttackError(f"`{name}` takes numbers such as 4 / 255, or texts such as '1,4,8', not {shown}.")
@@ -84,19 +85,19 @@ def check_norm(norm: str) -> None:
         raise AttackError(f"`norm` {norm!r} is unknown. Use {' or '.join(DEFAULT_EPS)}.")
 
 
-def one_eps(value: Any, norm: str, name: str = "eps") -> Eps:
+def one_eps(value: Any, norm: str, name: str = "eps", *, whole_range: bool = False) -> Eps:
     """The same for a setting that takes one. Raises AttackError for several, too."""
-    values = read_eps(value, norm, name)
+    values = read_eps(value, norm, name, whole_range=whole_range)
     if len(values) != 1:
-        raise AttackError(f"`{name}` must be one number in pixel units, as in 4 / 255, or a text, as in '4'.")
+        raise AttackError(f"`{name}` must be one number here, not {len(values)}.")
     return values[0]
 
 
-def _of_pixels(value: Real, norm: str, name: str) -> float:
+def _of_pixels(value: Real, norm: str, name: str, whole_range: bool) -> float:
     """A number of pixels in the tables' unit: 4 / 255 is 4.0 for linf.
 
-    For linf nothing above 1 makes sense, nor does the whole number 1 (1.0 is every possible image); for l2 a whole
-    number from 16 on looks like one of 1/255.
+    For linf nothing above 1 makes sense, and 1.0 is every possible image; for l2 a whole number from 16 on looks like
+    one of 1/255.
     """
     pixels, whole = float(value), isinstance(value, Integral)
     if not math.isfinite(pixels) or pixels < 0:
@@ -106,8 +107,8 @@ def _of_pixels(value: Real, norm: str, name: str) -> float:
             cure = f"did you mean {value} / 255? It is the Euclidean norm of pixels in [0,1]"
             raise AttackError(f"`{name}` {value}: {cure}; write {value}.0 if you mean it.")
         return pixels
-    if pixels > 1 or (whole and pixels == 1):
-        insist = "" if pixels > 1 else "; write 1.0 if you mean every possible image"
+    if pixels > 1 or (pixels == 1 and (whole or not whole_range)):
+        insist = "; write 1.0 if you mean every possible image" if pixels == 1 and whole_range else ""
         meant = f"did you mean {pixels:g} / 255, or '{pixels:g}'"
         raise AttackError(f"`{name}` {pixels:g}: {meant}? Numbers are pixels of [0,1]; texts are in 1/255{insist}.")
     typed = round(PIXEL * pixels, 9)  # 3 / 255 * 255 is not 3

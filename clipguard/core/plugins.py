@@ -26,7 +26,7 @@ def load_plugins(group: str, add: Callable[[str, Any], None]) -> None:
     for point in sorted(entry_points(group=group), key=lambda point: point.name):
         try:
             add(point.name, point.load())
-        except Exception as error:  # a package of somebody else: anything can be wrong with it
+        except (Exception, SystemExit) as error:  # a package of somebody else: anything can be wrong with it
             log.warning("The plug-in %s cannot be used (%s); going on without it.", _describe(point), first_line(error))
 
 

@@ -59,8 +59,10 @@ def dataset_of_arrays(
     """
     pixels = _pixels(images)
     numbers = np.asarray(labels)
-    if numbers.ndim != 1 or numbers.dtype.kind not in "iu" or len(numbers) != len(pixels) or len(numbers) == 0:
-        raise DatasetError(f"{name}: give as many class numbers (N,) as images; there are {len(pixels)} images.")
+    if numbers.dtype.kind not in "iu" or numbers.ndim != 1:
+        raise DatasetError(f"{name}: labels are class numbers (N,), not {numbers.dtype} of shape {numbers.shape}.")
+    if len(numbers) != len(pixels) or len(numbers) == 0:
+        raise DatasetError(f"{name}: there are {len(pixels)} images and {len(numbers)} labels; give as many of both.")
     names = list(class_names) if class_names is not None else [str(k) for k in range(max(2, int(numbers.max()) + 1))]
     check_names(names)
     if numbers.min() < 0 or numbers.max() >= len(names):

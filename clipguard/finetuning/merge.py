@@ -7,6 +7,7 @@ from pathlib import Path
 
 from torch import Tensor
 
+from clipguard.core.checking import check_type
 from clipguard.core.errors import FinetuneError
 from clipguard.core.files.output import OutputFolder
 from clipguard.models.export import State, checkpoint_files, complete_config
@@ -29,7 +30,7 @@ def interpolate(base: Mapping[str, Tensor], tuned: Mapping[str, Tensor], alpha: 
     }
 
 
-def merge(base: str, tuned: str, alpha: float, out: Path) -> None:
+def merge(base: str, tuned: str, alpha: float, out: str | Path) -> Path:
     """Write the model between two of one architecture into a new folder.
 
     Args:
@@ -37,18 +38,24 @@ def merge(base: str, tuned: str, alpha: float, out: Path) -> None:
         alpha: share of the tuned one, in [0,1].
         out: the folder.
 
+    Returns:
+        The folder.
+
     Raises:
         FinetuneError: for another alpha, models that do not match, or tuned text outside the weights.
         OutputError: if the folder exists.
     """
+    check_type("`alpha`", alpha, float, FinetuneError)
+    check_type("`out`", out, str | Path, FinetuneError)
     if not 0 <= alpha <= 1:
         raise FinetuneError(f"`alpha` must be in 0 ... 1 (0: the base, 1: the tuned model), not {alpha:g}.")
-    with OutputFolder(out, whole=True) as folder:
+    with OutputFolder(Path(out), whole=True) as folder:
         base_model, tuned_model = load_model(base), load_model(tuned)
         _require_a_pair(base_model, tuned_model)
         state = interpolate(base_model.model.state_dict(), tuned_model.model.state_dict(), alpha)
         card = _card(base_model, tuned_model, alpha).encode()
         folder.write_files({**checkpoint_files(tuned_model, state), "README.md": card})
+    return Path(out)
 
 
 def _card(base: LoadedModel, tuned: LoadedModel, alpha: float) -> str:

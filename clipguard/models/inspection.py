@@ -12,6 +12,7 @@ from typing import Any
 
 from torch import Tensor
 
+from clipguard.core.checking import check_type
 from clipguard.core.errors import ModelError
 from clipguard.core.hub_access import hub_access
 from clipguard.core.notices import noticing
@@ -54,14 +55,15 @@ class Inspection:
         return asdict(self)
 
 
-def inspect_model(spec: str) -> Inspection:
+def inspect_model(spec: str | Path) -> Inspection:
     """Describe the weights behind a model's spec. Nothing is built, and no base model is fetched.
 
     Raises:
         ModelError: when there is nothing that can be read there.
     """
+    check_type("A model's name", spec, str | Path, ModelError)
     with noticing():  # a file may be read twice; what is said of it, once
-        return _inspect(spec)
+        return _inspect(str(spec))
 
 
 def _inspect(spec: str) -> Inspection:

@@ -45,8 +45,8 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "l2": ({"eps": 128, "norm": "l2"}, "did you mean 128 / 255"),
     "a truth": ({"eps": True}, "`eps` takes numbers"),
     "a list in a list": ({"eps": [[1, 4]]}, "`eps` takes numbers"),
-    "a function": ({"models": [lambda x: x]}, "`models` takes names, not a function"),
-    "tensors": ({"datasets": torch.zeros(2, 3)}, "`datasets` takes names, not a Tensor"),
+    "a function": ({"models": [lambda x: x]}, "`models` takes names, .* not a function"),
+    "tensors": ({"datasets": torch.zeros(2, 3)}, "`datasets` takes names, .* not a Tensor"),
     "a number for an attack": ({"attacks": [3]}, "`attacks` takes names, not 3"),
     "a typing error": ({"nsamples": 5}, "Did you mean 'n_samples'"),
     "eps mode": ({"eps_mode": "ascendng"}, "`eps_mode` 'ascendng' is unknown. Did you mean 'ascending'"),
@@ -183,10 +183,33 @@ def test_what_was_loaded_is_what_its_name_is() -> None:
     [
         ({"models": Brightness().eval(), "store": "s"}, "`store` is for checkpoints"),
         ({"models": [Brightness().eval(), torch.nn.Identity()], "datasets": (torch.rand(2, 3, 4, 4), [0, 1])}, "8-bit"),
-        ({"datasets": (torch.zeros(2, 3, 4, 4), [0])}, "as many class numbers"),
+        ({"datasets": (torch.zeros(2, 3, 4, 4), [0], ["a", "b"])}, "2 images and 1 labels"),
         ({"datasets": (torch.zeros(2, 3, 4, 4), [0, 2], ["a", "b"])}, "labels must lie in 0 ... 1"),
+        ({"datasets": (torch.zeros(2, 3, 4, 4), [0.0, 1.0], ["a", "b"])}, "labels are class numbers"),
+        ({"datasets": (torch.zeros(2, 3, 4, 4), [0, 1])}, "these models need class names"),
+        ({"datasets": (torch.zeros(2, 3, 4, 4), [0, 1], "a,b")}, "class names are a list"),
+        ({"datasets": datasets.DatasetDict()}, "not a DatasetDict"),
+        ({"attacks": PGD(iterations=0)}, "iterations must be a whole number of at least 1"),
+        ({"attacks": clipguard.Recipe("fgsm", (PGD(),))}, "give the recipe another name"),
+        ({"models": Brightness().eval(), "logit_scale": 5.0}, "a module has none"),
+        ({"models": Brightness().eval(), "datasets": "emoji-food"}, "gives 2 logits, and emoji-food has"),
+        ({"models": torch.nn.Linear(3, 2).double().eval(), "datasets": "emoji-food"}, "The model fails on images"),
     ],
 )
 def test_objects_that_are_refused(given: dict[str, Any], message: str) -> None:
     with pytest.raises(ClipguardError, match=message):
         clipguard.bench(**given)
+
+
+@pytest.mark.parametrize(
+    "option", [{"templates": "a {}"}, {"decode": "plain"}, {"classes": "a,b"}, {"protocol": "tecoa"}]
+)
+def test_settings_that_a_data_set_in_memory_has_settled_are_refused(option: dict[str, Any]) -> None:
+    with pytest.raises(ClipguardError, match=r"give it there|name the data set"):
+        clipguard.bench(datasets=clipguard.load_dataset("emoji-food"), **option)
+
+
+def test_arrays_get_the_prompts_of_the_plan() -> None:
+    images, labels = grey_images([10, 250])
+    result = clipguard.bench("tiny", (images, labels, ["dark", "bright"]), protocol="tecoa", attacks="none")
+    assert result.run["datasets"]["in-memory"]["templates"] == ["a photo of a {}."]

@@ -189,3 +189,23 @@ def test_values_are_read_in_their_type(setting: str, value: Any, read: Any) -> N
 def test_an_unknown_name_is_told_with_the_nearest() -> None:
     with pytest.raises(ClipguardError, match=r"'epz' is no setting. Did you mean 'eps'"):
         read_settings({"epz": 1}, settings_of(BenchPlan))
+
+
+@pytest.mark.parametrize("command", ["bench", "attack", "doctor"])
+def test_the_results_of_a_run_are_a_file_for_commands_with_fewer_settings(command: str, tmp_path: Path) -> None:
+    plan = make_plan("tiny", "emoji-food", attacks="pgd-3", eps="4", n_samples=5)
+    file = tmp_path / "results.json"
+    file.write_text(json.dumps({"run": {"models": {"tiny": {}}, "plan": plan.to_dict(), "probes": False}}))
+    values = read_config(file, COMMANDS[command].SETTINGS)
+    assert (values["attacks"], values["n_samples"], values.get("probes", False)) == (("pgd-3",), 5, False)
+    file.write_text(json.dumps({"run": {"models": {"tiny": {}}, "plan": plan.to_dict() | {"engine": "reference"}}}))
+    if command != "bench":  # which says something that the command cannot do
+        with pytest.raises(ClipguardError, match="'engine' is no setting"):
+            read_config(file, COMMANDS[command].SETTINGS)
+
+
+def test_the_eps_of_a_file_is_not_taken_for_another_norm(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    file = tmp_path / "x.yaml"
+    file.write_text("eps: 4\n")
+    assert run(["bench", "--config", str(file), "--norm", "l2"]) == 2
+    assert f"--eps of {file} is for linf; give --eps for --norm l2, too." in capfd.readouterr().err
