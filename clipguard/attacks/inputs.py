@@ -89,7 +89,7 @@ def _images(value: Any) -> Tensor:
 
 def _labels(value: Any) -> Tensor:
     try:
-        labels = torch.as_tensor(value)
+        labels = torch.as_tensor(value.copy() if isinstance(value, np.ndarray) else value)  # it may be read-only
     except (TypeError, ValueError, RuntimeError):
         raise AttackError(f"Labels must be class numbers (N,), not {type(value).__name__}.") from None
     if labels.ndim != 1:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import runpy
 from dataclasses import fields
+from functools import cache
 from pathlib import Path
 from typing import Any, get_args, get_type_hints
 
@@ -33,6 +34,7 @@ COMMANDS: dict[str, Any] = {
 ALL = [(name, setting) for name, module in COMMANDS.items() for setting in module.SETTINGS.values()]
 
 
+@cache
 def options_of(command: str) -> dict[str, Any]:
     """The options of a command, by their name in Python."""
     return {p.name: p for p in typer.main.get_command(app).commands[command].params}  # type: ignore[attr-defined]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import re
 from collections.abc import Iterator
+from functools import cache
 from typing import Any
 
 import typer
@@ -18,7 +19,7 @@ def in_flags(message: str, app: typer.Typer) -> str:
 
     What is between backticks and no setting of any command stays as it is.
     """
-    flags = LISTS | {name: flag for command in _commands(typer.main.get_command(app)) for name, flag in _flags(command)}
+    flags = _all_flags(app)
 
     def spell(match: re.Match[str]) -> str:
         name, value = match.groups()
@@ -27,6 +28,13 @@ def in_flags(message: str, app: typer.Typer) -> str:
         return flags[name] if value is None else f"{flags[name]} {value}"
 
     return SETTING.sub(spell, message)
+
+
+@cache
+def _all_flags(app: typer.Typer) -> dict[str, str]:
+    """Every option of every command, by its name in Python."""
+    commands = _commands(typer.main.get_command(app))
+    return LISTS | {name: flag for command in commands for name, flag in _flags(command)}
 
 
 class InFlags(logging.Formatter):
