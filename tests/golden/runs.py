@@ -17,6 +17,7 @@ import contextlib
 import importlib.util
 import json
 import os
+import platform
 import re
 import runpy
 import shlex
@@ -56,10 +57,22 @@ def in_order_of_cells(listing: str) -> str:
     return "\n".join(sorted(listing.splitlines())) + "\n"
 
 
+def processor() -> str:
+    """Its name and a hash of its features, by which libraries choose kernels, also those that nobody can set."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").split("\n\n")[0].splitlines()
+    except OSError:
+        return platform.processor()
+    facts = dict(line.split(":", 1) for line in lines if ":" in line)
+    named = {key.strip(): value.strip() for key, value in facts.items()}
+    features = " ".join(sorted(named.get("flags", "").split()))
+    return f"{named.get('model name', platform.processor())} {sha(features.encode())}"
+
+
 def made_with() -> str:
     """Versions of what computes numbers here, a line each."""
     python = f"python {sys.version_info.major}.{sys.version_info.minor}"
-    return "\n".join([python, *(f"{name} {version(name)}" for name in PACKAGES)]) + "\n"
+    return "\n".join([f"processor {processor()}", python, *(f"{name} {version(name)}" for name in PACKAGES)]) + "\n"
 
 
 def make_record(out: Path, *, native: bool = False) -> None:

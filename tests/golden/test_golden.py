@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import platform
+import re
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,7 @@ from golden_text import Section, parse
 
 NAMES = [command.name for command in runs.commands()]
 MOST_LINES = 40
+PROCESSOR = re.compile(r"^processor .*$", re.MULTILINE)
 AGAIN = "If that is meant: python tests/golden/runs.py --record, and name the reason in CHANGELOG.md."
 
 
@@ -59,6 +61,10 @@ def test_what_is_printed_and_written_is_as_recorded(name: str, made: Path) -> No
     more = [f"... and {len(told) - MOST_LINES} lines more"] if len(told) > MOST_LINES else []
     message = "\n".join([f"{found[0].title}", *told[:MOST_LINES], *more])
     recorded, here = (runs.RECORD / runs.MADE_WITH).read_text(), runs.made_with()
+    if PROCESSOR.findall(recorded) != PROCESSOR.findall(here) and expected[0].lines == found[0].lines:
+        pytest.skip(
+            "recorded on another processor, whose last bits differ here: compare with a record made on this one"
+        )
     if recorded != here and expected[0].lines == found[0].lines and shapes(expected) == shapes(found):
         other = sorted(set(recorded.splitlines()) - set(here.splitlines()))
         pytest.skip(f"recorded with {', '.join(other)}: only files, columns and keys were compared")
