@@ -16,13 +16,13 @@ COPY pyproject.toml README.md LICENSE NOTICE /src/
 COPY clipguard /src/clipguard/
 RUN /opt/clipguard/bin/python -m pip install /src && /opt/clipguard/bin/clipguard --version
 
-# Results go to /work; what is downloaded, to /cache. Any user may write there, so `docker run --user` works, too.
+# Results go to /results; what is downloaded, to /cache. Any user may write there, so `docker run --user` works, too.
 RUN useradd --system --uid 10001 --no-create-home --home-dir /cache clipguard \
-    && mkdir -p /work /cache \
-    && chmod 1777 /work /cache
+    && mkdir -p /results /cache \
+    && chmod 1777 /results /cache
 
 ENV PATH=/opt/clipguard/bin:$PATH HOME=/cache XDG_CACHE_HOME=/cache
 USER 10001
-WORKDIR /work
+WORKDIR /results
 ENTRYPOINT ["clipguard"]
 CMD ["--help"]

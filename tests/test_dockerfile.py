@@ -27,7 +27,7 @@ else:
 ROOT = Path(__file__).parents[1]
 DOCKERFILE = ROOT / "Dockerfile"
 HADOLINT = shutil.which("hadolint", path=f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}")
-OWN = re.compile(r"(?<![\w.$}/])/(opt|src|work|cache)\b")  # the folders that the image gets
+OWN = re.compile(r"(?<![\w.$}/])/(opt|src|results|cache)\b")  # the folders that the image gets
 FOR_ROOT = ("useradd",)  # what only root can do is noted, not done
 
 
@@ -236,8 +236,8 @@ def test_the_steps_do_what_they_should_in_order(dry: Image) -> None:
     assert not list(source.rglob("__pycache__"))
     assert (source / "clipguard" / "assets" / "models" / "tiny").is_dir()
     assert f"--uid {dry.user} " in (dry.root / "as-root.log").read_text()
-    assert all((dry.root / name).stat().st_mode & 0o7777 == 0o1777 for name in ("work", "cache")), "for any --user"
-    assert (dry.workdir, dry.environment["HOME"]) == ("/work", "/cache")
+    assert all((dry.root / name).stat().st_mode & 0o7777 == 0o1777 for name in ("results", "cache")), "for any --user"
+    assert (dry.workdir, dry.environment["HOME"]) == ("/results", "/cache")
     assert dry.environment["PATH"].startswith("/opt/clipguard/bin")
     assert dry.commands == {"ENTRYPOINT": ["clipguard"], "CMD": ["--help"]}
 
@@ -257,10 +257,10 @@ def test_it_benches_the_embedded_model_without_a_network(image: Image) -> None:
     alone = ["unshare", "--map-root-user", "--net"] if shutil.which("unshare") else []
     if alone and subprocess.run([*alone, "true"], check=False, capture_output=True).returncode != 0:
         alone = []
-    done = image.run(*alone, *image.commands["ENTRYPOINT"], *words, cwd=image.root / "work")
+    done = image.run(*alone, *image.commands["ENTRYPOINT"], *words, cwd=image.root / "results")
     assert done.returncode == 0, done.stderr
     assert "emoji-food" in done.stdout
-    assert list((image.root / "work" / "runs").glob("*/results.json"))
+    assert list((image.root / "results" / "runs").glob("*/results.json"))
     assert {path.name for path in (image.root / "cache").iterdir()} <= {
         "clipguard",
         "huggingface",

@@ -10,7 +10,6 @@ from clipguard.core.settings import check_settings, setting
 Metric = Literal["clean", "robust", "average"]
 FailOn = Literal["regression", "any-drop", "inconclusive"]
 METRICS: tuple[Metric, ...] = get_args(Metric)
-FAIL_ON: tuple[FailOn, ...] = get_args(FailOn)
 
 
 @dataclass(frozen=True)
