@@ -22,7 +22,7 @@ import torch
 from common import RESULTS, provenance, save
 
 import clipguard
-from clipguard.core.device import choose_device
+from clipguard.core.environment.device import choose_device
 
 METHODS = ("none", "clean", "tecoa", "fare", "pmg-aft", "tima")
 LEARNING_RATES = (2e-4, 5e-4, 1e-3)

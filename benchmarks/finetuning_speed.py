@@ -34,7 +34,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 import clipguard
-from clipguard.core.device import choose_device
+from clipguard.core.environment.device import choose_device
 from clipguard.models.classifier import fast_memory_format
 
 CLASSES, ATTACK_STEPS = 200, 3

@@ -49,7 +49,7 @@ if TYPE_CHECKING:
     from clipguard.comparison.result import CellChange, Comparison
     from clipguard.data import ZeroShotDataset, load_dataset
     from clipguard.finetuning.merge import merge
-    from clipguard.finetuning.result import FinetuneResult
+    from clipguard.finetuning.output.result import FinetuneResult
     from clipguard.models import LoadedModel, ZeroShotClassifier, load_model
     from clipguard.models.inspection import Inspection
     from clipguard.models.inspection import inspect_model as inspect
@@ -90,7 +90,7 @@ _HOMES = {
     "Comparison": "clipguard.comparison.result",
     "Finding": "clipguard.sanity.checks",
     "Findings": "clipguard.sanity.findings",
-    "FinetuneResult": "clipguard.finetuning.result",
+    "FinetuneResult": "clipguard.finetuning.output.result",
     "Inspection": "clipguard.models.inspection",
     "LoadedModel": "clipguard.models",
     "ZeroShotClassifier": "clipguard.models",

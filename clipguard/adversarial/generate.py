@@ -14,9 +14,9 @@ from torch import Tensor
 
 from clipguard.adversarial.image_files import ImageFiles
 from clipguard.adversarial.result import PREDICTED, AdversarialImage, AdversarialResult, rounded
-from clipguard.attacks.engine.batching import CPU_BATCH
 from clipguard.attacks.engine.engine import Engine
-from clipguard.attacks.engine.evaluator import Evaluator, require_finite
+from clipguard.attacks.engine.passes.batching import CPU_BATCH
+from clipguard.attacks.engine.passes.evaluator import Evaluator, require_finite
 from clipguard.attacks.recipes import Recipe
 from clipguard.attacks.threat import ThreatModel
 from clipguard.benchmark.batch_fill import settle_fill
@@ -27,7 +27,7 @@ from clipguard.benchmark.results.result import Cell
 from clipguard.benchmark.results.sample_rows import RowNames, attacked_samples, clean_sample, cost_table
 from clipguard.benchmark.run_record import start_record
 from clipguard.benchmark.task import Task, engine_options, open_task, read_task
-from clipguard.core.device import choose_device
+from clipguard.core.environment.device import choose_device
 from clipguard.core.eps import Eps
 from clipguard.core.notices import noticing
 from clipguard.core.progress import Progress, Silent

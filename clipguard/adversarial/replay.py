@@ -13,7 +13,7 @@ from clipguard.adversarial.result import AdversarialImage
 from clipguard.benchmark.plan import BenchPlan
 from clipguard.benchmark.recipe_files import open_recipe
 from clipguard.benchmark.task import Task, open_task
-from clipguard.core.device import choose_device
+from clipguard.core.environment.device import choose_device
 from clipguard.core.eps import eps_of_numbers
 from clipguard.core.errors import ClipguardError, ResultError
 from clipguard.core.progress import Progress, Silent

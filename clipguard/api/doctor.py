@@ -9,8 +9,8 @@ from torch import Tensor, nn
 
 from clipguard.api.objects import as_module, as_recipe
 from clipguard.attacks.base import Attack
-from clipguard.attacks.engine.evaluator import Evaluator
 from clipguard.attacks.engine.options import EngineOptions
+from clipguard.attacks.engine.passes.evaluator import Evaluator
 from clipguard.attacks.inputs import Array, check_input, check_model, explained
 from clipguard.attacks.recipes import Recipe
 from clipguard.core.checking import check_type

@@ -9,7 +9,7 @@ from typing_extensions import Unpack
 from clipguard.api.options import FinetuneOptions
 from clipguard.core.checking import check_type
 from clipguard.core.errors import FinetuneError
-from clipguard.finetuning.result import FinetuneResult
+from clipguard.finetuning.output.result import FinetuneResult
 from clipguard.finetuning.run import run_finetune
 from clipguard.finetuning.settings import resolve
 

@@ -12,7 +12,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
-from clipguard.attacks.engine.batching import is_out_of_memory
+from clipguard.attacks.engine.passes.batching import is_out_of_memory
 from clipguard.attacks.threat import NORMS
 from clipguard.core.errors import AttackError, ClipguardError, first_line
 

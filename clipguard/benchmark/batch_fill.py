@@ -14,9 +14,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from clipguard.attacks.engine.batch_invariance import FILLS, find_fill
-from clipguard.attacks.engine.evaluator import Evaluator
 from clipguard.attacks.engine.options import EngineOptions
+from clipguard.attacks.engine.passes.batch_invariance import FILLS, find_fill
+from clipguard.attacks.engine.passes.evaluator import Evaluator
 from clipguard.core.files.atomic_files import write_bytes
 from clipguard.core.records.provenance import versions
 from clipguard.core.records.run import BatchInvariance

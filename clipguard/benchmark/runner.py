@@ -17,11 +17,11 @@ from clipguard.attacks.inputs import explained
 from clipguard.attacks.recipes import Recipe
 from clipguard.attacks.threat import ThreatModel
 from clipguard.benchmark.batch_fill import settle_fill
-from clipguard.benchmark.findings import run_findings
+from clipguard.benchmark.checks.findings import run_findings
+from clipguard.benchmark.checks.probing import Prober, switched_off
 from clipguard.benchmark.objects import Objects
 from clipguard.benchmark.plan import BenchPlan
 from clipguard.benchmark.preprocess import prepare
-from clipguard.benchmark.probing import Prober, switched_off
 from clipguard.benchmark.results.result import BenchResult
 from clipguard.benchmark.results.sample_rows import RowNames, attacked_samples, clean_sample, cost_table
 from clipguard.benchmark.run_record import start_record
@@ -29,7 +29,7 @@ from clipguard.benchmark.stored.cell_key import cell_key
 from clipguard.benchmark.stored.recall import Recalled, recall_outcomes
 from clipguard.benchmark.stored.session import StoreSession
 from clipguard.benchmark.task import Task, engine_options, open_task
-from clipguard.core.device import choose_device
+from clipguard.core.environment.device import choose_device
 from clipguard.core.errors import AttackError
 from clipguard.core.notices import noticing
 from clipguard.core.progress import Progress, Silent

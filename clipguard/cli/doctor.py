@@ -69,7 +69,7 @@ def doctor(given: dict[str, Any]) -> None:
     plan = make_plan(**given)
     if len(plan.datasets) > 1 or len(plan.eps) > 1:
         raise ClipguardError("`clipguard doctor` takes one data set and one `eps`; name one of each.")
-    from clipguard.benchmark.diagnosis import diagnose
+    from clipguard.benchmark.checks.diagnosis import diagnose
     from clipguard.cli.console.progress import RichProgress
     from clipguard.cli.console.render import print_diagnosis
 

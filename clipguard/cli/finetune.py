@@ -28,7 +28,7 @@ from clipguard.core.settings import setting, settings_of
 from clipguard.finetuning.config import FinetuneConfig
 
 if TYPE_CHECKING:
-    from clipguard.finetuning.result import FinetuneResult
+    from clipguard.finetuning.output.result import FinetuneResult
 
 EXAMPLES = """
 **Examples**
@@ -151,7 +151,7 @@ def print_scores(result: FinetuneResult) -> None:
     from rich.table import Table
 
     from clipguard.cli.console.render import print_findings
-    from clipguard.finetuning.card import eps_label, percent
+    from clipguard.finetuning.output.card import eps_label, percent
     from clipguard.sanity.entries import alarms
 
     run = result.run

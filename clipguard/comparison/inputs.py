@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from clipguard.benchmark.findings import prediction_entries
+from clipguard.benchmark.checks.findings import prediction_entries
 from clipguard.benchmark.plan import BenchPlan
 from clipguard.benchmark.protocols import make_plan
 from clipguard.benchmark.results.result import RESULTS, BenchResult

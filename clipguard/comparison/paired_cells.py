@@ -10,7 +10,7 @@ from collections.abc import Sequence
 import numpy as np
 import pandas as pd
 
-from clipguard.benchmark.findings import prediction_entries
+from clipguard.benchmark.checks.findings import prediction_entries
 from clipguard.benchmark.results.result import BenchResult
 from clipguard.benchmark.results.table import AVERAGE
 from clipguard.comparison.comparability import differences, model_name

@@ -10,7 +10,7 @@ from dataclasses import replace
 import numpy as np
 import pandas as pd
 
-from clipguard.benchmark.findings import prediction_entries
+from clipguard.benchmark.checks.findings import prediction_entries
 from clipguard.benchmark.plan import BenchPlan
 from clipguard.benchmark.results.result import BenchResult
 from clipguard.benchmark.task import Task, choose_images, open_task, read_task

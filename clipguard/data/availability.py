@@ -6,8 +6,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from clipguard.core.environment.hub_access import hub_access
 from clipguard.core.errors import DatasetError, first_line
-from clipguard.core.hub_access import hub_access
 from clipguard.data.formats.paths import locate
 from clipguard.data.registry import DatasetEntry, registry
 

@@ -11,25 +11,32 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from clipguard.attacks.engine.batching import is_out_of_memory
-from clipguard.core.device import choose_device
+from clipguard.attacks.engine.passes.batching import is_out_of_memory
+from clipguard.core.environment.device import choose_device
 from clipguard.core.errors import FinetuneError
 from clipguard.core.files.output import OutputFolder
 from clipguard.core.notices import Notice, noticing
 from clipguard.core.progress import Progress, Silent
-from clipguard.finetuning.card import write_card
 from clipguard.finetuning.checks import check
 from clipguard.finetuning.config import FinetuneConfig
-from clipguard.finetuning.curves import draw_curves
 from clipguard.finetuning.data.batches import choose_workers
 from clipguard.finetuning.data.images import TrainingImages
 from clipguard.finetuning.data.sampler import ResumableBatchSampler
 from clipguard.finetuning.data.training_data import TrainingData, open_data
-from clipguard.finetuning.export import describe_text, export
 from clipguard.finetuning.final_evaluation import announce, choose_images, evaluate, no_evaluation
+from clipguard.finetuning.output.card import write_card
+from clipguard.finetuning.output.curves import draw_curves
+from clipguard.finetuning.output.export import describe_text, export
+from clipguard.finetuning.output.record import (
+    RUN_NAME,
+    RunRecord,
+    check_unchanged,
+    read_unfinished,
+    start_record,
+    to_json,
+)
+from clipguard.finetuning.output.result import FinetuneResult
 from clipguard.finetuning.processes import RENDEZVOUS_TIMEOUT, Team, joined
-from clipguard.finetuning.record import RUN_NAME, RunRecord, check_unchanged, read_unfinished, start_record, to_json
-from clipguard.finetuning.result import FinetuneResult
 from clipguard.finetuning.training.accelerator import accelerated, start_tracker
 from clipguard.finetuning.training.metrics import read_metrics
 from clipguard.finetuning.training.objective import make_objective

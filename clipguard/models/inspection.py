@@ -13,8 +13,8 @@ from typing import Any
 from torch import Tensor
 
 from clipguard.core.checking import check_type
+from clipguard.core.environment.hub_access import hub_access
 from clipguard.core.errors import ModelError
-from clipguard.core.hub_access import hub_access
 from clipguard.core.notices import noticing
 from clipguard.models.build import Checkpoint
 from clipguard.models.checkpoint.architecture import find_architectures

@@ -16,10 +16,10 @@ from PIL import Image
 from torch import Tensor, nn
 
 from clipguard.core.checking import check_type
-from clipguard.core.device import check_device
+from clipguard.core.environment.device import check_device
+from clipguard.core.environment.hub_access import hub_access
+from clipguard.core.environment.quiet_libraries import quiet_libraries
 from clipguard.core.errors import ModelError
-from clipguard.core.hub_access import hub_access
-from clipguard.core.quiet_libraries import quiet_libraries
 from clipguard.models.build import Checkpoint, PlacedWeights, build, load_tokenizer, load_tower, load_weights
 from clipguard.models.checkpoint.reader import WeightFile
 from clipguard.models.classifier import Resolution, ZeroShotClassifier

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator
 
 from torch import Tensor, nn
 
-from clipguard.attacks.engine.evaluator import Evaluator, frozen
+from clipguard.attacks.engine.passes.evaluator import Evaluator, frozen
 from clipguard.attacks.recipes import Recipe
 from clipguard.core.errors import AttackError, NonFiniteError
 from clipguard.sanity.checks import CHECKS, Finding, not_checked

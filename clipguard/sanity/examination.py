@@ -10,9 +10,9 @@ from torch import Tensor, nn
 
 from clipguard.attacks import losses
 from clipguard.attacks.engine.engine import Engine
-from clipguard.attacks.engine.evaluator import Evaluator, frozen, require_finite
 from clipguard.attacks.engine.options import EngineOptions
 from clipguard.attacks.engine.outcome import EpsOutcome, Example
+from clipguard.attacks.engine.passes.evaluator import Evaluator, frozen, require_finite
 from clipguard.attacks.recipes import Recipe, parse_recipe
 from clipguard.core.errors import NoGradientError, NonFiniteError
 from clipguard.sanity.checks import UNBOUNDED_EPS, Finding, counted, not_checked

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from clipguard.attacks import losses
-from clipguard.attacks.engine.evaluator import Evaluator
+from clipguard.attacks.engine.passes.evaluator import Evaluator
 from clipguard.attacks.losses import Loss
 from clipguard.attacks.projected_gradient import ascent_step, default_step_fraction, uniform_in_ball
 from clipguard.attacks.random import PerImageRandom

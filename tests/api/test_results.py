@@ -15,7 +15,7 @@ from attack_models import small_conv, uniform
 import clipguard
 from clipguard.attacks.methods.apgd import APGD
 from clipguard.core.html_table import html_table
-from clipguard.finetuning.record import RUN_NAME
+from clipguard.finetuning.output.record import RUN_NAME
 
 
 @pytest.fixture(scope="module")

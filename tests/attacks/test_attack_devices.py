@@ -11,11 +11,11 @@ import torch
 from attack_models import labelled, robust, run, small_conv, uniform
 from torch import Tensor, nn
 
-from clipguard.attacks.engine.batching import CPU_BATCH, LARGEST_BATCH
 from clipguard.attacks.engine.engine import Engine
 from clipguard.attacks.engine.options import EngineOptions
 from clipguard.attacks.engine.outcome import Example
-from clipguard.attacks.engine.precision import tf32
+from clipguard.attacks.engine.passes.batching import CPU_BATCH, LARGEST_BATCH
+from clipguard.attacks.engine.passes.precision import tf32
 from clipguard.attacks.recipes import parse_recipe
 from clipguard.attacks.threat import ThreatModel
 

@@ -9,9 +9,9 @@ import torch
 from attack_models import Wrapped, engine, hadamard_model, labelled, robust, run, small_conv, uniform
 from torch import Tensor, nn
 
-from clipguard.attacks.engine.batching import is_out_of_memory
-from clipguard.attacks.engine.evaluator import Evaluator, require_finite
-from clipguard.attacks.engine.joint_pass import Query, evaluate
+from clipguard.attacks.engine.passes.batching import is_out_of_memory
+from clipguard.attacks.engine.passes.evaluator import Evaluator, require_finite
+from clipguard.attacks.engine.passes.joint_pass import Query, evaluate
 from clipguard.attacks.methods.pgd import CW, PGD
 from clipguard.attacks.methods.square import Square
 from clipguard.attacks.recipes import Recipe, parse_recipe

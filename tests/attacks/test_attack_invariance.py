@@ -6,11 +6,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from clipguard.attacks.engine.batch_invariance import find_fill
 from clipguard.attacks.engine.engine import Engine
-from clipguard.attacks.engine.evaluator import Evaluator
 from clipguard.attacks.engine.options import EngineOptions, Fill
 from clipguard.attacks.engine.outcome import Example
+from clipguard.attacks.engine.passes.batch_invariance import find_fill
+from clipguard.attacks.engine.passes.evaluator import Evaluator
 from clipguard.attacks.recipes import parse_recipe
 from clipguard.attacks.threat import ThreatModel
 from clipguard.data import load_dataset

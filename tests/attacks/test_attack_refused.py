@@ -9,9 +9,9 @@ import torch
 from attack_models import Wrapped, engine, labelled, robust, run, small_conv, uniform
 from torch import Tensor, nn
 
-from clipguard.attacks.engine.evaluator import frozen
 from clipguard.attacks.engine.options import EngineOptions
 from clipguard.attacks.engine.outcome import Example
+from clipguard.attacks.engine.passes.evaluator import frozen
 from clipguard.core.errors import AttackError
 
 ATTACKS = ["pgd-3", "apgd-t(iterations=3)", "fab-t(iterations=3)", "square(queries=3)"]

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 import clipguard
-from clipguard.attacks.engine import batch_invariance as invariance
+from clipguard.attacks.engine.passes import batch_invariance as invariance
 from clipguard.benchmark import batch_fill as benchmark
 from clipguard.benchmark.results.result import BenchResult
 from clipguard.benchmark.results.table import caption

@@ -11,7 +11,7 @@ from text_models import write_export
 
 import clipguard
 from clipguard.cli import run
-from clipguard.finetuning.training.class_text import ClassText
+from clipguard.finetuning.tuned.class_text import ClassText
 from clipguard.models.text.tuned import ORIGINAL_FILE
 
 BENCH = ["bench", "-d", "emoji-food", "--attack", "none", "-n", "30", "--format", "json", "--no-store"]

@@ -16,7 +16,7 @@ from torch.nn import functional as F
 
 import clipguard
 from clipguard.core.errors import FinetuneError, ModelError
-from clipguard.finetuning.training.class_text import ClassText, fold
+from clipguard.finetuning.tuned.class_text import ClassText, fold
 from clipguard.models.loading import LoadedModel, load_model
 from clipguard.models.text.tuned import ORIGINAL_FILE, TEXT_FILE, LaatMap
 

@@ -19,8 +19,8 @@ from training_runs import write_images
 
 import clipguard
 from clipguard.cli import run
+from clipguard.core.environment.quiet_libraries import quiet_libraries
 from clipguard.core.files.config_files import read_config_file
-from clipguard.core.quiet_libraries import quiet_libraries
 from clipguard.finetuning.settings import resolve
 
 FILES = {"README.md", "curves.png", "metrics.jsonl", "open_clip_config.json", "open_clip_model.safetensors", "run.json"}

@@ -19,10 +19,10 @@ from clipguard.finetuning.data.batches import ImageBatch, load_batches
 from clipguard.finetuning.methods.base import Batch, Method, Need
 from clipguard.finetuning.methods.registry import METHODS
 from clipguard.finetuning.methods.tecoa import TeCoA
-from clipguard.finetuning.training.lora import LowRank, merge_lora
 from clipguard.finetuning.training.metrics import read_metrics
 from clipguard.finetuning.training.optimizers import lr_factor
 from clipguard.finetuning.training.trainer import Trainer
+from clipguard.finetuning.tuned.lora import LowRank, merge_lora
 from clipguard.models import load_model
 
 State = dict[str, Tensor]

@@ -11,7 +11,7 @@ import open_clip
 import torch
 from safetensors.torch import save_file
 
-from clipguard.core.quiet_libraries import quiet_libraries
+from clipguard.core.environment.quiet_libraries import quiet_libraries
 from clipguard.models.loading import LoadedModel
 
 VISION = {"image_size": 16, "layers": 1, "width": 16, "head_width": 8, "patch_size": 8}

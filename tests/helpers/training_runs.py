@@ -13,8 +13,8 @@ from accelerate import Accelerator
 from PIL import Image
 from safetensors.torch import save_file
 
+from clipguard.core.environment.quiet_libraries import quiet_libraries
 from clipguard.core.progress import Silent
-from clipguard.core.quiet_libraries import quiet_libraries
 from clipguard.finetuning.checks import check
 from clipguard.finetuning.config import FinetuneConfig
 from clipguard.finetuning.data.images import TrainingImages

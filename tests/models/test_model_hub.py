@@ -18,7 +18,7 @@ from huggingface_hub.errors import EntryNotFoundError
 from open_clip import factory, pretrained
 from tiny_models import CONFIGS
 
-from clipguard.core import hub_access as hub
+from clipguard.core.environment import hub_access as hub
 from clipguard.core.errors import ModelError
 from clipguard.models import load_model
 from clipguard.models.convert import convert_files

@@ -10,7 +10,7 @@ import pytest
 
 import clipguard
 from clipguard.attacks.recipes import parse_recipe
-from clipguard.benchmark.findings import pick_images, with_prompts
+from clipguard.benchmark.checks.findings import pick_images, with_prompts
 from clipguard.benchmark.results.result import BenchResult
 from clipguard.benchmark.results.table import to_markdown
 from clipguard.core.records.samples import sample_frame

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 import clipguard
 from clipguard.api.doctor import doctor
-from clipguard.attacks.engine.evaluator import Evaluator
+from clipguard.attacks.engine.passes.evaluator import Evaluator
 from clipguard.attacks.recipes import parse_recipe
 from clipguard.core.errors import AttackError
 from clipguard.sanity.checks import CHECKS, Finding, counted, judge, worst

@@ -19,7 +19,7 @@ import pytest
 from torch import nn
 
 import clipguard
-from clipguard.attacks.engine.batch_invariance import find_fill
+from clipguard.attacks.engine.passes.batch_invariance import find_fill
 from clipguard.benchmark.plan import BenchPlan
 from clipguard.benchmark.results.folder import ResultFolder
 from clipguard.benchmark.results.result import BenchResult

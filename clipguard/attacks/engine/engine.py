@@ -17,10 +17,10 @@ from torch import nn
 from clipguard.attacks.base import Attack
 from clipguard.attacks.engine.caseload import Caseload, Start
 from clipguard.attacks.engine.costs import Cost
-from clipguard.attacks.engine.evaluator import Evaluator, frozen
-from clipguard.attacks.engine.joint_pass import Evaluation, Query, evaluate
 from clipguard.attacks.engine.options import EngineOptions
 from clipguard.attacks.engine.outcome import Example, ImageOutcome, Note, ignore_outcome
+from clipguard.attacks.engine.passes.evaluator import Evaluator, frozen
+from clipguard.attacks.engine.passes.joint_pass import Evaluation, Query, evaluate
 from clipguard.attacks.engine.pool import Key, Pool
 from clipguard.attacks.engine.verification import Verifier
 from clipguard.attacks.methods.apgd import APGD

@@ -20,9 +20,9 @@ from torch import Tensor, nn
 from clipguard.attacks import losses
 from clipguard.attacks.base import Attack
 from clipguard.attacks.engine.costs import Cost
-from clipguard.attacks.engine.evaluator import Evaluator, frozen
 from clipguard.attacks.engine.options import EngineOptions
 from clipguard.attacks.engine.outcome import EpsOutcome, Example, ImageOutcome, Note, ignore_outcome
+from clipguard.attacks.engine.passes.evaluator import Evaluator, frozen
 from clipguard.attacks.engine.schedule import Case, schedule
 from clipguard.attacks.recipes import Recipe
 from clipguard.attacks.threat import ThreatModel

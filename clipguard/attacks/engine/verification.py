@@ -7,9 +7,9 @@ from torch import Tensor
 
 from clipguard.attacks import losses
 from clipguard.attacks.engine.caseload import Caseload
-from clipguard.attacks.engine.evaluator import Evaluator, require_finite
-from clipguard.attacks.engine.joint_pass import Evaluation, Query
 from clipguard.attacks.engine.outcome import EpsOutcome
+from clipguard.attacks.engine.passes.evaluator import Evaluator, require_finite
+from clipguard.attacks.engine.passes.joint_pass import Evaluation, Query
 from clipguard.attacks.threat import ThreatModel
 
 

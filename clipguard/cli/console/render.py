@@ -11,7 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from clipguard.adversarial.result import PREDICTED, AdversarialImage, AdversarialResult
-from clipguard.benchmark.diagnosis import Diagnosis
+from clipguard.benchmark.checks.diagnosis import Diagnosis
 from clipguard.benchmark.results.result import BenchResult
 from clipguard.benchmark.results.table import AVERAGE, caption, columns, heading, interval, rows
 from clipguard.comparison.output import cell_values, comparison_notes

@@ -10,8 +10,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from clipguard.core.environment.hub_access import hub_access
 from clipguard.core.errors import DatasetError, SplitError, first_line
-from clipguard.core.hub_access import hub_access
 from clipguard.data.classes.lists import read_class_list
 from clipguard.data.formats.library_cache import check_cache
 from clipguard.data.formats.paths import locate

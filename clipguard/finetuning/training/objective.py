@@ -11,16 +11,16 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from clipguard.attacks.engine.evaluator import frozen
+from clipguard.attacks.engine.passes.evaluator import frozen
 from clipguard.attacks.threat import ThreatModel
 from clipguard.finetuning.config import FinetuneConfig
 from clipguard.finetuning.data.batches import ImageBatch
 from clipguard.finetuning.data.training_data import TrainingData
 from clipguard.finetuning.methods.base import Batch, Method, TextMode
-from clipguard.finetuning.training.class_text import ClassText
-from clipguard.finetuning.training.image_tower import ImageTower, choose_weights
 from clipguard.finetuning.training.training_attack import TrainingAttack
-from clipguard.finetuning.training.tuned_model import TunedModel
+from clipguard.finetuning.tuned.class_text import ClassText
+from clipguard.finetuning.tuned.image_tower import ImageTower, choose_weights
+from clipguard.finetuning.tuned.tuned_model import TunedModel
 from clipguard.models.loading import LoadedModel
 
 Autocast = Callable[[], AbstractContextManager[object]]

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from clipguard.finetuning.config import FinetuneConfig, Schedule
-from clipguard.finetuning.training.tuned_model import TunedModel
+from clipguard.finetuning.tuned.tuned_model import TunedModel
 
 
 def make_optimizers(config: FinetuneConfig, model: TunedModel, text_lr: float) -> dict[str, torch.optim.Optimizer]:

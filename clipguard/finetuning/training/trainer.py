@@ -27,8 +27,8 @@ from clipguard.finetuning.training.interrupts import interruptible, raise_interr
 from clipguard.finetuning.training.metrics import MetricsBuffer, MetricsLog, describe_step
 from clipguard.finetuning.training.objective import Objective, batch_accuracy
 from clipguard.finetuning.training.optimizers import lr_factor, make_optimizers, set_learning_rate
-from clipguard.finetuning.training.tuned_model import TunedModel
 from clipguard.finetuning.training.validation import Validation, describe_validation
+from clipguard.finetuning.tuned.tuned_model import TunedModel
 
 log = logging.getLogger("clipguard")
 READ_EVERY = 10  # steps between looks at the numbers

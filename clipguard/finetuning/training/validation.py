@@ -17,9 +17,9 @@ from clipguard.finetuning.data.images import TrainingImages
 from clipguard.finetuning.data.random_keys import random_key
 from clipguard.finetuning.data.training_data import TrainingData
 from clipguard.finetuning.training.accuracy import Accuracies, score
-from clipguard.finetuning.training.image_tower import TunedClassifier
 from clipguard.finetuning.training.objective import Objective
-from clipguard.finetuning.training.tuned_model import TunedModel
+from clipguard.finetuning.tuned.image_tower import TunedClassifier
+from clipguard.finetuning.tuned.tuned_model import TunedModel
 
 BY_ACCURACY = "mean of clean and PGD-10 accuracy on validation images"
 BY_LOSS = "loss on validation images"

@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from clipguard.core.environment.quiet_libraries import quiet_libraries
 from clipguard.core.errors import ModelError
-from clipguard.core.quiet_libraries import quiet_libraries
 from clipguard.models.checkpoint.match import compare, openai_mark
 from clipguard.models.checkpoint.reader import WeightFile, find_release
 from clipguard.models.sources.open_clip_catalog import activation_agrees, architectures, tag_config, uses_quick_gelu

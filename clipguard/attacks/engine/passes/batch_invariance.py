@@ -12,8 +12,8 @@ from typing import get_args
 import torch
 from torch import Tensor, nn
 
-from clipguard.attacks.engine.evaluator import Evaluator, frozen
 from clipguard.attacks.engine.options import Fill
+from clipguard.attacks.engine.passes.evaluator import Evaluator, frozen
 
 FILLS: tuple[Fill, ...] = get_args(Fill)
 # The fills worth trying, cheapest first, by type of device.

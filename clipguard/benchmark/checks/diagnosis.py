@@ -9,15 +9,15 @@ from dataclasses import dataclass
 
 import torch
 
-from clipguard.attacks.engine.batching import CPU_BATCH
-from clipguard.attacks.engine.evaluator import Evaluator
-from clipguard.benchmark.findings import pick_images, with_prompts
+from clipguard.attacks.engine.passes.batching import CPU_BATCH
+from clipguard.attacks.engine.passes.evaluator import Evaluator
+from clipguard.benchmark.checks.findings import pick_images, with_prompts
 from clipguard.benchmark.plan import BenchPlan
 from clipguard.benchmark.preprocess import prepare
 from clipguard.benchmark.recipe_files import open_recipe
 from clipguard.benchmark.run_record import start_record
 from clipguard.benchmark.task import open_task
-from clipguard.core.device import choose_device
+from clipguard.core.environment.device import choose_device
 from clipguard.core.errors import AttackError
 from clipguard.core.notices import Notice, noticing
 from clipguard.core.progress import Progress, Silent

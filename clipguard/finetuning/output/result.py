@@ -9,8 +9,8 @@ import pandas as pd
 
 from clipguard.core.errors import FinetuneError
 from clipguard.core.html_table import html_table
-from clipguard.finetuning.card import accuracy_markdown, accuracy_rows, eps_label
-from clipguard.finetuning.record import RUN_NAME, RunRecord, read_run, to_json
+from clipguard.finetuning.output.card import accuracy_markdown, accuracy_rows, eps_label
+from clipguard.finetuning.output.record import RUN_NAME, RunRecord, read_run, to_json
 
 COLUMNS = ("model", "norm", "eps", "attack", "n", "correct", "accuracy", "ci_low", "ci_high")
 

@@ -13,9 +13,9 @@ from PIL.Image import Image
 from torch import Tensor, nn
 
 from clipguard.attacks.engine.costs import Cost
-from clipguard.attacks.engine.evaluator import Evaluator, Objective
+from clipguard.attacks.engine.passes.evaluator import Evaluator, Objective
 from clipguard.attacks.recipes import Recipe
-from clipguard.benchmark.findings import pick_images
+from clipguard.benchmark.checks.findings import pick_images
 from clipguard.benchmark.plan import BenchPlan
 from clipguard.benchmark.results.sample_rows import RowNames, cost_record, cost_table
 from clipguard.benchmark.task import Task

@@ -8,8 +8,8 @@ from collections.abc import Mapping
 from torch import Tensor
 
 from clipguard.finetuning.merge import interpolate
-from clipguard.finetuning.training.lora import merge_lora
-from clipguard.finetuning.training.tuned_model import TunedModel
+from clipguard.finetuning.tuned.lora import merge_lora
+from clipguard.finetuning.tuned.tuned_model import TunedModel
 from clipguard.models.export import checkpoint_files
 from clipguard.models.loading import LoadedModel
 from clipguard.models.text.tuned import ORIGINAL_FILE, TEXT_FILE

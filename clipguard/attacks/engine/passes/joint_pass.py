@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from clipguard.attacks.base import Attack
-from clipguard.attacks.engine.batching import join
-from clipguard.attacks.engine.evaluator import Evaluator
+from clipguard.attacks.engine.passes.batching import join
+from clipguard.attacks.engine.passes.evaluator import Evaluator
 from clipguard.attacks.state import AttackState
 
 

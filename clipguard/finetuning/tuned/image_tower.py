@@ -9,7 +9,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from clipguard.core.errors import FinetuneError
 from clipguard.finetuning.config import FinetuneConfig
-from clipguard.finetuning.training.lora import add_lora
+from clipguard.finetuning.tuned.lora import add_lora
 from clipguard.models.classifier import fast_memory_format
 from clipguard.models.cosine import exact_cosines, on_grid
 from clipguard.models.preprocessing import Preprocessing

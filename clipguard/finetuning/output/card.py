@@ -9,7 +9,7 @@ from typing import Any
 import yaml
 
 from clipguard.core.eps import show_eps
-from clipguard.finetuning.record import RunRecord
+from clipguard.finetuning.output.record import RunRecord
 from clipguard.finetuning.training.accuracy import Accuracy
 from clipguard.sanity.entries import alarms
 from clipguard.statistics.intervals import percent_with_interval

@@ -9,11 +9,11 @@ from itertools import chain, islice
 import torch
 from torch import Tensor, nn
 
-from clipguard.attacks.engine.batching import Batching, filled, fitting_batch_size, least_rows
 from clipguard.attacks.engine.costs import Costs
 from clipguard.attacks.engine.options import Fill
 from clipguard.attacks.engine.outcome import Example
-from clipguard.attacks.engine.precision import CompiledModel, logits_at, tf32
+from clipguard.attacks.engine.passes.batching import Batching, filled, fitting_batch_size, least_rows
+from clipguard.attacks.engine.passes.precision import CompiledModel, logits_at, tf32
 from clipguard.core.errors import AttackError, NoGradientError, NonFiniteError
 
 Objective = Callable[[Tensor, int, int], Tensor]  # logits of rows [start, stop) -> (stop - start,) values

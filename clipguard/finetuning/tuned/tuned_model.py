@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from clipguard.finetuning.training.class_text import ClassText
-from clipguard.finetuning.training.image_tower import ImageTower
+from clipguard.finetuning.tuned.class_text import ClassText
+from clipguard.finetuning.tuned.image_tower import ImageTower
 
 
 class TunedModel(nn.Module):

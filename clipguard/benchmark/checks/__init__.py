@@ -1,0 +1,1 @@
+"""Sanity checks of a bench run: probes, findings, diagnosis."""

@@ -1,0 +1,1 @@
+"""What surrounds the program: devices, the hub, libraries that talk too much."""
