@@ -26,6 +26,8 @@ class Attack(ABC):
         summary: one line of what it does, for `clipguard list attacks`.
         citation: its paper for reports, ending in `arXiv:NUMBER` if it is there; "" for what has none.
         steps_in_name: whether its iterations are part of its name, as in `pgd-10`.
+        memoryless: whether the next point depends on nothing but this one and what stays the same within a run: then
+            a run that comes back to a point is over (see engine/cycles.py). A subclass with steps of its own says it anew.
         fixed: fields that make the attack what it is, and so are no options.
         loss: what each step raises.
         iterations: steps of one run.
@@ -37,11 +39,17 @@ class Attack(ABC):
     summary: ClassVar[str]
     citation: ClassVar[str] = ""
     steps_in_name: ClassVar[bool] = False
+    memoryless: ClassVar[bool] = False
     fixed: ClassVar[tuple[str, ...]] = ()
     loss: Loss
     iterations: int
     restarts: int = 1
     targets: int = 0
+
+    def __init_subclass__(cls, **keywords: Any) -> None:
+        super().__init_subclass__(**keywords)
+        if {"start", "query", "update"} & set(vars(cls)) and "memoryless" not in vars(cls):
+            cls.memoryless = False
 
     @property
     def full_name(self) -> str:

@@ -33,7 +33,7 @@ _answers: dict[Path, BatchInvariance] = {}  # in this process: the cache may not
 def settle_fill(
     model: LoadedModel, classifier: ZeroShotClassifier, image: Tensor, options: EngineOptions, *, attacked: bool
 ) -> tuple[EngineOptions, BatchInvariance]:
-    """The options with the fill to use, and the answer for the record.
+    """The options with the fill to use, whether cycles may be cut, and the answer for the record.
 
     It is looked up, or found by passes of a few batches and kept in the user's cache.
 
@@ -76,7 +76,7 @@ def settle_fill(
     _answers[file] = answer
     if not answer["holds"]:
         log.warning("%s: %s", model.info.name, NO_PROMISE)
-    return replace(options, batch_size=batch_size, fill=answer["fill"]), answer
+    return replace(options, batch_size=batch_size, fill=answer["fill"], stop_cycles=answer["holds"]), answer
 
 
 NO_PROMISE = (

@@ -23,7 +23,7 @@ import pyarrow.parquet as pq
 
 from clipguard.core.errors import OutputError, ResultError, first_line
 from clipguard.core.files.output import make_folders
-from clipguard.core.records.run import CostLogEntry, StageCost
+from clipguard.core.records.run import CostLogEntry, add_costs
 from clipguard.core.records.samples import SAMPLE_COLUMNS, Sample
 
 FORMAT = 1
@@ -227,16 +227,8 @@ def sum_costs(entries: Iterable[CostLogEntry]) -> list[CostLogEntry]:
         total["from"], total["to"] = min(total["from"], entry["from"]), max(total["to"], entry["to"])
         for stage, cost in entry["stages"].items():
             before = total["stages"].get(stage)
-            total["stages"][stage] = cost if before is None else _sum(before, cost)
+            total["stages"][stage] = cost if before is None else add_costs(before, cost)
     return list(totals.values())
-
-
-def _sum(one: StageCost, other: StageCost) -> StageCost:
-    return {
-        "forward": one["forward"] + other["forward"],
-        "backward": one["backward"] + other["backward"],
-        "seconds": one["seconds"] + other["seconds"],
-    }
 
 
 def read_key(folder: Path) -> dict[str, Any]:

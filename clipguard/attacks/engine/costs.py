@@ -13,11 +13,15 @@ import torch
 
 @dataclass
 class Cost:
-    """Passes are counted in images: one forward pass of a batch of 64 is 64."""
+    """Passes are counted in images: one forward pass of a batch of 64 is 64.
+
+    `skipped` are forward passes that were not needed, since a run came back to a point.
+    """
 
     forward: int = 0
     backward: int = 0
     seconds: float = 0.0
+    skipped: int = 0
 
 
 class Costs(defaultdict[str, Cost]):

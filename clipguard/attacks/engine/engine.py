@@ -9,14 +9,16 @@ What happens to an image does not depend on any of that.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from dataclasses import replace
 from itertools import islice
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from clipguard.attacks.base import Attack
 from clipguard.attacks.engine.caseload import Caseload, Start
 from clipguard.attacks.engine.costs import Cost
+from clipguard.attacks.engine.cycles import repeated
 from clipguard.attacks.engine.options import EngineOptions
 from clipguard.attacks.engine.outcome import Example, ImageOutcome, Note, ignore_outcome
 from clipguard.attacks.engine.passes.evaluator import Evaluator, frozen
@@ -52,6 +54,7 @@ class Engine:
         options: EngineOptions,
         note: Note = ignore_outcome,
     ) -> None:
+        options = replace(options, stop_cycles=options.stop_cycles and recipe.eot == 1)
         self.threat, self.options = threat, options
         self.evaluator = Evaluator(
             model, options.batch_size or 1, options.precision, recipe.eot, options.compile, options.fill
@@ -140,7 +143,7 @@ class Engine:
             return []
         attack.update(state, self.threat, x, evaluation.logits, evaluation.loss, evaluation.gradient)
         state["step"] = state["step"] + 1
-        over = attack.finished(state)
+        over = attack.finished(state) | self._cut_cycles(attack, state)
         ended: list[int] = []
         if over.any():
             ended = self._cases.end_units(state.take(over.nonzero().squeeze(1)))
@@ -148,3 +151,12 @@ class Engine:
         if state.n:
             self._pool.add(key, state)
         return ended
+
+    def _cut_cycles(self, attack: Attack, state: AttackState) -> Tensor:
+        """(B,) bool, rows that will find nothing new any more; counts the passes which that saves."""
+        if "anchor" not in state:
+            return torch.zeros_like(state["step"], dtype=torch.bool)
+        over = repeated(state, attack.query(state))
+        left = attack.iterations + 1 - state["step"]
+        self.evaluator.costs[attack.full_name].skipped += int((left * over).sum())
+        return over

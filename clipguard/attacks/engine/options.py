@@ -26,6 +26,8 @@ class EngineOptions:
             other way; what is found is verified in float32 in any case.
         compile: whether the search runs a compiled model, which rounds differently, too.
         keep_images: whether outcomes carry the strongest image found.
+        stop_cycles: whether a run that comes back to a point ends (see cycles.py). Only for models that give a row the
+            same bits in every pass; outcomes are the same, with fewer passes.
         fill: how passes are filled up with black images, so that an outcome does not depend on the batch.
 
     Raises:
@@ -39,6 +41,7 @@ class EngineOptions:
     compile: bool = False
     keep_images: bool = False
     fill: Fill = "least"
+    stop_cycles: bool = False
 
     def __post_init__(self) -> None:
         check_type("`batch_size`", self.batch_size, int | None, AttackError)

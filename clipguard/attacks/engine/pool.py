@@ -10,6 +10,7 @@ from torch import Tensor
 
 from clipguard.attacks.base import Attack
 from clipguard.attacks.engine.caseload import Start
+from clipguard.attacks.engine.cycles import watch
 from clipguard.attacks.engine.options import EngineOptions
 from clipguard.attacks.random import PerImageRandom
 from clipguard.attacks.state import AttackState
@@ -83,4 +84,6 @@ class Pool:
         state["target"] = attack.choose_target(state)
         images = [work.example.index for work in works]
         attack.start(state, self.threat, PerImageRandom(self.options.seed, attack.name, images, runs, x0.device))
+        if self.options.stop_cycles and attack.memoryless:
+            watch(state, attack.query(state))
         return state

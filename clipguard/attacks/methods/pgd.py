@@ -34,6 +34,7 @@ class PGD(Attack):
         "Madry et al. Towards deep learning models resistant to adversarial attacks. ICLR 2018. arXiv:1706.06083"
     )
     steps_in_name: ClassVar[bool] = True
+    memoryless: ClassVar[bool] = True
     iterations: int = 10
     restarts: int = 1
     step_size: float | None = None

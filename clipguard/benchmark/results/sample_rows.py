@@ -22,7 +22,8 @@ class RowNames(TypedDict):
 
 def cost_record(cost: Cost) -> StageCost:
     """Passes and seconds, exactly."""
-    return {"forward": cost.forward, "backward": cost.backward, "seconds": cost.seconds}
+    record: StageCost = {"forward": cost.forward, "backward": cost.backward, "seconds": cost.seconds}
+    return {**record, "skipped": cost.skipped} if cost.skipped else record
 
 
 def cost_table(costs: Mapping[str, Cost]) -> StageCosts:

@@ -77,14 +77,16 @@ def _share_of_costs(segments: list[Segment], task: Task) -> StageCosts:
         share = sum(task.hashes.get(index) == image for index, image in rows) / len(segment.rows)
         for entry in sum_costs(segment.cost_log):
             for stage, cost in entry["stages"].items():
-                sums = total.setdefault(stage, dict.fromkeys(cost, 0.0))
-                total[stage] = {name: sums[name] + share * value for name, value in cost.items()}
+                sums = total.setdefault(stage, {})
+                total[stage] = sums | {name: sums.get(name, 0.0) + share * value for name, value in cost.items()}
     return {stage: _rounded(cost) for stage, cost in total.items()}
 
 
 def _rounded(cost: dict[str, float]) -> StageCost:
-    return {  # in the order of the store's files, which results.json has had from the start
+    rounded: StageCost = {  # in the order of the store's files, which results.json has had from the start
         "backward": round(cost["backward"]),
         "forward": round(cost["forward"]),
         "seconds": round(cost["seconds"], 3),
     }
+    skipped = round(cost.get("skipped", 0))
+    return {**rounded, "skipped": skipped} if skipped else rounded

@@ -13,7 +13,7 @@ from clipguard.attacks.engine.outcome import EpsOutcome, Example
 from clipguard.benchmark.results.sample_rows import RowNames, cost_record, sample
 from clipguard.core.eps import Eps
 from clipguard.core.records.provenance import versions
-from clipguard.core.records.run import StageCost, StageCosts
+from clipguard.core.records.run import StageCosts, add_costs
 from clipguard.store.store import COLUMNS, StoredCell, StoredSample
 
 FLUSH_SECONDS = 5.0  # between segments: what a killed run loses at most, beside the images in flight
@@ -69,7 +69,7 @@ class StoreSession:
         if self._cell is None or not self._rows:
             return
         total: StageCosts = {stage: cost_record(cost) for stage, cost in costs.items()}
-        spent = {stage: _difference(cost, self._costs.get(stage)) for stage, cost in total.items()}
+        spent = {s: add_costs(cost, self._costs[s], -1) if s in self._costs else cost for s, cost in total.items()}
         now = _now()
         self._cell.add(
             pd.DataFrame(self._rows, columns=list(COLUMNS)),
@@ -91,16 +91,6 @@ class StoreSession:
         """Make one segment of many."""
         if self._cell is not None and len(list(self._cell.folder.glob("*.parquet"))) > MOST_SEGMENTS:
             self._cell.merge()
-
-
-def _difference(cost: StageCost, before: StageCost | None) -> StageCost:
-    if before is None:
-        return cost
-    return {
-        "forward": cost["forward"] - before["forward"],
-        "backward": cost["backward"] - before["backward"],
-        "seconds": cost["seconds"] - before["seconds"],
-    }
 
 
 def _now() -> str:

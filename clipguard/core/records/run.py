@@ -2,21 +2,39 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal, TypedDict
+from typing import TYPE_CHECKING, Any, Literal, TypedDict
+
+if TYPE_CHECKING:
+    from typing_extensions import NotRequired
 
 from clipguard.core.notices import Notice
 from clipguard.core.records.provenance import Machine
 
 
 class StageCost(TypedDict):
-    """Passes, counted in images, and seconds of one attack, of "clean" or of "verification"."""
+    """Passes, counted in images, and seconds of one attack, of "clean" or of "verification".
+
+    `skipped` are forward passes that were not needed, since a run came back to a point; left out where there are none.
+    """
 
     forward: int
     backward: int
     seconds: float
+    skipped: NotRequired[int]
 
 
 StageCosts = dict[str, StageCost]  # by attack
+
+
+def add_costs(one: StageCost, other: StageCost, times: int = 1) -> StageCost:
+    """One cost and so many times the other, which may be -1."""
+    total: StageCost = {
+        "forward": one["forward"] + times * other["forward"],
+        "backward": one["backward"] + times * other["backward"],
+        "seconds": one["seconds"] + times * other["seconds"],
+    }
+    skipped = one.get("skipped", 0) + times * other.get("skipped", 0)
+    return {**total, "skipped": skipped} if skipped else total
 
 
 class _CostOfRows(TypedDict):

@@ -1,0 +1,34 @@
+"""Attacks that come back to a point they have been at: from there on they only repeat themselves.
+
+With signed steps of one size the iterates of PGD are few enough to repeat exactly, often with period 2 (Heinrich et
+al., arXiv:2503.19347). A row whose next point has the very bits of an earlier one cannot find anything new, if its
+attack is `memoryless` and the model gives a row the same bits in every pass. It ends there, with the same outcome.
+
+Points are compared with one earlier point, the anchor, which is renewed after 4 steps, later after a quarter of the
+steps taken: no hashes and no history are kept, and a cycle is seen a few steps after it has closed.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from clipguard.attacks.state import AttackState
+from clipguard.attacks.threat import per_row
+
+SHORTEST = 4  # steps that an anchor stays at least: longer than the usual cycle
+
+
+def watch(state: AttackState, x: Tensor) -> None:
+    """Begin with the first points x (B, C, H, W) of rows that start."""
+    state["anchor"], state["anchor_step"] = x.clone(), state["step"].clone()
+
+
+def repeated(state: AttackState, x: Tensor) -> Tensor:
+    """(B,) bool, rows whose next point x (B, C, H, W) they have been at; asked once a step, after it was counted."""
+    step, anchor, anchor_step = state["step"], state["anchor"], state["anchor_step"]
+    same = (x.view(torch.int32) == anchor.view(torch.int32)).flatten(1).all(dim=1)  # bits: 0.0 is not -0.0
+    renew = step - anchor_step >= (anchor_step // SHORTEST).clamp_min(SHORTEST)
+    torch.where(per_row(renew, x), x, anchor, out=anchor)
+    state["anchor_step"] = torch.where(renew, step, anchor_step)
+    return same
