@@ -27,7 +27,8 @@ class Attack(ABC):
         citation: its paper for reports, ending in `arXiv:NUMBER` if it is there; "" for what has none.
         steps_in_name: whether its iterations are part of its name, as in `pgd-10`.
         memoryless: whether the next point depends on nothing but this one and what stays the same within a run: then
-            a run that comes back to a point is over (see engine/cycles.py). A subclass with steps of its own says it anew.
+            a run that comes back to a point is over (see engine/cycles.py). Not inherited by classes with steps of their
+            own.
         fixed: fields that make the attack what it is, and so are no options.
         loss: what each step raises.
         iterations: steps of one run.
