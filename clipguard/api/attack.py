@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from clipguard.api.attack_result import AttackResult
-from clipguard.api.objects import as_module, as_recipe, spell_attack
+from clipguard.api.objects.attacks import as_recipe, spell_attack
+from clipguard.api.objects.examples import Labels, Samples, Text, open_examples
+from clipguard.api.objects.kinds import Data, Model
 from clipguard.attacks.base import Attack
 from clipguard.attacks.engine.engine import Engine
 from clipguard.attacks.engine.options import EngineOptions, EpsMode
@@ -17,13 +19,14 @@ from clipguard.attacks.inputs import Array, check_input, explained
 from clipguard.attacks.recipes import Recipe
 from clipguard.attacks.threat import ThreatModel
 from clipguard.core.eps import Norm, one_eps
-from clipguard.models.loading import LoadedModel
+
+SAMPLES = 200  # of a data set, as for bench
 
 
 def attack(
-    model: nn.Module | LoadedModel,
-    images: Tensor | Array,
-    labels: Tensor | Array | Sequence[int],
+    model: Model,
+    images: Tensor | Array | Data,
+    labels: Labels = None,
     *,
     eps: float | str,
     attack: str | Attack | Recipe = "autoattack-fast",
@@ -34,15 +37,17 @@ def attack(
     eps_mode: EpsMode = "ascending",
     class_names: Sequence[str] | None = None,
     templates: str | Sequence[str] = "ensemble",
+    n_samples: Samples = None,
 ) -> AttackResult:
     """Attack images of a model.
 
     Args:
-        model: maps pixels (B, C, H, W) in [0,1] to logits (B, classes), in eval mode; or what `load_model` gives, which
-            needs `class_names`.
-        images: (N, C, H, W), floating-point numbers in [0,1]. An image's position is its identity: it seeds its random
-            numbers.
-        labels: (N,) class numbers.
+        model: maps pixels (B, C, H, W) in [0,1] to logits (B, classes), in eval mode; or what `load_model` gives, or
+            its name.
+        images: (N, C, H, W), floating-point numbers in [0,1]; or a data set as `bench` takes it: a name, what
+            `load_dataset` gives, a `datasets.Dataset`, (images, labels) or (images, labels, class_names). Those of a
+            data set are resized for a loaded model. An image's position is its identity: it seeds its random numbers.
+        labels: (N,) class numbers; a data set has its own.
         eps: a number is pixels of [0,1] (`4 / 255`), a text is as on the command line (`"4"`).
         attack: a name, as `--attack` takes it, an attack such as `APGD(iterations=50)`, or a recipe.
         norm: "linf" or "l2".
@@ -50,21 +55,26 @@ def attack(
         batch_size: images in flight, at least 1.
         seed: of every random number.
         eps_mode: as `--eps-mode`.
-        class_names: the classes of a loaded model.
+        class_names: the classes of a loaded model, which a data set has.
         templates: its prompts: "single", "ensemble", or prompts with {}.
+        n_samples: images of a data set, a seeded stratified subset, or "all"; default 200.
 
     Raises:
         AttackError: for an unknown attack or norm, an eps of another unit, images outside [0,1], bad labels, NaN, a
             model in train mode, or one that cannot take the images.
+        ClipguardError: for a name that cannot be opened.
     """
-    model = as_module(model, class_names, templates)
-    images, labels = check_input(model, images, labels, norm)
+    text = Text(class_names, templates)
+    given = open_examples(model, images, labels, text, n_samples, default=SAMPLES, seed=seed)
+    module = given.model
+    pixels, numbers = check_input(module, given.images, given.labels, norm)
+    indices = range(len(pixels)) if given.indices is None else given.indices
     eps_pixels = one_eps(eps, norm, whole_range=True).pixels
     options = EngineOptions(batch_size=batch_size, seed=seed, eps_mode=eps_mode, keep_images=True)
     recipe = as_recipe(attack)
-    engine = Engine(model, recipe, ThreatModel(norm, quantize), [eps_pixels], options)
-    examples = (Example(i, images[i], label) for i, label in enumerate(labels.tolist()))
-    with torch.inference_mode(False), explained(model, images):  # gradients are needed, whatever the caller's mode
+    engine = Engine(module, recipe, ThreatModel(norm, quantize), [eps_pixels], options)
+    examples = (Example(*one) for one in zip(indices, pixels, numbers.tolist(), strict=True))
+    with torch.inference_mode(False), explained(module, pixels):  # gradients are needed, whatever the caller's mode
         outcomes = sorted(engine.run(examples), key=lambda o: o.index)
     name = spell_attack(attack) if isinstance(attack, Attack) else recipe.name
     return AttackResult.of_outcomes(outcomes, engine.costs, name, norm)

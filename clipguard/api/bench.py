@@ -1,4 +1,4 @@
-"""`clipguard.bench` and `clipguard.compare`: runs and comparisons from Python."""
+"""`clipguard.bench`: a run from Python."""
 
 from __future__ import annotations
 
@@ -8,8 +8,10 @@ from typing import Any
 
 from typing_extensions import Unpack
 
-from clipguard.api.objects import AttackLike, Data, Model, Named
+from clipguard.api.objects.kinds import AttackLike, Data, Model
+from clipguard.api.objects.named import Named
 from clipguard.api.options import BenchOptions, Eps
+from clipguard.benchmark.objects import Objects
 from clipguard.benchmark.protocols import make_plan
 from clipguard.benchmark.results.result import BenchResult
 from clipguard.benchmark.runner import run_plan
@@ -54,9 +56,8 @@ def bench(
         given["eps"] = eps
     if named.attacks:  # a text is taken apart at commas
         given["attacks"] = named.attacks
-    if store is not None and any(isinstance(model, ModuleModel) for model in named.objects.models.values()):
-        raise ClipguardError("`store` is for checkpoints: the code of a module is no part of a key. Leave it out.")
-    place = open_store(store)
+    check_type("`probes`", probes, bool)
+    place = open_store(store, named.objects)
     plan = make_plan(named.models, named.datasets, **given)
     return run_plan(plan, store=place, probes=probes, objects=named.objects)
 
@@ -65,7 +66,9 @@ def _is_empty(value: Any) -> bool:
     return value is None or (isinstance(value, (list, tuple)) and not value)
 
 
-def open_store(store: str | Path | None) -> Store | None:
-    """The store in a folder; None for none."""
+def open_store(store: str | Path | None, objects: Objects) -> Store | None:
+    """The store in a folder; None for none. Raises ClipguardError where a module would be among what is measured."""
     check_type("`store`", store, str | Path | None)
+    if store is not None and any(isinstance(model, ModuleModel) for model in objects.models.values()):
+        raise ClipguardError("`store` is for checkpoints: the code of a module is no part of a key. Leave it out.")
     return None if store is None else Store(Path(store))

@@ -7,17 +7,19 @@ from pathlib import Path
 from typing import Literal
 
 from clipguard.core.checking import check_type
+from clipguard.core.errors import ModelError
 from clipguard.core.files.output import OutputFolder
 from clipguard.models.convert import convert_files
 from clipguard.models.description import describe_model
-from clipguard.models.loading import load_model
+from clipguard.models.given import open_model
+from clipguard.models.loading import LoadedModel
 from clipguard.models.sources.spec import add_to_files
 
 log = logging.getLogger("clipguard")
 
 
 def convert(
-    source: str | Path,
+    source: str | Path | LoadedModel,
     out: str | Path,
     *,
     to: Literal["open_clip", "hf"] = "open_clip",
@@ -27,7 +29,7 @@ def convert(
     """Write a model as a checkpoint folder: safetensors, config and model card.
 
     Args:
-        source: a model, as `--model` names it.
+        source: a model, as `--model` names it, or what `load_model` gave: its weights as they are in memory.
         out: the folder, which must not be there.
         to: "open_clip": what `local-dir:` names; "hf": a CLIPModel of transformers.
         base: for a file that holds an image tower alone: the model it was tuned from.
@@ -41,9 +43,12 @@ def convert(
     """
     check_type("`to`", to, Literal["open_clip", "hf"])
     check_type("`out`", out, str | Path)
-    (spec,) = add_to_files([str(source)], base, normalization)
+    if isinstance(source, (str, Path)):
+        (source,) = add_to_files([str(source)], base, normalization)
+    elif base is not None or normalization is not None:
+        raise ModelError("`base` and `normalization` are for names; `load_model` settles them: give them there.")
     with OutputFolder(Path(out), whole=True) as folder:
-        loaded = load_model(spec)
+        loaded = open_model(source)
         for line in describe_model(loaded):
             log.info(line)
         folder.write_files(convert_files(loaded, to))

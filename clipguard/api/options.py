@@ -9,6 +9,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal, TypedDict
 
+from clipguard.api.objects.kinds import AttackLike, Data
+from clipguard.models.loading import LoadedModel
+
 Eps = str | float | Sequence[str | float]  # "4", "4/255", "1,4,8", or pixels of [0,1] such as 4 / 255
 
 
@@ -44,16 +47,16 @@ class BenchOptions(TypedDict, total=False):
 class CompareOptions(BenchOptions, total=False):
     """The same for two models that are compared."""
 
-    datasets: str | Sequence[str]
+    datasets: Data | Sequence[Data]
     eps: Eps
-    attacks: str | Sequence[str]
+    attacks: AttackLike | Sequence[AttackLike]
 
 
 class FinetuneOptions(TypedDict, total=False):
     """Settings of a fine-tuning run beside method and out; the page Settings of the docs says what each does."""
 
-    model: str
-    dataset: str
+    model: str | Path | LoadedModel
+    dataset: Data
     preset: str | None
     split: str | None
     classes: str | Path | None

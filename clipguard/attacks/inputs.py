@@ -59,8 +59,6 @@ def check_model(model: Any, images: Tensor) -> None:
         cure = "put what it does into a module's forward"
         if hasattr(model, "classifier") and hasattr(model, "preprocess"):  # a LoadedModel
             cure = "give its classifier(class_names, templates)"
-        elif isinstance(model, str):
-            cure = "clipguard.bench takes names"
         raise AttackError(f"The model must be a torch.nn.Module, not {type(model).__name__}: {cure}.")
     devices = {tensor.device for tensor in (*model.parameters(), *model.buffers())}
     if devices and images.device not in devices:

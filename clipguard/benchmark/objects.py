@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 from clipguard.attacks.recipes import Recipe
 from clipguard.benchmark.plan import BenchPlan
@@ -50,15 +51,18 @@ class Objects:
         """A data set as the plan asks for it."""
         if name in self.datasets:
             return self.datasets[name](plan)
-        return load_dataset(
-            name,
-            split=plan.split,
-            image_column=plan.image_column,
-            label_column=plan.label_column,
-            classes=plan.classes,
-            templates=plan.templates,
-            class_names=plan.class_names,
-            duplicate_names=plan.duplicate_names,
-            data_root=plan.data_root,
-            decode=plan.decode,
-        )
+        return load_dataset(name, data_root=plan.data_root, **data_settings(plan))
+
+
+def data_settings(plan: BenchPlan) -> dict[str, Any]:
+    """How a plan has data sets opened, as arguments of `load_dataset`, wherever the data is."""
+    return {
+        "split": plan.split,
+        "image_column": plan.image_column,
+        "label_column": plan.label_column,
+        "classes": plan.classes,
+        "templates": plan.templates,
+        "class_names": plan.class_names,
+        "duplicate_names": plan.duplicate_names,
+        "decode": plan.decode,
+    }

@@ -61,11 +61,11 @@ def compare_in_batches(
     plan = inputs.plan
     if plan is None:
         raise ResultError("`sequential` is for models to bench; BASE and CANDIDATE are measured already. Leave it out.")
-    check_type("`first`", first, int)
-    if first < 1:
-        raise ClipguardError(f"`first` must be at least 1, not {first}.")
+    check_first(first)
     with noticing():  # of all batches, each once
-        tasks = [open_task(plan, name, progress) for name in plan.datasets]  # all images: bad data shows now
+        tasks = [
+            open_task(plan, name, progress, inputs.objects) for name in plan.datasets
+        ]  # all images: bad data shows now
         order = {task.name: choose_images(plan, task.dataset).tolist() for task in tasks}
         most = max(map(len, order.values()))
         parts: list[BenchResult] = []
@@ -83,6 +83,13 @@ def compare_in_batches(
         _record_images(measured, plan, taken, stop if stop < most else None)
         say(measured.run["findings"])
         return comparison, measured
+
+
+def check_first(first: int) -> None:
+    """Raises ClipguardError for what is no number of images."""
+    check_type("`first`", first, int)
+    if first < 1:
+        raise ClipguardError(f"`first` must be at least 1, not {first}.")
 
 
 def batch_ends(first: int, most: int) -> Iterator[int]:

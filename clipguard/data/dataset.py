@@ -15,6 +15,8 @@ from clipguard.data.images import EncodedImages, reason
 if TYPE_CHECKING:
     import PIL.Image
 
+MEMORY = "memory"  # `source` of arrays and tables that were given from Python
+
 
 @dataclass
 class ImageDataset:

@@ -11,7 +11,7 @@ import numpy.typing as npt
 
 from clipguard.core.errors import DatasetError
 from clipguard.data.classes.labels import check_names
-from clipguard.data.dataset import ZeroShotDataset
+from clipguard.data.dataset import MEMORY, ZeroShotDataset
 from clipguard.data.decoding import Decode
 from clipguard.data.images import EncodedImage
 from clipguard.data.templates import PHOTO, resolve_templates
@@ -69,7 +69,7 @@ def dataset_of_arrays(
         raise DatasetError(f"{name}: labels must lie in 0 ... {len(names) - 1}, the classes that have a name.")
     prompts = resolve_templates(templates, PHOTO, name)
     return ZeroShotDataset(
-        name, "memory", "all", PixelImages(pixels), names, prompts, numbers.astype(np.int64), decode=decode
+        name, MEMORY, "all", PixelImages(pixels), names, prompts, numbers.astype(np.int64), decode=decode
     )
 
 

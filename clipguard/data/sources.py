@@ -16,7 +16,7 @@ from clipguard.data.classes.labels import EMPTY, NameList
 from clipguard.data.classes.lists import parse_classes
 from clipguard.data.classes.names import ClassNames, imagenet_templates
 from clipguard.data.classes.naming import name_classes
-from clipguard.data.dataset import ImageDataset, ZeroShotDataset
+from clipguard.data.dataset import MEMORY, ImageDataset, ZeroShotDataset
 from clipguard.data.decoding import Decode
 from clipguard.data.formats.embedded import embedded_folders, open_embedded
 from clipguard.data.formats.hub import open_hub, open_hub_tars
@@ -90,6 +90,7 @@ def dataset_of_table(
     classes: str | Path | None = None,
     templates: str = "ensemble",
     class_names: ClassNames = "source",
+    duplicate_names: bool = False,
     decode: Decode = "upright",
 ) -> ZeroShotDataset:
     """A `datasets.Dataset` with images and labels, as `load_dataset` would open it from a file.
@@ -103,6 +104,7 @@ def dataset_of_table(
         classes: as for `load_dataset`, as are the others.
         templates: prompts.
         class_names: how names are written.
+        duplicate_names: allow equal names.
         decode: how images become pixels.
 
     Raises:
@@ -111,8 +113,8 @@ def dataset_of_table(
     with _named(name):
         typed = parse_classes(str(classes)) if classes else None
         request = Request(split, image_column, label_column)
-        raw = split_of_table(table, "memory", split or str(table.split or ALL), request)
-        return _dataset_of(name, raw, None, typed, templates, class_names, decode, duplicates=False)
+        raw = split_of_table(table, MEMORY, split or str(table.split or ALL), request)
+        return _dataset_of(name, raw, None, typed, templates, class_names, decode, duplicates=duplicate_names)
 
 
 def _dataset_of(

@@ -11,7 +11,8 @@ from clipguard.core.checking import check_type
 from clipguard.core.errors import FinetuneError
 from clipguard.core.files.output import OutputFolder
 from clipguard.models.export import State, checkpoint_files, complete_config
-from clipguard.models.loading import LoadedModel, load_model
+from clipguard.models.given import open_model
+from clipguard.models.loading import LoadedModel
 
 
 def interpolate(base: Mapping[str, Tensor], tuned: Mapping[str, Tensor], alpha: float) -> State:
@@ -30,11 +31,11 @@ def interpolate(base: Mapping[str, Tensor], tuned: Mapping[str, Tensor], alpha: 
     }
 
 
-def merge(base: str, tuned: str, alpha: float, out: str | Path) -> Path:
+def merge(base: str | Path | LoadedModel, tuned: str | Path | LoadedModel, alpha: float, out: str | Path) -> Path:
     """Write the model between two of one architecture into a new folder.
 
     Args:
-        base, tuned: their names, as of `load_model`.
+        base, tuned: their names, or what `load_model` gave: their weights as they are in memory.
         alpha: share of the tuned one, in [0,1].
         out: the folder.
 
@@ -50,7 +51,7 @@ def merge(base: str, tuned: str, alpha: float, out: str | Path) -> Path:
     if not 0 <= alpha <= 1:
         raise FinetuneError(f"`alpha` must be in 0 ... 1 (0: the base, 1: the tuned model), not {alpha:g}.")
     with OutputFolder(Path(out), whole=True) as folder:
-        base_model, tuned_model = load_model(base), load_model(tuned)
+        base_model, tuned_model = open_model(base), open_model(tuned)
         _require_a_pair(base_model, tuned_model)
         state = interpolate(base_model.model.state_dict(), tuned_model.model.state_dict(), alpha)
         card = _card(base_model, tuned_model, alpha).encode()

@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from clipguard.core.checking import check_type
 from clipguard.core.environment.hub_access import hub_access
@@ -20,6 +20,8 @@ from clipguard.models.build import Checkpoint
 from clipguard.models.checkpoint.architecture import find_architectures
 from clipguard.models.checkpoint.contents import explain_adapter
 from clipguard.models.checkpoint.reader import WeightFile, find_release, read_weights
+from clipguard.models.given import open_model
+from clipguard.models.loading import LoadedModel
 from clipguard.models.sources.detect import detect
 from clipguard.models.sources.locate import config_folder, locate
 from clipguard.models.sources.open_clip_catalog import uses_quick_gelu
@@ -55,12 +57,17 @@ class Inspection:
         return asdict(self)
 
 
-def inspect_model(spec: str | Path) -> Inspection:
+def inspect_model(spec: str | Path | LoadedModel) -> Inspection:
     """Describe the weights behind a model's spec. Nothing is built, and no base model is fetched.
+
+    Args:
+        spec: a name; or what `load_model` gave, which is described as it is in memory.
 
     Raises:
         ModelError: when there is nothing that can be read there.
     """
+    if isinstance(spec, (LoadedModel, nn.Module)):
+        return _inspect_loaded(open_model(spec))
     check_type("A model's name", spec, str | Path, ModelError)
     with noticing():  # a file may be read twice; what is said of it, once
         return _inspect(str(spec))
@@ -76,6 +83,31 @@ def _inspect(spec: str) -> Inspection:
         checkpoint = locate(source)
     inspection = _read(source, read_weights(checkpoint.weights))
     return _with_config(inspection, checkpoint, bench_command(source.spec))
+
+
+def _inspect_loaded(model: LoadedModel) -> Inspection:
+    """A model in memory; `path` and `sha256` are of the file that it came from."""
+    info, tensors = model.info, model.model.state_dict()
+    release = find_release(info.sha256)
+    return Inspection(
+        source=info.name,
+        path=info.weights,
+        bytes=sum(tensor.nbytes for tensor in tensors.values()),
+        sha256=info.sha256,
+        container="in memory",
+        format=info.format,
+        entry="",
+        towers=["image", "text"],
+        tensors=len(tensors),
+        parameters=info.parameters,
+        dtypes=_count_dtypes(tensors),
+        architectures=[info.architecture],
+        activation=info.activation,
+        release=release.name if release else None,
+        base=info.base,
+        notes=list(info.detected),
+        command=bench_command(info.name),
+    )
 
 
 def bench_command(spec: str, base: str | None = None) -> str:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
+from copy import deepcopy
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -105,12 +106,7 @@ class LoadedModel:
     @cached_property
     def tower_sha256(self) -> str:
         """SHA-256 of the image tower as loaded: names, shapes, types and values of its tensors, from whatever file."""
-        digest = hashlib.sha256()
-        tensors: dict[str, Tensor] = self.model.visual.state_dict()  # type: ignore[union-attr]
-        for name, tensor in sorted(tensors.items()):
-            digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}\n".encode())
-            digest.update(tensor.cpu().contiguous().numpy().tobytes())
-        return digest.hexdigest()
+        return hash_tensors(self.model.visual.state_dict())  # type: ignore[union-attr]
 
     def preprocess(self, resolution: Resolution = "model") -> Callable[[Image.Image], Tensor]:
         """A picklable function from a PIL image to pixels (3, H, W), float32 in [0,1].
@@ -159,6 +155,13 @@ class LoadedModel:
             )
         return self._text[key]
 
+    def copy(self, name: str | None = None) -> LoadedModel:
+        """The same with weights of its own, on the same device, frozen; under another name if one is given."""
+        info = self.info if name is None else replace(self.info, name=name)
+        model, text_map = deepcopy((self.model, self.text_map))
+        made = LoadedModel(info, model, self.tokenizer, self.preprocessing, self.model_cfg, text_map)
+        return made.to(self.device)
+
     def to(self, device: str | torch.device) -> LoadedModel:
         """Move model and cached text to `device`, in place; classifiers made earlier must be made again.
 
@@ -171,6 +174,15 @@ class LoadedModel:
             self.text_map.to(self.device)
         self._text = {key: text.to(self.device) for key, text in self._text.items()}
         return self
+
+
+def hash_tensors(tensors: Mapping[str, Tensor]) -> str:
+    """SHA-256 of tensors in memory: their names, shapes, types and values."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(tensors.items()):
+        digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}\n".encode())
+        digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()
 
 
 def load_model(spec: str | Path, *, device: str | torch.device = "cpu", text: TextChoice = "tuned") -> LoadedModel:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -11,7 +10,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from clipguard.models.classifier import Resolution
-from clipguard.models.loading import LoadedModel, ModelInfo
+from clipguard.models.loading import LoadedModel, ModelInfo, hash_tensors
 from clipguard.models.preprocessing import Preprocessing, to_native_pixels
 
 FORMAT = "module"
@@ -25,17 +24,13 @@ class ModuleModel(LoadedModel):
 
     def __init__(self, module: nn.Module, name: str) -> None:
         """`name` stands for it in results."""
-        digest = hashlib.sha256()
-        for key, tensor in sorted(module.state_dict().items()):
-            digest.update(f"{key} {tuple(tensor.shape)} {tensor.dtype}\n".encode())
-            digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())
         kind = f"{type(module).__module__}.{type(module).__qualname__}"
         n = sum(p.numel() for p in module.parameters())
         self.info = ModelInfo(
             name=name,
             architecture=kind,
             weights="in memory",
-            sha256=digest.hexdigest(),
+            sha256=hash_tensors(module.state_dict()),
             activation="the module's own",
             mean=(0.0, 0.0, 0.0),
             std=(1.0, 1.0, 1.0),

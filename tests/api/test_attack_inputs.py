@@ -48,7 +48,7 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "a list of images": ({"images": list(IMAGES)}, "torch.stack"),
     "one channel": ({"images": IMAGES[:, :1]}, r"The model fails on images \(B, 1, 8, 8\).*3 channels"),
     "a function": ({"model": lambda x: x}, "must be a torch.nn.Module, not function"),
-    "a name": ({"model": "tiny"}, "must be a torch.nn.Module, not str: clipguard.bench takes names"),
+    "a name": ({"model": "tiny"}, "needs `class_names`, a list"),
     "another device": ({"model": small_conv().to("meta")}, r"give images.to\('meta'\)"),
     "double precision": ({"model": small_conv().double()}, r"give model.float\(\)"),
     "batch size": ({"batch_size": "64"}, "`batch_size` must be a whole number"),
