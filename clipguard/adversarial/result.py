@@ -20,6 +20,7 @@ from clipguard.core.records.run import RunRecord
 from clipguard.core.records.samples import Sample, parquet_bytes, sample_frame
 
 RUN_FILE = "run.json"
+ATTACK_RECORD = "attack.json"  # of a result of `clipguard.attack`, which is another kind of folder
 PREDICTED = "predicted"  # `run["labels"]` of image files without labels
 
 

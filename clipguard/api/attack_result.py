@@ -14,17 +14,19 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from torch import Tensor
 
+from clipguard.adversarial.result import ATTACK_RECORD
 from clipguard.attacks.engine.costs import Cost
 from clipguard.attacks.engine.outcome import EpsOutcome, ImageOutcome
+from clipguard.core.checking import check_type
 from clipguard.core.eps import Norm, one_eps, show_eps
-from clipguard.core.errors import ResultError, first_line
+from clipguard.core.errors import OutputError, ResultError, first_line
 from clipguard.core.files.output import OutputFolder
 from clipguard.core.html_table import html_table
 from clipguard.core.markdown import markdown_table
 from clipguard.statistics.intervals import percent_with_interval, wilson_interval
 
 SCHEMA = 1
-TENSORS, RECORD = "adversarial.safetensors", "attack.json"
+TENSORS, RECORD = "adversarial.safetensors", ATTACK_RECORD
 HEADINGS = ("attack", "eps", "n", "clean", "robust", "broken by")
 
 
@@ -68,6 +70,7 @@ class AttackResult:
         Raises:
             ResultError: for a folder without one, or a damaged one.
         """
+        check_type("`folder`", folder, str | Path, ResultError)
         try:
             content = json.loads((Path(folder) / RECORD).read_text(encoding="utf-8"))
             x_adv = load_file(Path(folder) / TENSORS)["x_adv"]
@@ -92,6 +95,7 @@ class AttackResult:
         Raises:
             OutputError: if it holds something, or cannot be written; nothing is overwritten.
         """
+        check_type("`folder`", folder, str | Path, OutputError)
         content = {
             "schema": SCHEMA,
             "attack": self.attack,

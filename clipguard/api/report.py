@@ -8,10 +8,11 @@ from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 from urllib.parse import quote
 
 from clipguard.adversarial.replay import Replay, ReplayRequest, replay_images
+from clipguard.benchmark.results.result import BenchResult
 from clipguard.core.checking import check_type
 from clipguard.core.errors import ClipguardError
 from clipguard.core.files.output import OutputFile, OutputFolder
@@ -25,7 +26,7 @@ log = logging.getLogger("clipguard")
 
 
 def report(
-    runs: str | Path | Sequence[str | Path],
+    runs: str | Path | BenchResult | Sequence[str | Path | BenchResult],
     out: str | Path | None = None,
     *,
     format: Literal["html", "md"] = "html",
@@ -37,8 +38,8 @@ def report(
     """Write tables, plots, classes, adversarial images and provenance of results, as one HTML page or Markdown.
 
     Args:
-        runs: folders of `clipguard bench` or their results.json; several become a leaderboard. Folders of `clipguard
-            attack` add images to the gallery.
+        runs: what `bench` gave, folders of `clipguard bench`, or their results.json; several become a leaderboard.
+            Folders of `clipguard attack` add images to the gallery.
         out: new file; default report.html or report.md.
         format: "html": one page that needs nothing else; "md": Markdown with figures beside it.
         figures: new folder for every plot as SVG, PNG (300 dpi) and PDF; default none, for Markdown NAME-figures.
@@ -54,9 +55,10 @@ def report(
     """
     check_type("`format`", format, Literal["html", "md"])
     check_type("`gallery`", gallery, int)
-    paths = [runs] if isinstance(runs, (str, Path)) else runs
-    for path in paths if isinstance(paths, (list, tuple)) else [paths]:
-        check_type("A run, a folder or file,", path, str | Path)
+    given: list[Any] = list(runs) if isinstance(runs, (list, tuple)) else [runs]
+    for run in given:
+        if not isinstance(run, BenchResult):
+            check_type("A run, a folder or file,", run, str | Path)
     if not 0 <= gallery <= MOST_PICTURES:
         cure = "clipguard attack has more"
         raise ClipguardError(f"`gallery` must be from 0 to {MOST_PICTURES}, not {gallery}; {cure}.")
@@ -65,7 +67,7 @@ def report(
     with ExitStack() as places:
         drawings = places.enter_context(OutputFolder(folder, option="--figures", whole=True)) if folder else None
         file = places.enter_context(OutputFile(page))
-        benches, images = read_runs([Path(run) for run in paths])
+        benches, images = read_runs([run if isinstance(run, BenchResult) else Path(run) for run in given])
         made = make_report(benches, title)
         if format == "html":
             content = _add_gallery(made, benches, images, gallery, progress or Silent()).html()

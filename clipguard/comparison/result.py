@@ -12,7 +12,8 @@ import pandas as pd
 
 from clipguard.comparison.output import comparison_html, comparison_lines, comparison_markdown
 from clipguard.comparison.rules import FailOn, Rules
-from clipguard.core.errors import ClipguardError, ResultError, first_line
+from clipguard.core.checking import check_type
+from clipguard.core.errors import ClipguardError, OutputError, ResultError, first_line
 from clipguard.core.files.output import OutputFile
 from clipguard.core.records.run import ModelRecord
 
@@ -105,6 +106,7 @@ class Comparison:
         Raises:
             ResultError: for a file that is missing, damaged, or no comparison.
         """
+        check_type("`path`", path, str | Path, ResultError)
         try:
             content = json.loads(Path(path).read_text(encoding="utf-8"))
         except (OSError, ValueError) as error:
@@ -137,6 +139,7 @@ class Comparison:
         Raises:
             OutputError: if it exists, or cannot be written; nothing is overwritten.
         """
+        check_type("`path`", path, str | Path, OutputError)
         with OutputFile(Path(path), option="`path`") as file:
             file.write((self.to_json() + "\n").encode())
         return Path(path)

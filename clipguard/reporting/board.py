@@ -10,7 +10,7 @@ from typing import cast
 
 import pandas as pd
 
-from clipguard.adversarial.result import RUN_FILE, AttackRunFile
+from clipguard.adversarial.result import ATTACK_RECORD, RUN_FILE, AttackRunFile
 from clipguard.benchmark.results.result import RESULTS, BenchResult, Cell, refuse_newer
 from clipguard.benchmark.results.table import AVERAGE, Row, columns, eps_text, rows_of_sets
 from clipguard.comparison.comparability import unlike
@@ -39,8 +39,8 @@ class Images:
     content: AttackRunFile
 
 
-def read_runs(paths: Sequence[Path]) -> tuple[list[Run], list[Images]]:
-    """The results at paths: folders of `clipguard bench` and `clipguard attack`, or a bench's `results.json`.
+def read_runs(given: Sequence[Path | BenchResult]) -> tuple[list[Run], list[Images]]:
+    """Results as they are, and those at paths: folders of `clipguard bench` and `clipguard attack`, or `results.json`.
 
     Raises:
         ResultError: for what is neither, is damaged, empty or named twice, and if there is no bench at all.
@@ -48,24 +48,34 @@ def read_runs(paths: Sequence[Path]) -> tuple[list[Run], list[Images]]:
     runs: list[Run] = []
     images: list[Images] = []
     seen: dict[Path, Path] = {}
-    for path in paths:
+    for number, path in enumerate(given, start=1):
+        if isinstance(path, BenchResult):
+            runs.append(Run(number, "in memory", _require_cells(path, "The result in memory")))
+            continue
         where = (path / RESULTS if path.is_dir() else path).resolve()
         if where in seen:
             raise ResultError(f"{path} is named twice (as {seen[where]}); name each run once.")
         seen[where] = path
-        number = len(seen)
         if (path / RUN_FILE).is_file() and not (path / RESULTS).is_file():
             images.append(Images(number, path, _read_images(path)))
             continue
-        result = BenchResult.load(path)
-        if not result.cells:
-            raise ResultError(f"{path} has no finished cell; run `clipguard bench` to its end.")
-        runs.append(Run(number, str(path), result))
+        if (path / ATTACK_RECORD).is_file():
+            what = f"{path} is what `AttackResult.save` wrote, which is no run"
+            raise ResultError(
+                f"{what}: a report is of `clipguard bench`, with folders of the command `clipguard attack`."
+            )
+        runs.append(Run(number, str(path), _require_cells(BenchResult.load(path), str(path))))
     if not runs:
         raise ResultError(
             "There is no result of `clipguard bench` among them; name one, as in runs/20260102-030405-tiny."
         )
     return runs, images
+
+
+def _require_cells(result: BenchResult, where: str) -> BenchResult:
+    if not result.cells:
+        raise ResultError(f"{where} has no finished cell; run `clipguard bench` to its end.")
+    return result
 
 
 def _read_images(path: Path) -> AttackRunFile:

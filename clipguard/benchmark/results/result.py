@@ -10,7 +10,8 @@ from typing import Any
 import pandas as pd
 
 from clipguard.benchmark.results.table import to_html, to_lines, to_markdown
-from clipguard.core.errors import ResultError, first_line
+from clipguard.core.checking import check_type
+from clipguard.core.errors import OutputError, ResultError, first_line
 from clipguard.core.records.run import RunRecord
 from clipguard.core.records.samples import SAMPLE_COLUMNS, Sample, sample_frame
 from clipguard.statistics.intervals import wilson_interval
@@ -81,6 +82,7 @@ class BenchResult:
         Raises:
             ResultError: for what is missing, damaged, of another schema, or does not belong together.
         """
+        check_type("`path`", path, str | Path, ResultError)
         file = Path(path) / RESULTS if Path(path).is_dir() else Path(path)
         content = _read_json(file)
         refuse_newer(content, file)
@@ -110,6 +112,7 @@ class BenchResult:
         Raises:
             OutputError: if it holds something, or cannot be written; nothing is overwritten.
         """
+        check_type("`folder`", folder, str | Path, OutputError)
         from clipguard.benchmark.results.folder import ResultFolder  # which writes results, and so knows them
 
         with ResultFolder(Path(folder), option="`folder`", whole=True) as place:
