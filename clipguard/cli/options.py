@@ -246,9 +246,9 @@ def _read_table(path: Path) -> dict[str, Any]:
 def _of_a_run(path: Path, content: dict[str, Any], settings: Mapping[str, Setting]) -> dict[str, Any]:
     """The settings in `results.json` or `run.json`: those of the run that wrote it; the content of any other file."""
     run = content.get("run", content)
+    if isinstance(run, dict) and (run.get("plan") or run.get("config")) and run.get("in_memory"):
+        raise ClipguardError(f"{path} is of {', '.join(run['in_memory'])}, which were objects in memory.")
     if isinstance(run, dict) and isinstance(run.get("plan"), dict):
-        if run.get("in_memory"):
-            raise ClipguardError(f"{path} is of {', '.join(run['in_memory'])}, which were objects in memory.")
         values = {"models": list(run.get("models", ())), **run["plan"], "probes": run.get("probes", True)}
     elif isinstance(run, dict) and isinstance(run.get("config"), dict):
         values = dict(run["config"])

@@ -8,20 +8,26 @@ from clipguard.core.errors import FinetuneError
 from clipguard.finetuning.config import FinetuneConfig
 from clipguard.finetuning.methods.base import Method, TextMode
 from clipguard.finetuning.methods.registry import parse_method
+from clipguard.finetuning.sources import NAMED, Sources
 from clipguard.models.sources.spec import parse_source
 
 TRACKERS = {"tensorboard": is_tensorboard_available, "wandb": is_wandb_available}
 NOT_IN_THE_WEIGHTS: tuple[TextMode, ...] = ("free", "laat")  # text modes whose result is a file beside them
 
 
-def check(config: FinetuneConfig) -> tuple[Method, TextMode]:
+def check(config: FinetuneConfig, sources: Sources = NAMED) -> tuple[Method, TextMode]:
     """The method, and how it tunes the text.
+
+    Args:
+        config: the settings.
+        sources: the objects in place of names.
 
     Raises:
         ClipguardError: for settings that no run could use.
     """
     config.check()
-    parse_source(config.model)
+    if sources.model is None:
+        parse_source(config.model)
     method = parse_method(config.method)
     mode = method.text_mode()
     if config.train == "all":

@@ -50,7 +50,8 @@ def choose_images(config: FinetuneConfig, data: TrainingData) -> EvaluationImage
         return EvaluationImages(held_out, indices, what)
     if isinstance(data.images, ZeroShotDataset) and len(data.validation):
         indices = data.validation[: config.eval_samples]
-        what = f"{len(indices)} validation images, which chose the checkpoint: {config.dataset} has no test split"
+        why = "was given without a test split" if data.in_memory else "has no test split"
+        what = f"{len(indices)} validation images, which chose the checkpoint: {config.dataset} {why}"
         return EvaluationImages(data.images, indices, what)
     return None
 

@@ -37,6 +37,7 @@ from clipguard.finetuning.output.record import (
 )
 from clipguard.finetuning.output.result import FinetuneResult
 from clipguard.finetuning.processes import RENDEZVOUS_TIMEOUT, Team, joined
+from clipguard.finetuning.sources import NAMED, Sources
 from clipguard.finetuning.training.accelerator import accelerated, start_tracker
 from clipguard.finetuning.training.metrics import read_metrics
 from clipguard.finetuning.training.objective import make_objective
@@ -58,6 +59,7 @@ def run_finetune(
     *,
     rendezvous_timeout: float = RENDEZVOUS_TIMEOUT,
     on_start: Callable[[Path], None] | None = None,
+    sources: Sources = NAMED,
 ) -> FinetuneResult:
     """Fine-tune into a new folder; of several processes the main one takes it.
 
@@ -70,13 +72,14 @@ def run_finetune(
         progress: told of every image and step.
         rendezvous_timeout: seconds in which the other processes of a launch must have come.
         on_start: told the folder once it is taken.
+        sources: objects in place of the model's or the data set's name.
 
     Raises:
         ClipguardError: for bad input.
         FinetuneError: at NaN, or when memory does not suffice.
         KeyboardInterrupt: at Ctrl-C; it leaves a run to be resumed.
     """
-    check(config)
+    check(config, sources)
 
     def take() -> OutputFolder:
         name = f"{config.method.partition('(')[0]}-"
@@ -88,7 +91,7 @@ def run_finetune(
         _taken(team, take, on_start) as folder,
     ):
         log.info("Settings: %s", ", ".join(f"{k} {v}" for k, v in config.to_dict().items() if v is not None))
-        return _run(config, team, folder, command, None, progress or Silent(), notices)
+        return _run(config, sources, team, folder, command, None, progress or Silent(), notices)
 
 
 def resume_finetune(
@@ -105,7 +108,7 @@ def resume_finetune(
         progress, rendezvous_timeout, on_start: as of `run_finetune`.
 
     Raises:
-        FinetuneError: if there is no such run, it is finished, or its model or data have changed.
+        FinetuneError: if there is no such run, it is finished, its model or data have changed, or were in memory.
         OutputError: if it is still under way.
     """
     config = FinetuneConfig.from_dict(read_unfinished(out)["config"])
@@ -120,7 +123,7 @@ def resume_finetune(
     ):
         with team.agree():
             before = read_unfinished(out)  # once more: it may have ended before the folder was ours
-        return _run(config, team, folder, before["command"], before, progress or Silent(), notices)
+        return _run(config, NAMED, team, folder, before["command"], before, progress or Silent(), notices)
 
 
 class ResumedFolder(OutputFolder):
@@ -157,6 +160,7 @@ def _taken(
 
 def _run(
     config: FinetuneConfig,
+    sources: Sources,
     team: Team,
     folder: _RunFolder,
     command: str,
@@ -165,13 +169,13 @@ def _run(
     notices: list[Notice],
 ) -> FinetuneResult:
     """Load, train, finish; `before` is the record of the interrupted run that this one goes on with."""
-    method, text_mode = check(config)
+    method, text_mode = check(config, sources)
     device = choose_device(config.device)
     progress = progress if team.main else Silent()
     with accelerated(config, device, folder.path) as accelerator:
         with team.agree():
-            data = open_data(config, needs_labels="labels" in method.all_needs())
-            loaded = load_model(config.model, device=accelerator.device)
+            data = open_data(config, needs_labels="labels" in method.all_needs(), sources=sources)
+            loaded = sources.load(config, accelerator.device)
             for line in describe_model(loaded):
                 log.info(line)
             torch.manual_seed(config.seed)  # low-rank weights begin at random
@@ -183,7 +187,7 @@ def _run(
             validation = Validation(config, data, images, objective) if len(data.validation) else None
         trainer = Trainer(config, accelerator, model, objective, images, sampler, validation, folder.path)
         with team.agree():
-            run = start_record(config, command, loaded, data, trainer, device, notices)
+            run = start_record(config, command, loaded, data, trainer, device, notices, sources)
             if before is not None:
                 check_unchanged(before, run, folder.path)
             cached = images.cache(np.concatenate([data.train, data.validation]), progress)
@@ -195,7 +199,7 @@ def _run(
         with _memory_advice(config):
             trainer.train(progress, choose_workers(config, cached, accelerator.device))
         if folder.output:
-            _finish(config, folder.output, run, loaded, data, trainer, progress)
+            _finish(config, sources, folder.output, run, loaded, data, trainer, progress)
             folder.output.write_files({RUN_NAME: to_json(run)})
             trainer.checkpoints.remove()
     return FinetuneResult(folder.path, run)
@@ -216,6 +220,7 @@ def _memory_advice(config: FinetuneConfig) -> Iterator[None]:
 
 def _finish(
     config: FinetuneConfig,
+    sources: Sources,
     output: OutputFolder,
     run: RunRecord,
     loaded: LoadedModel,
@@ -227,8 +232,8 @@ def _finish(
     test_images = choose_images(config, data)
     base = None
     if test_images or config.wise_ft < 1:
-        # From its files again: `loaded` was trained in place, and a copy from before would take memory all the while.
-        base = load_model(config.model, device=loaded.device)
+        # Read or copied again: `loaded` was trained in place, and one from before would take memory all the while.
+        base = sources.load(config, loaded.device)
     files = export(trainer.load_best(), loaded, base, config.wise_ft)
     output.write_files(files)
     tuned = load_model(f"local-dir:{output.path}", device=loaded.device)  # what is scored is what was written

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TypeVar
 
@@ -17,6 +17,7 @@ from clipguard.data import ImageDataset, ZeroShotDataset, load_dataset, load_ima
 from clipguard.data.dataset import stratified_subset
 from clipguard.data.decoding import PixelCount
 from clipguard.finetuning.config import FinetuneConfig
+from clipguard.finetuning.sources import NAMED, Sources
 
 TRAINING_SPLITS = ("train", "training", "all")  # in the order in which they are looked for
 FINGERPRINTED = 2000  # images whose pixels enter the fingerprint: all of a small set, a sample of a large one
@@ -34,6 +35,7 @@ class TrainingData:
         class_names, templates: empty without labels.
         train, validation: sorted indices, disjoint.
         held_out: the data set's own test split, where it has one.
+        in_memory: whether all there is was given as an object.
     """
 
     images: ImageDataset
@@ -43,6 +45,7 @@ class TrainingData:
     train: Indices
     validation: Indices
     held_out: ZeroShotDataset | None
+    in_memory: bool = False
 
     def fingerprint(self) -> str:
         """SHA-256 of names, labels and pixels of up to `FINGERPRINTED` images, evenly spread over those used.
@@ -61,17 +64,21 @@ class TrainingData:
         return fingerprint(self.class_names, rows)
 
 
-def open_data(config: FinetuneConfig, *, needs_labels: bool) -> TrainingData:
+def open_data(config: FinetuneConfig, *, needs_labels: bool, sources: Sources = NAMED) -> TrainingData:
     """Open a data set's training split and set the validation images apart.
 
     Args:
         config: the run's settings.
         needs_labels: whether the method does; one that does not takes any folder of images.
+        sources: perhaps a data set in memory.
 
     Raises:
         DatasetError: for data that cannot be used.
         FinetuneError: if too few images are left to train on.
     """
+    if sources.dataset is not None:
+        given = _require_training_split(config, sources.dataset(config))
+        return replace(_of_labelled(config, given, None), in_memory=True)
     try:
         labelled = _training_split(config, lambda split: _load(config, split))
     except DatasetError as error:
@@ -81,11 +88,23 @@ def open_data(config: FinetuneConfig, *, needs_labels: bool) -> TrainingData:
         notice("skipped", f"{config.method} needs no labels and is trained without, for they cannot be read: {error}")
         train, validation = divide(config, np.zeros(len(unlabelled), dtype=np.int64), 1)
         return TrainingData(unlabelled, None, [], [], train, validation, None)
+    return _of_labelled(config, labelled, _held_out(config, labelled.split))
+
+
+def _of_labelled(config: FinetuneConfig, labelled: ZeroShotDataset, held_out: ZeroShotDataset | None) -> TrainingData:
     train, validation = divide(config, labelled.labels, len(labelled.class_names))
     names, templates = labelled.class_names, labelled.templates
-    return TrainingData(
-        labelled, labelled.labels, names, templates, train, validation, _held_out(config, labelled.split)
-    )
+    return TrainingData(labelled, labelled.labels, names, templates, train, validation, held_out)
+
+
+def _require_training_split(config: FinetuneConfig, dataset: ZeroShotDataset) -> ZeroShotDataset:
+    """A data set in memory, if it is no test data or its split was named. Raises FinetuneError otherwise."""
+    if config.split not in (None, dataset.split):
+        raise FinetuneError(f"{dataset.name} is in memory, split {dataset.split!r}: it has no split {config.split!r}.")
+    if config.split is None and dataset.split.partition("[")[0] not in TRAINING_SPLITS:
+        cure = f"load its training split, or say `split={dataset.split!r}` to train on this one all the same"
+        raise FinetuneError(f"{dataset.name} is the split {dataset.split!r} of its data, which is for testing: {cure}.")
+    return dataset
 
 
 def _load(config: FinetuneConfig, split: str | None) -> ZeroShotDataset:

@@ -64,8 +64,13 @@ def write_card(run: RunRecord, name: str) -> str:
         facts=facts,
         accuracy=accuracy_markdown(run),
         text=run["text"],
-        templates=f" --templates {quote(run['config']['templates'])}" if run["dataset"]["templates"] else "",
+        templates=f" --templates {quote(run['config']['templates'])}" if _has_named_prompts(run) else "",
     )
+
+
+def _has_named_prompts(run: RunRecord) -> bool:
+    """Whether `templates` says the prompts: a data set in memory may have others."""
+    return bool(run["dataset"]["templates"]) and "dataset" not in run.get("in_memory", {})
 
 
 def _facts(run: RunRecord) -> dict[str, str]:

@@ -15,6 +15,7 @@ from clipguard.core.records.provenance import Machine, machine, versions
 from clipguard.finetuning.config import FinetuneConfig
 from clipguard.finetuning.data.training_data import TrainingData
 from clipguard.finetuning.final_evaluation import EvaluationRecord
+from clipguard.finetuning.sources import NAMED, Sources
 from clipguard.finetuning.training.trainer import Trainer
 from clipguard.models.loading import LoadedModel
 
@@ -68,6 +69,7 @@ class RunRecord(TypedDict):
     base: dict[str, Any]  # fields of `ModelInfo`
     dataset: DatasetRecord
     notices: list[Notice]
+    in_memory: NotRequired[dict[str, str]]  # settings that an object of Python stood for: SHA-256 of weights or data
     # Once the run is complete:
     training_seconds: NotRequired[float]
     sha256: NotRequired[str]  # of the tuned weights
@@ -83,9 +85,10 @@ def start_record(
     trainer: Trainer,
     device: str,
     notices: list[Notice],
+    sources: Sources = NAMED,
 ) -> RunRecord:
     """The record as a run starts. `notices` may still grow."""
-    return {
+    record: RunRecord = {
         "schema": SCHEMA,
         "complete": False,
         "started": datetime.now(timezone.utc).isoformat(timespec="seconds"),
@@ -108,6 +111,9 @@ def start_record(
         },
         "notices": notices,
     }
+    if in_memory := sources.record(record["dataset"]["fingerprint"]):
+        record["in_memory"] = in_memory
+    return record
 
 
 def _resolve(config: FinetuneConfig, trainer: Trainer) -> Resolved:
@@ -155,11 +161,14 @@ def read_unfinished(out: Path) -> RunRecord:
     """The record of an interrupted run.
 
     Raises:
-        FinetuneError: if there is none, or it is complete.
+        FinetuneError: if there is none, it is complete, or its model or data were in memory.
     """
     run = read_run(out)
     if run["complete"]:
         raise FinetuneError(f"The run in {out} is finished: there is nothing to resume. Start a new one with `out`.")
+    if run.get("in_memory"):
+        given = " and ".join(f"`{name}`" for name in run["in_memory"])
+        raise FinetuneError(f"The run in {out} was given {given} in memory, which is gone: start it again from Python.")
     return run
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pandas as pd
 
+from clipguard.core.checking import check_type
 from clipguard.core.errors import FinetuneError
 from clipguard.core.html_table import html_table
 from clipguard.finetuning.output.card import accuracy_markdown, accuracy_rows, eps_label
@@ -33,6 +34,7 @@ class FinetuneResult:
         Raises:
             FinetuneError: if there is none, or one of a newer clipguard.
         """
+        check_type("`folder`", folder, str | Path, FinetuneError)
         if not (Path(folder) / RUN_NAME).is_file():
             raise FinetuneError(f"{folder} holds no {RUN_NAME}; name the folder of a fine-tuning run.")
         return cls(Path(folder), read_run(Path(folder)))
