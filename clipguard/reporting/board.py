@@ -61,9 +61,7 @@ def read_runs(given: Sequence[Path | BenchResult]) -> tuple[list[Run], list[Imag
             continue
         if (path / ATTACK_RECORD).is_file():
             what = f"{path} is what `AttackResult.save` wrote, which is no run"
-            raise ResultError(
-                f"{what}: a report is of `clipguard bench`, with folders of the command `clipguard attack`."
-            )
+            raise ResultError(f"{what}: report folders of `clipguard bench`, or of the command `clipguard attack`.")
         runs.append(Run(number, str(path), _require_cells(BenchResult.load(path), str(path))))
     if not runs:
         raise ResultError(

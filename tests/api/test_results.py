@@ -6,6 +6,7 @@ import json
 import re
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import pytest
@@ -14,6 +15,7 @@ from attack_models import small_conv, uniform
 
 import clipguard
 from clipguard.attacks.methods.apgd import APGD
+from clipguard.cli import run
 from clipguard.core.html_table import html_table
 from clipguard.finetuning.output.record import RUN_NAME
 
@@ -227,3 +229,49 @@ def test_the_interface_is_listed_and_there() -> None:
     assert all(issubclass(error, clipguard.ClipguardError) for error in errors)
     for name in clipguard.__all__:
         assert getattr(clipguard, name).__doc__ or name == "__version__"
+
+
+def test_saved_findings_are_whole(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    bad = clipguard.Finding("class-order", "failure", "two names", {"bad": 2})
+    findings = clipguard.Findings([clipguard.Finding("finite", "ok", "all are"), bad])
+    path = findings.save(tmp_path / "f.json")
+    assert clipguard.Findings.load(str(path)) == findings
+    assert path.read_text("utf-8") == findings.to_json() + "\n"
+    with pytest.raises(clipguard.OutputError, match="exists already; nothing is overwritten"):
+        findings.save(path)
+    assert run(["-q", "doctor", "-m", "tiny", "-d", "emoji-food", "-n", "4", "-a", "pgd-2", "-f", "json"]) in (0, 1)
+    (tmp_path / "doctor.json").write_text(capsys.readouterr().out, encoding="utf-8")
+    assert len(clipguard.Findings.load(tmp_path / "doctor.json")) == 19
+    for content in ("", "[]", "{}", '{"schema": 1, "findings": [{"id": "mine", "verdict": "ok"}]}'):
+        (tmp_path / "c.json").write_text(content, encoding="utf-8")
+        with pytest.raises(clipguard.ResultError, match=r"c\.json"):
+            clipguard.Findings.load(tmp_path / "c.json")
+
+
+@pytest.mark.parametrize("name", ["AttackResult", "BenchResult", "Comparison", "Findings", "FinetuneResult"])
+@pytest.mark.parametrize("wrong", [5, None, ["a"]])
+def test_what_is_no_path_is_not_loaded(name: str, wrong: Any) -> None:
+    with pytest.raises(clipguard.ClipguardError, match=r"must be a text or a path, not"):
+        getattr(clipguard, name).load(wrong)
+
+
+def test_what_is_no_path_is_not_written(
+    result: clipguard.BenchResult, comparison: clipguard.Comparison, attacked: clipguard.AttackResult
+) -> None:
+    for one in (result, comparison, attacked, clipguard.Findings()):
+        for wrong in (None, 3):
+            with pytest.raises(clipguard.OutputError, match="must be a text or a path"):
+                one.save(wrong)  # type: ignore[attr-defined]
+
+
+def test_a_report_takes_results_in_memory_and_on_disk(
+    result: clipguard.BenchResult, attacked: clipguard.AttackResult, tmp_path: Path
+) -> None:
+    folder = result.save(tmp_path / "r")
+    for number, runs in enumerate((result, [result], [folder, result])):
+        page = clipguard.report(runs, tmp_path / f"{number}.html", gallery=0)
+        assert "emoji-food" in page.read_text("utf-8")
+    with pytest.raises(clipguard.ResultError, match=r"what `AttackResult\.save` wrote, .* report folders of"):
+        clipguard.report(attacked.save(tmp_path / "a"), tmp_path / "a.html")
+    with pytest.raises(clipguard.ResultError, match="in memory has no finished cell"):
+        clipguard.report(clipguard.BenchResult(result.run), tmp_path / "e.html")

@@ -100,7 +100,8 @@ def _of_labelled(config: FinetuneConfig, labelled: ZeroShotDataset, held_out: Ze
 def _require_training_split(config: FinetuneConfig, dataset: ZeroShotDataset) -> ZeroShotDataset:
     """A data set in memory, if it is no test data or its split was named. Raises FinetuneError otherwise."""
     if config.split not in (None, dataset.split):
-        raise FinetuneError(f"{dataset.name} is in memory, split {dataset.split!r}: it has no split {config.split!r}.")
+        what = f"{dataset.name} is in memory as its split {dataset.split!r}, and has no {config.split!r}"
+        raise FinetuneError(f"{what}: leave `split` out.")
     if config.split is None and dataset.split.partition("[")[0] not in TRAINING_SPLITS:
         cure = f"load its training split, or say `split={dataset.split!r}` to train on this one all the same"
         raise FinetuneError(f"{dataset.name} is the split {dataset.split!r} of its data, which is for testing: {cure}.")
