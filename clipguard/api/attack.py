@@ -43,7 +43,7 @@ def attack(
 
     Args:
         model: maps pixels (B, C, H, W) in [0,1] to logits (B, classes), in eval mode; or what `load_model` gives, or
-            its name.
+            its name, which is loaded onto the images' device, for a data set onto the CPU.
         images: (N, C, H, W), floating-point numbers in [0,1]; or a data set as `bench` takes it: a name, what
             `load_dataset` gives, a `datasets.Dataset`, (images, labels) or (images, labels, class_names). Those of a
             data set are resized for a loaded model. An image's position is its identity: it seeds its random numbers.

@@ -51,5 +51,5 @@ def convert(
         loaded = open_model(source)
         for line in describe_model(loaded):
             log.info(line)
-        folder.write_files(convert_files(loaded, to))
+        folder.write_files(convert_files(loaded, to, in_memory=source is loaded))
     return Path(out)

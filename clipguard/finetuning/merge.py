@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from torch import Tensor
@@ -12,7 +12,7 @@ from clipguard.core.errors import FinetuneError
 from clipguard.core.files.output import OutputFolder
 from clipguard.models.export import State, checkpoint_files, complete_config
 from clipguard.models.given import open_model
-from clipguard.models.loading import LoadedModel
+from clipguard.models.loading import LoadedModel, hash_tensors
 
 
 def interpolate(base: Mapping[str, Tensor], tuned: Mapping[str, Tensor], alpha: float) -> State:
@@ -53,16 +53,27 @@ def merge(base: str | Path | LoadedModel, tuned: str | Path | LoadedModel, alpha
     with OutputFolder(Path(out), whole=True) as folder:
         base_model, tuned_model = open_model(base), open_model(tuned)
         _require_a_pair(base_model, tuned_model)
-        state = interpolate(base_model.model.state_dict(), tuned_model.model.state_dict(), alpha)
-        card = _card(base_model, tuned_model, alpha).encode()
+        state = interpolate(_weights(base_model), _weights(tuned_model), alpha)
+        card = _card([(1 - alpha, base_model, base), (alpha, tuned_model, tuned)]).encode()
         folder.write_files({**checkpoint_files(tuned_model, state), "README.md": card})
     return Path(out)
 
 
-def _card(base: LoadedModel, tuned: LoadedModel, alpha: float) -> str:
-    shares = ((1 - alpha, base.info), (alpha, tuned.info))
-    rows = "".join(f"| {share:g} | {info.name} | `{info.sha256}` |\n" for share, info in shares)
-    return f"# Weights between two models (WiSE-FT)\n\n| share | model | sha256 |\n| --- | --- | --- |\n{rows}"
+def _weights(model: LoadedModel) -> State:
+    """On the CPU, wherever the model is."""
+    return {name: value.cpu() for name, value in model.model.state_dict().items()}
+
+
+def _card(shares: Sequence[tuple[float, LoadedModel, str | Path | LoadedModel]]) -> str:
+    """README.md, from what was mixed: share, model, and how it was given."""
+    rows = [
+        (share, f"{model.info.name}, in memory", f"{hash_tensors(model.model.state_dict())}` (its tensors)")
+        if model is given
+        else (share, model.info.name, f"{model.info.sha256}`")
+        for share, model, given in shares
+    ]
+    table = "".join(f"| {share:g} | {name} | `{sha256} |\n" for share, name, sha256 in rows)
+    return f"# Weights between two models (WiSE-FT)\n\n| share | model | sha256 |\n| --- | --- | --- |\n{table}"
 
 
 def _require_a_pair(base: LoadedModel, tuned: LoadedModel) -> None:

@@ -12,7 +12,7 @@ from clipguard.core.version import __version__
 from clipguard.models.checkpoint.image_processor import PREPROCESSOR_NAME, write_image_processor
 from clipguard.models.checkpoint.transformers import CONFIG_NAME, to_transformers, transformers_config
 from clipguard.models.export import checkpoint_files, plain_state
-from clipguard.models.loading import LoadedModel
+from clipguard.models.loading import LoadedModel, hash_tensors
 from clipguard.models.text.tuned import TEXT_FILE
 
 Layout = Literal["open_clip", "hf"]
@@ -41,11 +41,12 @@ USE = {
 }
 
 
-def convert_files(loaded: LoadedModel, to: Layout) -> dict[str, bytes]:
+def convert_files(loaded: LoadedModel, to: Layout, *, in_memory: bool = False) -> dict[str, bytes]:
     """Config, float32 weights and model card, by file name.
 
     "open_clip" is its `local-dir:`; "hf" is transformers' `CLIPModel` with its image processor and tokenizer. Both
-    compute what the loaded model computes: the weights are copied, not changed.
+    compute what the loaded model computes: the weights are copied, not changed. Of a model that was given `in_memory`,
+    which may have been changed there, the card has SHA-256 of the tensors, too.
 
     Raises:
         ModelError: when transformers' CLIPModel, or open_clip's preprocessing, cannot be this model's.
@@ -61,7 +62,7 @@ def convert_files(loaded: LoadedModel, to: Layout) -> dict[str, bytes]:
         files = checkpoint_files(loaded, loaded.model.state_dict())
         if loaded.text_map is not None:
             files[TEXT_FILE] = loaded.text_map.to_bytes()
-    return {**files, "README.md": _card(loaded, to).encode()}
+    return {**files, "README.md": _card(loaded, to, in_memory=in_memory).encode()}
 
 
 def _transformers_files(loaded: LoadedModel) -> dict[str, bytes]:
@@ -108,7 +109,7 @@ def _json(content: object) -> bytes:
     return (json.dumps(content, indent=2, ensure_ascii=False) + "\n").encode()
 
 
-def _card(loaded: LoadedModel, to: Layout) -> str:
+def _card(loaded: LoadedModel, to: Layout, *, in_memory: bool) -> str:
     i = loaded.info
     facts = {
         "Source": f"`{i.name}`: {i.weights}",
@@ -121,6 +122,8 @@ def _card(loaded: LoadedModel, to: Layout) -> str:
     }
     if i.base is not None:
         facts["Text tower"] = f"of `{i.base}`, SHA-256 `{i.base_sha256}`"
+    if in_memory:
+        facts["Given in memory"] = f"SHA-256 of its tensors `{hash_tensors(loaded.model.state_dict())}`"
     facts |= {"Detected": "; ".join(i.detected)} if i.detected else {}
     rows = "\n".join(f"| {key} | {value} |" for key, value in facts.items())
     library = "open_clip" if to == "open_clip" else "transformers"

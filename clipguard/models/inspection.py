@@ -21,7 +21,7 @@ from clipguard.models.checkpoint.architecture import find_architectures
 from clipguard.models.checkpoint.contents import explain_adapter
 from clipguard.models.checkpoint.reader import WeightFile, find_release, read_weights
 from clipguard.models.given import open_model
-from clipguard.models.loading import LoadedModel
+from clipguard.models.loading import LoadedModel, hash_tensors
 from clipguard.models.sources.detect import detect
 from clipguard.models.sources.locate import config_folder, locate
 from clipguard.models.sources.open_clip_catalog import uses_quick_gelu
@@ -105,7 +105,7 @@ def _inspect_loaded(model: LoadedModel) -> Inspection:
         activation=info.activation,
         release=release.name if release else None,
         base=info.base,
-        notes=list(info.detected),
+        notes=[*info.detected, f"given in memory, SHA-256 of its tensors {hash_tensors(tensors)}"],
         command=bench_command(info.name),
     )
 

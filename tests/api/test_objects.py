@@ -12,6 +12,7 @@ import torch
 
 import clipguard
 from clipguard import PGD, ClipguardError
+from clipguard.models.loading import hash_tensors
 
 CLASSES = ["dark", "bright"]
 HOW: dict[str, Any] = {"eps": "4", "attacks": "pgd-2", "probes": False}
@@ -187,7 +188,9 @@ def test_a_model_in_memory_is_described_and_written_as_it_is(model: clipguard.Lo
     changed = blinded(model)
     folder = clipguard.convert(changed, tmp_path / "blind")
     assert clipguard.load_model(f"local-dir:{folder}").tower_sha256 == changed.tower_sha256 != model.tower_sha256
+    assert hash_tensors(changed.model.state_dict()) in (folder / "README.md").read_text("utf-8")
     half = clipguard.load_model(f"local-dir:{clipguard.merge(changed, model, 0.5, tmp_path / 'half')}")
+    assert "| 0.5 | tiny, in memory | `" in (tmp_path / "half" / "README.md").read_text("utf-8")
     for name, weight in half.model.visual.state_dict().items():  # type: ignore[union-attr]
         if weight.is_floating_point() and "running" not in name:
             assert torch.allclose(weight, model.model.visual.state_dict()[name] / 2)  # type: ignore[union-attr]

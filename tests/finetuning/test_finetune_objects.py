@@ -83,6 +83,8 @@ def test_a_model_that_was_changed_in_memory_is_what_is_trained(vit: str, images:
     written = clipguard.load_model(f"local-dir:{result.out}").model.state_dict()
     assert hash_tensors(written) == result.run["in_memory"]["model"] == hash_tensors(model.model.state_dict())
     assert result.run["config"]["model"] == "mine"
+    card = (result.out / "README.md").read_text("utf-8")
+    assert f"mine, in memory, weights `{result.run['in_memory']['model'][:16]}…`" in card
 
 
 class StopsAfter(Silent):

@@ -77,8 +77,10 @@ def _facts(run: RunRecord) -> dict[str, str]:
     config, base, data, resolved = run["config"], run["base"], run["dataset"], run["resolved"]
     prompts = ", ".join(f"`{template}`" for template in data["templates"]) or "none"
     images = f"{data['n_train']} images to train on, {data['n_validation']} to choose the checkpoint"
+    in_memory = run.get("in_memory", {}).get("model")  # it may have been changed there
     return {
-        "Base model": f"{base['name']}, weights `{base['sha256'][:16]}…`",
+        "Base model": f"{base['name']}{', in memory' if in_memory else ''}, weights "
+        f"`{(in_memory or base['sha256'])[:16]}…`",
         "Method": f"`{config['method']}`",
         "Data": f"{config['dataset']}, split {data['split']}: {images}; prompts {prompts}",
         "Training attack": f"PGD-{config['attack_steps']}, {eps_label(config)}, steps of {resolved['step_size']:.3g}",
