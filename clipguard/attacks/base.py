@@ -27,8 +27,8 @@ class Attack(ABC):
         citation: its paper for reports, ending in `arXiv:NUMBER` if it is there; "" for what has none.
         steps_in_name: whether its iterations are part of its name, as in `pgd-10`.
         memoryless: whether the next point depends on nothing but this one and what stays the same within a run: then
-            a run that comes back to a point is over (see engine/cycles.py). Not inherited by classes with steps of their
-            own.
+            a run that comes back to a point is over (see engine/cycles.py). Not inherited by classes with steps of
+            their own.
         fixed: fields that make the attack what it is, and so are no options.
         loss: what each step raises.
         iterations: steps of one run.
@@ -94,7 +94,7 @@ class Attack(ABC):
         """Move on from the points that `query` gave; the engine counts `step` afterwards.
 
         Args:
-            state: of the rows that were evaluated and not broken.
+            state: of the rows that were evaluated. Those that are broken go on, too, and are dropped afterwards.
             threat: the ball to stay in.
             x: what `query` gave (B, C, H, W), not rounded to 8-bit images: steps smaller than one grey level would
                 otherwise be rounded away. May be overwritten.

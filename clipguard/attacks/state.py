@@ -9,7 +9,6 @@ from torch import Tensor
 class AttackState(dict[str, Tensor]):
     """Equally long tensors by name. Attacks add columns of their own to those that the engine keeps for every row.
 
-    - item, eps_index, unit (B,) int64: image, eps and unit in the engine's lists (see engine/schedule.py)
     - x0 (B, C, H, W): clean image
     - label, target (B,) int64: its class, and the class that the run aims at
     - eps (B,): in pixel units
@@ -22,7 +21,7 @@ class AttackState(dict[str, Tensor]):
     @property
     def n(self) -> int:
         """How many rows."""
-        return len(self["item"])
+        return len(self["x0"])
 
     def take(self, index: Tensor) -> AttackState:
         """The rows at these positions (int64), as a new table that shares no memory with this one."""

@@ -21,6 +21,11 @@ def per_row(values: Tensor, like: Tensor) -> Tensor:
     return values.view(-1, *[1] * (like.ndim - 1))
 
 
+def choose(rows: Tensor, new: Tensor, old: Tensor) -> None:
+    """Write those `rows` (B,) bool of `new` (B, ...) over the ones of `old`."""
+    torch.where(per_row(rows, new), new, old, out=old)
+
+
 def l2_norm(x: Tensor) -> Tensor:
     """(B, ...) -> (B,) Euclidean norms."""
     norms: Tensor = torch.linalg.vector_norm(x.flatten(1), dim=1)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 
+import numpy as np
 import pytest
 import torch
 from attack_models import Wrapped, engine, hadamard_model, labelled, robust, run, small_conv, uniform
@@ -12,6 +13,7 @@ from torch import Tensor, nn
 from clipguard.attacks.engine.passes.batching import is_out_of_memory
 from clipguard.attacks.engine.passes.evaluator import Evaluator, require_finite
 from clipguard.attacks.engine.passes.joint_pass import Query, evaluate
+from clipguard.attacks.engine.rows import Rows
 from clipguard.attacks.methods.pgd import CW, PGD
 from clipguard.attacks.methods.square import Square
 from clipguard.attacks.recipes import Recipe, parse_recipe
@@ -132,11 +134,13 @@ def test_one_pass_for_several_attacks_gives_each_row_its_own() -> None:
     """Rows that want a gradient are passed first; all come back in their order, with the others' gradients zero."""
     model, x = hadamard_model(4), uniform(6, 1, 8, 8)
     evaluator = Evaluator(model, 4)  # smaller than the pass
-    columns = {"item": torch.arange(6), "label": torch.zeros(6).long(), "target": torch.ones(6).long()}
+    columns = {"x0": x, "label": torch.zeros(6).long(), "target": torch.ones(6).long()}
     attacks = [PGD(iterations=3), Square(), CW(iterations=3)]
     steps = [torch.tensor([0, 9, 0, 9, 9, 0]), torch.zeros(6).long(), torch.zeros(6).long()]
     states = [AttackState(columns, step=step) for step in steps]
-    queries = [Query(attack, state, x, x) for attack, state in zip(attacks, states, strict=True)]
+    units = np.zeros((6, 3), dtype=np.int64)
+    rows = [Rows(s, units, a.wants_gradient(s).numpy()) for a, s in zip(attacks, states, strict=True)]
+    queries = [Query(attack, each, x, x) for attack, each in zip(attacks, rows, strict=True)]
     for query, got in zip(queries, evaluate(evaluator, queries), strict=True):
         leaf = x.clone().requires_grad_()
         logits = model(leaf)

@@ -6,15 +6,16 @@ from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from clipguard.attacks import losses
 from clipguard.attacks.engine.options import EngineOptions
-from clipguard.attacks.engine.outcome import EpsOutcome, Example, ImageOutcome, Note
+from clipguard.attacks.engine.outcome import EpsOutcome, ImageOutcome, Note
+from clipguard.attacks.engine.passes.evaluator import CleanPass
+from clipguard.attacks.engine.rows import Index
 from clipguard.attacks.engine.schedule import EpsState, Unit, Work, schedule
 from clipguard.attacks.recipes import Recipe
-from clipguard.attacks.state import AttackState
 
 
 @dataclass(frozen=True)
@@ -50,23 +51,17 @@ class Caseload:
         self._work: dict[int, Work] = {}
         self._count = 0
 
-    def add(self, examples: Sequence[Example], x: Tensor, labels: Tensor, logits: Tensor) -> None:
-        """Take in images of one shape whose clean predictions are known; those with an eps to face wait.
-
-        Args:
-            examples: B of them.
-            x: (B, C, H, W) clean, on the model's device.
-            labels: (B,) class numbers.
-            logits: (B, classes) of the clean images.
-        """
-        ranking = logits.scatter(1, labels[:, None], -torch.inf).argsort(dim=1, descending=True, stable=True)[:, :-1]
-        predictions, margins = logits.argmax(dim=1).tolist(), losses.margin(logits, labels).tolist()
-        for i, example in enumerate(examples):
+    def add(self, clean: CleanPass) -> None:
+        """Take in images of one shape whose clean predictions are known; those with an eps to face wait."""
+        x, predictions, margins = clean.x, clean.predictions, clean.margins
+        others = clean.logits.scatter(1, clean.labels[:, None], -torch.inf)
+        ranking = others.argsort(dim=1, descending=True, stable=True)[:, :-1]
+        for i, example in enumerate(clean.examples):
             number, self._count = self._count, self._count + 1
             plan = schedule(self.options.eps_mode, len(self.eps_values))
             # Copies: a view would keep the whole batch in memory for as long as its last image is attacked.
-            x0, others = x[i].clone(), ranking[i].clone()
-            self._work[number] = work = Work(example, predictions[i], margins[i], plan, x0=x0, ranking=others)
+            x0, ranked = x[i].clone(), ranking[i].clone()
+            self._work[number] = work = Work(example, predictions[i], margins[i], plan, x0=x0, ranking=ranked)
             self.note(example, predictions[i], work.clean_outcome(0.0, None))
             if predictions[i] != example.label or not self.recipe.stages:
                 self._finish(number)
@@ -95,11 +90,9 @@ class Caseload:
         """Whether a unit's result still matters."""
         return number in self._work and self._work[number].wants(eps_index, unit)
 
-    def wanted(self, state: AttackState) -> Tensor:
-        """(W,) int64, positions of the rows whose result still matters."""
-        units = zip(*(state[name].tolist() for name in ("item", "eps_index", "unit")), strict=True)
-        keep = [self.wants(*unit) for unit in units]
-        return torch.tensor(keep, device=state["item"].device).nonzero().squeeze(1)
+    def wanted(self, units: Index) -> Index:
+        """(W,) int64, positions of the units (B, 3) whose result still matters."""
+        return np.flatnonzero([self.wants(*unit) for unit in units.tolist()])
 
     def succeed(self, number: int, eps_index: int, unit: int, outcome: EpsOutcome) -> None:
         """A unit broke its image."""
@@ -109,14 +102,19 @@ class Caseload:
             work.drop_after(eps_index)
         self.stale = True
 
-    def end_units(self, state: AttackState) -> list[int]:
-        """The units of these rows ended without success; returns the numbers of their images."""
+    def end_units(self, units: Index, margins: Sequence[float], images: Tensor | None) -> list[int]:
+        """These units (B, 3) ended without success; returns the numbers of their images.
+
+        Args:
+            units: image, eps and unit.
+            margins: the smallest that each has seen.
+            images: (B, C, H, W) where they saw it, if images are kept.
+        """
         ended = []
-        columns = (state[name].tolist() for name in ("item", "eps_index", "unit", "best_margin"))
-        for i, (number, eps_index, unit, margin) in enumerate(zip(*columns, strict=True)):
+        for i, (number, eps_index, unit) in enumerate(units.tolist()):
             if self.wants(number, eps_index, unit):
-                image = state["best_x"][i].cpu().clone() if self.options.keep_images else None
-                self._work[number].eps_states[eps_index].end(unit, margin, image)
+                image = None if images is None else images[i].cpu().clone()
+                self._work[number].eps_states[eps_index].end(unit, margins[i], image)
                 ended.append(number)
         return ended
 

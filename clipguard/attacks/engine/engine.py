@@ -12,6 +12,8 @@ from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from itertools import islice
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
@@ -24,10 +26,10 @@ from clipguard.attacks.engine.outcome import Example, ImageOutcome, Note, ignore
 from clipguard.attacks.engine.passes.evaluator import Evaluator, frozen
 from clipguard.attacks.engine.passes.joint_pass import Evaluation, Query, evaluate
 from clipguard.attacks.engine.pool import Key, Pool
-from clipguard.attacks.engine.verification import Verifier
+from clipguard.attacks.engine.rows import Rows, read
+from clipguard.attacks.engine.verification import Claims, Verifier
 from clipguard.attacks.methods.apgd import APGD
 from clipguard.attacks.recipes import Recipe
-from clipguard.attacks.state import AttackState
 from clipguard.attacks.threat import ThreatModel
 
 CONFIRMATION = APGD(iterations=20)  # what a survivor of a larger eps still faces at a smaller one, in nested mode
@@ -111,52 +113,60 @@ class Engine:
         for example in batch:
             by_shape.setdefault(example.image.shape, []).append(example)
         for group in by_shape.values():
-            self._cases.add(group, *self.evaluator.predict(group))
+            self._cases.add(self.evaluator.predict(group))
         return bool(batch)
 
     def _step(self, shape: torch.Size) -> None:
-        """Evaluate the next point of every row of this shape once, and let each attack move on."""
-        states = self._pool.pop(shape)
-        queries = [self._query(self._pool.stages[stage], state) for (stage, _), state in states.items()]
-        for key, evaluation in zip(states, evaluate(self.evaluator, queries), strict=True):
-            self._advance(key, evaluation)
+        """Evaluate the next point of every row of this shape once, and let each attack move on.
 
-    def _query(self, attack: Attack, state: AttackState) -> Query:
-        x = attack.query(state)
-        return Query(attack, state, x, self.threat.admissible(x, state["x0"], state["eps"]))
+        The device is asked twice: what the search claims, and, when that was verified and the attacks have moved on,
+        what came of it.
+        """
+        tables = self._pool.pop(shape)
+        queries = [self._query(self._pool.stages[stage], rows) for (stage, _), rows in tables.items()]
+        evaluations = evaluate(self.evaluator, queries)
+        claims = self._verifier.judge(evaluations)
+        progress = [self._move_on(evaluation) for evaluation in evaluations]
+        answers = read([*(claim.verdicts for claim in claims), *progress])
+        for key, claim, verdicts, moved in zip(tables, claims, answers, answers[len(claims) :], strict=False):
+            self._settle(key, claim, verdicts, moved)
 
-    def _advance(self, key: Key, evaluation: Evaluation) -> None:
-        """Take out what is broken, move the rest on, and follow the images some of whose units have ended."""
-        if self._cases.stale:
-            evaluation = evaluation.take(self._cases.wanted(evaluation.query.state))
-        broken = self._verifier.judge(evaluation)
-        changed = evaluation.query.state["item"][broken].tolist()
-        if broken.any():
-            evaluation = evaluation.take((~broken).nonzero().squeeze(1))
-        changed += self._move_on(key, evaluation)
-        self._pool.launch([start for number in dict.fromkeys(changed) for start in self._cases.settle(number)])
+    def _query(self, attack: Attack, rows: Rows) -> Query:
+        x, state = attack.query(rows.state), rows.state
+        return Query(attack, rows, x, self.threat.admissible(x, state["x0"], state["eps"]))
 
-    def _move_on(self, key: Key, evaluation: Evaluation) -> list[int]:
-        """Let the attack take its step, and put its rows back; returns the images some of whose units have ended."""
+    def _move_on(self, evaluation: Evaluation) -> Tensor:
+        """Let the attack take its step.
+
+        Returns:
+            (4, B) what the rows say then: whether their run is over, the passes that are left where it repeats itself,
+            whether they want a gradient next, and the smallest margin.
+        """
         attack, state, x = evaluation.query.attack, evaluation.query.state, evaluation.query.x
-        if not state.n:
-            return []
         attack.update(state, self.threat, x, evaluation.logits, evaluation.loss, evaluation.gradient)
         state["step"] = state["step"] + 1
-        over = attack.finished(state) | self._cut_cycles(attack, state)
-        ended: list[int] = []
-        if over.any():
-            ended = self._cases.end_units(state.take(over.nonzero().squeeze(1)))
-            state = state.take((~over).nonzero().squeeze(1))
-        if state.n:
-            self._pool.add(key, state)
-        return ended
+        over, left = attack.finished(state), torch.zeros_like(state["step"])
+        if "anchor" in state:
+            again = repeated(state, attack.query(state)) & ~over
+            over, left = over | again, (attack.iterations + 1 - state["step"]) * again
+        columns = (over, left, attack.wants_gradient(state), state["best_margin"])
+        return torch.stack([column.double() for column in columns])
 
-    def _cut_cycles(self, attack: Attack, state: AttackState) -> Tensor:
-        """(B,) bool, rows that will find nothing new any more; counts the passes which that saves."""
-        if "anchor" not in state:
-            return torch.zeros_like(state["step"], dtype=torch.bool)
-        over = repeated(state, attack.query(state))
-        left = attack.iterations + 1 - state["step"]
-        self.evaluator.costs[attack.full_name].skipped += int((left * over).sum())
-        return over
+    def _settle(
+        self, key: Key, claims: Claims, verdicts: npt.NDArray[np.float64], moved: npt.NDArray[np.float64]
+    ) -> None:
+        """Take out what is broken or over, put the rest back, and follow the images some of whose units have ended."""
+        rows, attack = claims.query.rows, claims.query.attack
+        over, left, wants, margins = moved
+        broken, changed = self._verifier.report(claims, verdicts)
+        stays = np.ones(len(rows.units), dtype=bool)
+        stays[broken] = False
+        ended = np.flatnonzero(stays & (over > 0))
+        if len(ended):
+            self.evaluator.costs[attack.full_name].skipped += int(left[ended].sum())
+            images = rows.take(ended).state["best_x"] if self.options.keep_images else None
+            changed += self._cases.end_units(rows.units[ended], margins[ended].tolist(), images)
+        rows.wants = wants > 0
+        if len(rest := np.flatnonzero(stays & (over == 0))):
+            self._pool.add(key, rows if len(rest) == len(rows.units) else rows.take(rest))
+        self._pool.launch([start for number in dict.fromkeys(changed) for start in self._cases.settle(number)])

@@ -114,15 +114,15 @@ class ReferenceEngine:
 
     def _run_batch(self, batch: list[Example]) -> Iterator[ImageOutcome]:
         """Attack images of one shape at every eps."""
-        x, y, logits = self.evaluator.predict(batch)
+        clean = self.evaluator.predict(batch)
+        x, y = clean.x, clean.labels
         padded = _Padded(self.evaluator).eval()
         padded.batch = batch
-        predictions, margins = logits.argmax(dim=1).tolist(), losses.margin(logits, y).tolist()
         plans = (schedule("independent", len(self.eps_values)) for _ in batch)
-        cases = [Case(*parts) for parts in zip(batch, predictions, margins, plans, strict=True)]
+        cases = [Case(*parts) for parts in zip(batch, clean.predictions, clean.margins, plans, strict=True)]
         for eps_index, eps in enumerate(self.eps_values):
             if eps > 0:
-                self._attack(padded, x, y, logits.shape[1], eps_index, cases)
+                self._attack(padded, x, y, clean.logits.shape[1], eps_index, cases)
         for case in cases:
             self._note(case)
             yield case.outcome(self.eps_values, case.example.image.cpu() if self.options.keep_images else None)

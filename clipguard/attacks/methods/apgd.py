@@ -14,7 +14,7 @@ from clipguard.attacks import losses
 from clipguard.attacks.base import Attack
 from clipguard.attacks.random import PerImageRandom
 from clipguard.attacks.state import AttackState
-from clipguard.attacks.threat import ThreatModel, l2_norm, per_row
+from clipguard.attacks.threat import ThreatModel, choose, l2_norm, per_row
 
 MOMENTUM = 0.75  # weight of the gradient step against the last move
 RHO = 0.75  # share of increases in a period below which the step is halved
@@ -37,12 +37,12 @@ def checkpoints(iterations: int) -> list[int]:
 
 
 @lru_cache(maxsize=64)
-def period_ends(iterations: int) -> Tensor:
+def period_ends(iterations: int, device: torch.device | None = None) -> Tensor:
     """(N + 1,) for every step 0 ... N the length of the period that ends there, 0 where none does."""
     ends = torch.zeros(iterations + 1, dtype=torch.int64)
     for start, end in itertools.pairwise([0, *checkpoints(iterations)]):
         ends[end] = end - start
-    return ends
+    return ends.to(device)
 
 
 @dataclass(frozen=True)
@@ -104,14 +104,16 @@ class APGD(Attack):
     ) -> None:
         del logits
         first = state["step"] == 0
-        better = (loss > state["loss_best"]).nonzero().squeeze(1)
-        state["x_best"][better], state["grad_best"][better] = x[better], grad[better]
-        state["loss_best"][better] = loss[better]
+        better = loss > state["loss_best"]
+        choose(better, x, state["x_best"])
+        choose(better, grad, state["grad_best"])
+        choose(better, loss, state["loss_best"])
         state["loss_best_at_checkpoint"] = torch.where(first, loss, state["loss_best_at_checkpoint"])
         state["increases"] = state["increases"] + ((loss > state["loss_previous"]) & ~first)
         state["loss_previous"] = torch.where(first, state["loss_previous"], loss)
-        halve = self._halve_at_checkpoint(state).nonzero().squeeze(1)
-        x[halve], grad[halve] = state["x_best"][halve], state["grad_best"][halve]
+        halve = self._halve_at_checkpoint(state)
+        choose(halve, state["x_best"], x)
+        choose(halve, state["grad_best"], grad)
         project = threat.projection(state["x0"], state["eps"])
         stepped = project(threat.steepest(grad).mul_(per_row(state["step_size"], x)).add_(x))
         keep = per_row(torch.where(first, 1.0, MOMENTUM), x)
@@ -121,7 +123,7 @@ class APGD(Attack):
 
     def _halve_at_checkpoint(self, state: AttackState) -> Tensor:
         """(B,) rows whose step is halved now, by either condition of the paper's section 3.1."""
-        period = period_ends(self.iterations).to(state["step"].device)[state["step"]]
+        period = period_ends(self.iterations, state["step"].device)[state["step"]]
         due = period > 0
         stalled = state["increases"] <= RHO * period
         unimproved = ~state["just_halved"] & (state["loss_best_at_checkpoint"] >= state["loss_best"])

@@ -14,7 +14,7 @@ from clipguard.attacks import losses
 from clipguard.attacks.base import Attack
 from clipguard.attacks.random import PerImageRandom
 from clipguard.attacks.state import AttackState
-from clipguard.attacks.threat import ThreatModel, l2_norm, per_row
+from clipguard.attacks.threat import ThreatModel, choose, l2_norm, per_row
 
 P_INIT = 0.8  # share of the pixels that the first square covers
 HALVINGS = (10, 50, 200, 500, 1000, 2000, 4000, 6000, 8000)  # queries after which p is halved, of 10,000
@@ -22,7 +22,7 @@ DRAWS_PER_QUERY = 5  # random numbers: two corners and a transpose; then comes o
 
 
 @lru_cache(maxsize=8)
-def side_lengths(queries: int, height: int, width: int, norm: str) -> Tensor:
+def side_lengths(queries: int, height: int, width: int, norm: str, device: torch.device | None = None) -> Tensor:
     """(queries,) side of the square at each query: sqrt(p * pixels), p halved on the schedule for 10,000 queries.
 
     AutoAttack keeps that schedule for its 5,000 queries instead of shrinking it, and so do we.
@@ -35,7 +35,7 @@ def side_lengths(queries: int, height: int, width: int, norm: str) -> Tensor:
             side = max(side, 3)
             side += 1 - side % 2
         sides.append(max(1, min(side, height, width)))
-    return torch.tensor(sides)
+    return torch.tensor(sides, device=device)
 
 
 @lru_cache(maxsize=64)
@@ -105,10 +105,11 @@ class Square(Attack):
         self, state: AttackState, threat: ThreatModel, x: Tensor, logits: Tensor, loss: Tensor, grad: Tensor
     ) -> None:
         del logits, grad
-        improved = (-loss < state["margin"]).nonzero().squeeze(1)
-        state["x"][improved], state["margin"][improved] = x[improved], -loss[improved]
+        improved = -loss < state["margin"]
+        choose(improved, x, state["x"])
+        choose(improved, -loss, state["margin"])
         step = state["step"].clamp_max(self.queries - 1)
-        sides = side_lengths(self.queries, x.shape[2], x.shape[3], threat.norm).to(x.device)[step]
+        sides = side_lengths(self.queries, x.shape[2], x.shape[3], threat.norm, x.device)[step]
         u = state["draws"][torch.arange(state.n, device=x.device), step]
         if threat.norm == "linf":
             state["candidate"] = self._square_linf(state["x"], state["x0"], state["eps"], u, sides)

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from itertools import chain, islice
 
 import torch
 from torch import Tensor, nn
 
+from clipguard.attacks import losses
 from clipguard.attacks.engine.costs import Costs
 from clipguard.attacks.engine.options import Fill
 from clipguard.attacks.engine.outcome import Example
@@ -17,6 +19,27 @@ from clipguard.attacks.engine.passes.precision import CompiledModel, logits_at, 
 from clipguard.core.errors import AttackError, NoGradientError, NonFiniteError
 
 Objective = Callable[[Tensor, int, int], Tensor]  # logits of rows [start, stop) -> (stop - start,) values
+
+
+@dataclass(frozen=True)
+class CleanPass:
+    """What the model says of clean images.
+
+    Attributes:
+        examples: B of them, of one shape.
+        x: (B, C, H, W), on the model's device.
+        labels: (B,) class numbers.
+        logits: (B, classes).
+        predictions: the largest of each.
+        margins: z_y - max z_k of each.
+    """
+
+    examples: Sequence[Example]
+    x: Tensor
+    labels: Tensor
+    logits: Tensor
+    predictions: list[int]
+    margins: list[float]
 
 
 class Evaluator:
@@ -67,27 +90,31 @@ class Evaluator:
 
         return fitting_batch_size(image, gradient_pass)
 
-    def predict(self, examples: list[Example]) -> tuple[Tensor, Tensor, Tensor]:
-        """Clean images (B, C, H, W), labels (B,) and logits (B, classes) of examples of one shape.
+    def predict(self, examples: Sequence[Example]) -> CleanPass:
+        """A pass of clean images of one shape.
 
         Raises:
             AttackError: for images outside [0,1], labels that are no class, and NaN.
         """
         x = torch.stack([e.image for e in examples]).float()
-        labels = torch.tensor([e.label for e in examples], device=x.device)
-        valid = ((x >= 0) & (x <= 1)).flatten(1).all(dim=1).tolist()
-        if not all(valid):
-            index = examples[valid.index(False)].index
-            message = f"Images must lie in [0,1] (image {index}); normalisation belongs inside the model."
-            raise AttackError(message)
+        labels = torch.tensor([e.label for e in examples]).to(x.device, non_blocking=True)
+        low, high = x.flatten(1).amin(dim=1), x.flatten(1).amax(dim=1)
         with self.costs.charged({"clean": len(x)}, {}):
             logits = self.verify(x)
-        require_finite(logits, lambda i: examples[i].index, "on the clean image")
-        for e in examples:
+        known = labels.clamp(0, logits.shape[1] - 1)  # whether they are is asked below
+        inside, finite = (low >= 0) & (high <= 1), torch.isfinite(logits.sum(dim=1))
+        columns = (inside, finite, logits.argmax(dim=1), losses.margin(logits, known))
+        are_inside, are_finite, predictions, margins = torch.stack([c.double() for c in columns]).tolist()
+        for e, is_inside in zip(examples, are_inside, strict=True):
+            if not is_inside:
+                message = f"Images must lie in [0,1] (image {e.index}); normalisation belongs inside the model."
+                raise AttackError(message)
             if not 0 <= e.label < logits.shape[1]:
                 classes = f"0 ... {logits.shape[1] - 1}, the classes the model knows"
                 raise AttackError(f"Labels must lie in {classes}; image {e.index} has {e.label}.")
-        return x, labels, logits
+        if not all(are_finite):
+            require_finite(logits, lambda i: examples[i].index, "on the clean image")
+        return CleanPass(examples, x, labels, logits, [int(p) for p in predictions], margins)
 
     def verify(self, x: Tensor) -> Tensor:
         """(B, C) logits in float32, of the model as it is: these decide what an image is taken for."""

@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from clipguard.attacks.base import Attack
 from clipguard.attacks.engine.passes.batching import join
 from clipguard.attacks.engine.passes.evaluator import Evaluator
+from clipguard.attacks.engine.rows import Rows, on_device
 from clipguard.attacks.state import AttackState
 
 
@@ -20,15 +22,20 @@ class Query:
 
     Attributes:
         attack: whose points they are.
-        state: its state, a row a point.
+        rows: a row a point.
         x: (B, C, H, W) the points as the attack asked for them.
         admissible: (B, C, H, W) those next to them that the threat model allows: these are evaluated.
     """
 
     attack: Attack
-    state: AttackState
+    rows: Rows
     x: Tensor
     admissible: Tensor
+
+    @property
+    def state(self) -> AttackState:
+        """The attack's table of its rows."""
+        return self.rows.state
 
 
 @dataclass
@@ -46,14 +53,6 @@ class Evaluation:
     logits: Tensor
     loss: Tensor
     gradient: Tensor
-
-    def take(self, index: Tensor) -> Evaluation:
-        """The rows at these positions (int64)."""
-        query = self.query
-        x = query.x[index]
-        admissible = x if query.admissible is query.x else query.admissible[index]
-        rows = Query(query.attack, query.state.take(index), x, admissible)
-        return Evaluation(rows, self.logits[index], self.loss[index], self.gradient[index])
 
 
 class Segment:
@@ -112,13 +111,13 @@ def evaluate(evaluator: Evaluator, queries: Sequence[Query]) -> list[Evaluation]
 
 def _split(query: Query) -> tuple[Segment | None, Segment | None]:
     """The rows that want a gradient, and the rest; None where there are none."""
-    wants = query.attack.wants_gradient(query.state)
-    n = int(wants.sum())
-    if n == len(wants):
+    wants, device = query.rows.wants, query.x.device
+    if wants.all():
         return Segment(query, None), None
-    if n == 0:
+    if not wants.any():
         return None, Segment(query, None)
-    return Segment(query, wants.nonzero().squeeze(1)), Segment(query, (~wants).nonzero().squeeze(1))
+    with_gradient, without = (on_device(np.flatnonzero(which), device) for which in (wants, ~wants))
+    return Segment(query, with_gradient), Segment(query, without)
 
 
 def _run(evaluator: Evaluator, segments: Sequence[Segment], *, gradient: bool) -> None:
