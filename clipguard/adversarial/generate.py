@@ -130,7 +130,7 @@ def attack_task(plan: BenchPlan, model: LoadedModel, task: Task, recipe: Recipe,
     outcomes = []
     for outcome in engine.run(task.examples(preprocess, device)):
         outcomes.append(outcome)
-        progress.advance(f"{sum(c.forward for c in engine.costs.values()):,} passes")
+        progress.advance(f"{engine.passes:,} passes")
     outcomes.sort(key=lambda o: o.index)
     names: RowNames = {"model": model.info.name, "dataset": task.name, "norm": plan.norm}
     cost: CostRecord = {

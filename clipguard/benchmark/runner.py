@@ -212,7 +212,7 @@ class _ModelOnTask:
         try:
             for outcome in engine.run(task.examples(self.preprocess, self.device, done, recalled.partly)):
                 outcomes.append(outcome)
-                progress.advance(f"{sum(cost.forward for cost in engine.costs.values()):,} passes")
+                progress.advance(f"{engine.passes:,} passes")
         finally:  # also after Ctrl-C: what was found is kept
             session.flush(engine.costs)
         session.merge()

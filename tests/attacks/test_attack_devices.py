@@ -68,7 +68,7 @@ def test_without_a_working_compiler_the_search_goes_on(
             return logits if x.sum() > -1 else -logits
 
     compile_strictly = torch.compile
-    monkeypatch.setattr(torch, "compile", lambda model: compile_strictly(model, fullgraph=True))
+    monkeypatch.setattr(torch, "compile", lambda model, **how: compile_strictly(model, fullgraph=True, **how))
     with caplog.at_level(logging.WARNING, "clipguard"):
         outcomes = run(Refused().eval(), examples, "pgd-5", EPS, compile=True)
     assert robust(outcomes) == robust(run(Refused().eval(), examples, "pgd-5", EPS))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections import defaultdict
+from collections import defaultdict, deque
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -29,11 +29,20 @@ class Costs(defaultdict[str, Cost]):
 
     Args:
         eot: how often each pass is made.
+        on_gpu: whether a GPU works while the program goes on: its seconds are then read afterwards.
     """
 
-    def __init__(self, eot: int = 1) -> None:
+    def __init__(self, eot: int = 1, *, on_gpu: bool = False) -> None:
         super().__init__(Cost)
-        self.eot = eot
+        self.eot, self.on_gpu = eot, on_gpu
+        self._running: deque[tuple[torch.cuda.Event, torch.cuda.Event, Mapping[str, int]]] = deque()
+
+    def settled(self) -> dict[str, Cost]:
+        """All costs, with the seconds of passes that still run, which waits for them."""
+        if self._running:
+            self._running[-1][1].synchronize()
+        self._read_seconds()
+        return dict(self)
 
     @contextmanager
     def charged(self, forward: Mapping[str, int], backward: Mapping[str, int]) -> Iterator[None]:
@@ -43,14 +52,30 @@ class Costs(defaultdict[str, Cost]):
             forward: images by attack.
             backward: images by attack that a gradient is taken of.
         """
-        started = time.perf_counter()
-        yield
-        if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
-            torch.cuda.synchronize()  # the caller looks at the results next, so this waits for nothing more
-        seconds = time.perf_counter() - started
-        total = sum(forward.values())
+        if self.on_gpu:
+            start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))  # type: ignore[no-untyped-call]
+            start.record()
+            yield
+            end.record()
+            self._running.append((start, end, forward))
+            self._read_seconds()
+        else:
+            started = time.perf_counter()
+            yield
+            self._share(time.perf_counter() - started, forward)
         for name, n in forward.items():
             self[name].forward += n * self.eot
-            self[name].seconds += seconds * n / total
         for name, n in backward.items():
             self[name].backward += n * self.eot
+
+    def _read_seconds(self) -> None:
+        """Of the passes that are over; waits for none."""
+        while self._running and self._running[0][1].query():  # type: ignore[no-untyped-call]
+            start, end, images = self._running.popleft()
+            self._share(start.elapsed_time(end) / 1e3, images)
+
+    def _share(self, seconds: float, images: Mapping[str, int]) -> None:
+        """A pass took so long: each attack has its part by images."""
+        total = sum(images.values())
+        for name, n in images.items():
+            self[name].seconds += seconds * n / total

@@ -97,7 +97,16 @@ class ReferenceEngine:
         self.model, self.recipe, self.threat, self.options, self.note = model, recipe, threat, options, note
         self.eps_values = sorted(eps_values)
         self.evaluator = Evaluator(model, options.batch_size or 1)
-        self.costs: dict[str, Cost] = self.evaluator.costs
+
+    @property
+    def costs(self) -> dict[str, Cost]:
+        """Passes and seconds by attack; "clean" and "verification" are the engine's own."""
+        return self.evaluator.costs.settled()
+
+    @property
+    def passes(self) -> int:
+        """Forward passes so far, in images."""
+        return sum(cost.forward for cost in self.evaluator.costs.values())
 
     def run(self, examples: Iterable[Example]) -> Iterator[ImageOutcome]:
         """Outcomes batch by batch. Raises AttackError like the default engine."""
@@ -147,7 +156,7 @@ class ReferenceEngine:
             padded.attack = stage.name
             started = time.perf_counter()
             x_adv = self._run_stage(padded, stage, n_classes, x[standing], y[standing], eps)
-            self.costs[stage.name].seconds += time.perf_counter() - started
+            self.evaluator.costs[stage.name].seconds += time.perf_counter() - started
             for j, outcome in self._verified(stage, x_adv, x[standing], y[standing], eps):
                 cases[standing[j]].outcomes[eps_index] = outcome
 

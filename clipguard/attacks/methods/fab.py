@@ -12,15 +12,22 @@ from clipguard.attacks import losses
 from clipguard.attacks.base import Attack
 from clipguard.attacks.random import PerImageRandom
 from clipguard.attacks.state import AttackState
-from clipguard.attacks.threat import ThreatModel, l2_norm, largest, per_row
+from clipguard.attacks.threat import ThreatModel, choose, l2_norm, largest, per_row
 from clipguard.core.eps import Norm
 
 ALPHA_MAX = 0.1  # largest pull towards the clean image
 OVERSHOOT = 1.05  # eta
+NEWTON_STEPS = 50  # enough for any row; three are usual
+UNASKED_STEPS = 12  # where asking whether they were enough would make a GPU wait
 BACKWARD = 0.9  # beta
 
 
-def project_on_hyperplane(x: Tensor, w: Tensor, offset: Tensor, norm: Norm, steps: int = 50) -> Tensor:
+def asking_is_free(x: Tensor) -> bool:
+    """Whether a question about numbers makes nobody wait, since they are on the processor that asks."""
+    return x.device.type == "cpu"
+
+
+def project_on_hyperplane(x: Tensor, w: Tensor, offset: Tensor, norm: Norm) -> Tensor:
     """Smallest d with <w, x + d> = <w, x> - offset and x + d in [0,1]; the box corner nearest to it if none exists.
 
     x, w: (B, D); offset: (B,), the signed amount by which <w, x> must fall. Coordinate i moves by
@@ -40,7 +47,8 @@ def project_on_hyperplane(x: Tensor, w: Tensor, offset: Tensor, norm: Norm, step
     slopes, limit = (weight, room) if linf else (weight.square(), room / weight.clamp_min(1e-38))
     t = need / slopes.sum(dim=1).clamp_min(1e-38)  # Newton's first step, as if all coordinates had room
     settled = exhausted = gain.sum(dim=1) <= need
-    for _ in range(steps):
+    may_ask = asking_is_free(x)
+    for _ in range(NEWTON_STEPS if may_ask else UNASKED_STEPS):
         moving = (limit > t[:, None]).to(x.dtype)
         slope = (slopes * moving).sum(dim=1)
         used = (gain * moving.neg_().add_(1)).sum(dim=1)
@@ -49,7 +57,7 @@ def project_on_hyperplane(x: Tensor, w: Tensor, offset: Tensor, norm: Norm, step
         # after a last step of 1e-4 t is of the order of its square.
         previous, t = t, torch.where(settled, t, following)
         settled = settled | (t <= previous * (1 + 1e-4))
-        if settled.all():
+        if may_ask and settled.all():
             break
     t = torch.where(exhausted, torch.inf, t)[:, None]
     moved = torch.minimum(t if linf else (t * weight).nan_to_num_(0.0), room)
@@ -83,9 +91,9 @@ class FABTargeted(Attack):
 
     def start(self, state: AttackState, threat: ThreatModel, random: PerImageRandom) -> None:
         x0, n = state["x0"], state.n
-        restarted = state["run"] >= max(1, min(self.targets, state["ranking"].shape[1]))
         state["x"] = x0
-        if restarted.any():
+        if self.restarts > 1:
+            restarted = state["run"] >= max(1, min(self.targets, state["ranking"].shape[1]))
             shape = tuple(x0.shape[1:])
             noise = 2 * random.uniform(*shape) - 1 if threat.norm == "linf" else random.normal(*shape)
             out = noise / per_row(threat.distance(noise, torch.zeros_like(noise)), noise)
@@ -108,13 +116,13 @@ class FABTargeted(Attack):
     ) -> None:
         settled, adversarial = state["settled"], losses.margin(logits, state["label"]) < 0
         step = self.wants_gradient(state) & (settled | ~adversarial)
-        # A new point across the boundary but outside the ball (else the engine had taken the row) is pulled back.
-        x_next, back = x.clone(), (~settled & adversarial).nonzero().squeeze(1)
-        if len(back):
-            x_next[back] = torch.lerp(state["x0"][back], x[back], BACKWARD)
-        on = step.nonzero().squeeze(1)
-        if len(on) == state.n:
-            x_next = self._towards_boundary(x, state["x0"], loss, grad, threat.norm)
+        # A new point across the boundary but outside the ball (else the engine takes the row) is pulled back.
+        back = per_row(~settled & adversarial, x)
+        x_next = torch.where(back, torch.lerp(state["x0"], x, BACKWARD), x)
+        on = step.nonzero().squeeze(1) if asking_is_free(x) else None
+        if on is None or len(on) == state.n:  # a row that takes no step is projected for nothing
+            projected = self._towards_boundary(x, state["x0"], loss, grad, threat.norm)
+            choose(step, projected, x_next)
         elif len(on):
             x_next[on] = self._towards_boundary(x[on], state["x0"][on], loss[on], grad[on], threat.norm)
         state["x"] = x_next

@@ -95,7 +95,6 @@ class Prober:
 
     def _probe(self, recipe: Recipe, index: npt.NDArray[np.int64], x: Tensor) -> list[Finding]:
         evaluator = ChargedEvaluator(self.classifier, PROBED_IMAGES)
-        self.costs = evaluator.costs
         subject = Subject(
             evaluator,
             x.to(self.device),
@@ -106,7 +105,9 @@ class Prober:
             self.plan.seed,
             self.task.dataset.class_names,
         )
-        return list(probe(subject, recipe))
+        findings = list(probe(subject, recipe))
+        self.costs = evaluator.costs.settled()
+        return findings
 
     def _key(self, index: npt.NDArray[np.int64]) -> ProbeKey:
         return {

@@ -13,6 +13,7 @@ from clipguard.core.errors import AttackError
 
 log = logging.getLogger("clipguard")
 CPU_BATCH, LARGEST_BATCH = 64, 1024
+SMALLEST_FIXED = 32  # rows: a GPU takes as long for fewer
 PROBE_ROWS = 8  # of the pass whose memory is measured
 STATE_TENSORS_PER_ROW = 24  # image-sized, that an attack holds at most, its temporaries included
 MEMORY_SHARE = 0.8  # of what is free on the device: what a batch may take
@@ -29,19 +30,27 @@ def least_rows(model: nn.Module) -> int:
     return n
 
 
-def filled(x: Tensor, fill: Fill, least: int, batch_size: int) -> Tensor:
+def fixed_sizes(batch_size: int) -> list[int]:
+    """The at most three numbers of rows that a GPU or a compiled model sees: every other would be planned for anew."""
+    return sorted({min(SMALLEST_FIXED, batch_size), -(-batch_size // 2), batch_size})
+
+
+def filled(x: Tensor, fill: Fill, least: int, batch_size: int, *, fixed: bool = False) -> Tensor:
     """The rows (B, C, H, W) with black images below, so that a row's bits do not depend on their number.
 
     Args:
         x: the rows, at least one.
-        fill: up to `least` rows (on CPUs alone), a multiple of them, or a whole batch; "alone" adds nothing.
+        fill: up to `least` rows, a multiple of them, or a whole batch; "alone" adds nothing.
         least: see `least_rows`.
         batch_size: of the run.
+        fixed: up to one of `fixed_sizes`.
     """
     least = min(least, batch_size)
     rows = {"least": least, "multiple": -(-len(x) // least) * least, "full": batch_size, "alone": 0}[fill]
+    if fixed:
+        rows = next((size for size in fixed_sizes(batch_size) if size >= max(rows, len(x))), rows)
     missing = rows - len(x)
-    if missing <= 0 or (fill == "least" and x.device.type != "cpu"):
+    if missing <= 0:
         return x
     return torch.cat([x, x.new_zeros(missing, *x.shape[1:])])
 

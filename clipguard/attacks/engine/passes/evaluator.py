@@ -65,7 +65,7 @@ class Evaluator:
         fill: Fill = "least",
     ) -> None:
         self.model, self.precision, self.eot, self.fill = model, precision, eot, fill
-        self.costs = Costs(eot)
+        self.costs = Costs(eot, on_gpu=any(p.is_cuda for p in chain(model.parameters(), model.buffers())))
         self._batching = Batching(batch_size, eot)
         self._compiled = CompiledModel(model, precision) if compile else None
 
@@ -150,19 +150,25 @@ class Evaluator:
                 grad = torch.autograd.grad(values.sum(), leaf, allow_unused=True)[0] if logits.requires_grad else None
             if grad is None:
                 raise NoGradientError("The model passes no gradient to its input: it cannot be attacked by gradients.")
-            # contiguous: the gradient of a sum is one number seen many times, and attacks write in place
-            return logits.detach(), values.detach(), grad.contiguous()
+            # contiguous: the gradient of a sum is one number seen many times, and attacks write in place; a copy of
+            # what a CUDA graph gives, which its next run writes over
+            return logits.detach(), values.detach(), grad.clone() if self._compiled else grad.contiguous()
 
         return self._batching.run(x, one)
 
     def _search(self, x: Tensor) -> Tensor:
         """Logits at search precision, by the compiled model if there is one and it works."""
-        logits = self._compiled.logits(x) if self._compiled else None
-        return self._as_it_is(x, self.precision) if logits is None else logits
+        if self._compiled is None:
+            return self._as_it_is(x, self.precision)
+        logits = self._compiled.logits(self._filled(x, fixed=True))
+        return self._as_it_is(x, self.precision) if logits is None else logits[: len(x)]
 
     def _as_it_is(self, x: Tensor, precision: str) -> Tensor:
-        rows = filled(x, self.fill, least_rows(self.model), self.batch_size)
+        rows = self._filled(x, fixed=x.device.type == "cuda")
         return logits_at(precision, self.model, rows)[: len(x)].float()
+
+    def _filled(self, x: Tensor, *, fixed: bool) -> Tensor:
+        return filled(x, self.fill, least_rows(self.model), self.batch_size, fixed=fixed)
 
 
 def require_finite(values: Tensor, index: Callable[[int], int], where: str) -> None:

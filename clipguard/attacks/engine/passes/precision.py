@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
+from itertools import chain
 
 import torch
 from torch import Tensor, nn
@@ -54,15 +55,17 @@ class CompiledModel:
 
     def __init__(self, model: nn.Module, precision: str) -> None:
         self.precision = precision
-        self._compiled: nn.Module | None = torch.compile(model)  # type: ignore[assignment]
+        on_gpu = any(p.is_cuda for p in chain(model.parameters(), model.buffers()))
+        mode = "reduce-overhead" if on_gpu else "default"  # CUDA graphs
+        self._compiled: nn.Module | None = torch.compile(model, dynamic=False, mode=mode)  # type: ignore[assignment]
 
     def logits(self, x: Tensor) -> Tensor | None:
-        """(B, classes) logits; None where the model has to run as it is."""
-        if self._compiled is None or len(x) == 1:  # a batch of one would be compiled anew
+        """(B, classes) float32 logits, for few different B; None where the model has to run as it is."""
+        if self._compiled is None:
             return None
-        torch._dynamo.mark_dynamic(x, 0)
+        torch.compiler.cudagraph_mark_step_begin()  # type: ignore[no-untyped-call]
         try:
-            return logits_at(self.precision, self._compiled, x).float()
+            return logits_at(self.precision, self._compiled, x).float().clone()
         except torch._dynamo.exc.TorchDynamoException as error:
             log.warning("This model cannot be compiled here; going on without `compile` (%s).", first_line(error))
             self._compiled = None
