@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -16,6 +17,18 @@ def working_directory(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path
     os.chdir(folder)
     yield folder
     os.chdir(before)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def vocabulary() -> Iterator[None]:
+    """CLIP's vocabulary is read once; up to a third of the time of tests that load models would go into reading it."""
+    if "open_clip" not in sys.modules:  # none of the tests that were collected needs it
+        yield
+        return
+    from shared_vocabulary import shared_vocabulary
+
+    with shared_vocabulary():
+        yield
 
 
 @pytest.fixture(autouse=True)

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import json
-import os
 import signal
 import subprocess
 import sys
-from functools import partial
 from pathlib import Path
 
 import pandas as pd
 import pytest
+from forked import Started
 from PIL import Image
 
 from clipguard import __version__
@@ -200,14 +199,8 @@ def test_a_user_data_set_with_a_class_file(tmp_path: Path, capfd: pytest.Capture
 def test_ctrl_c_keeps_what_is_finished(tmp_path: Path) -> None:
     arguments = ["-d", "emoji-food", "-d", "emoji-objects", "-n", "8", "--eps", "1", "--out", "r"]
     slow = ["--attack", "pgd-2,apgd-t(iterations=4000)"]
-    command = [sys.executable, "-m", "clipguard", "bench", *arguments, *slow]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    heed = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)  # whoever runs the tests may ignore Ctrl-C
-    process = subprocess.Popen(
-        command, cwd=tmp_path, stderr=subprocess.PIPE, env=environment, text=True, preexec_fn=heed
-    )
-    assert process.stderr is not None
-    assert any("pgd-2 on emoji-food: 8 images done" in line for line in process.stderr)  # reads on until that is done
+    process = Started(["bench", *arguments, *slow], tmp_path, tmp_path / "streams")
+    assert any("pgd-2 on emoji-food: 8 images done" in line for line in process.lines())  # waits until that is done
     process.send_signal(signal.SIGINT)
     assert process.wait(timeout=60) == 130
     written = json.loads((tmp_path / "r" / "results.json").read_text())

@@ -8,10 +8,10 @@ import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from forked import Started
 from racing import race
 
 from clipguard.cli import run
@@ -156,21 +156,9 @@ def test_what_accelerate_would_read_changes_nothing_and_is_said(
     assert [entry["kind"] for entry in notices if "not read" in entry["text"]] == ["skipped", "skipped"]
 
 
-def test_waiting_ends_with_ctrl_c(port: int, tmp_path: Path) -> None:
-    def heed() -> None:
-        signal.signal(signal.SIGINT, signal.default_int_handler)  # whoever runs the tests may ignore Ctrl-C
-
-    environment = {**os.environ, **launch(port)[0]}
-    process = subprocess.Popen(
-        [sys.executable, "-m", "clipguard", *FINETUNE],
-        cwd=tmp_path,
-        env=environment,
-        stderr=subprocess.PIPE,
-        text=True,
-        preexec_fn=heed,
-    )
-    assert process.stderr is not None
-    lines: Iterator[str] = iter(process.stderr)
+def test_waiting_ends_with_ctrl_c(port: int, tmp_path: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
+    process = Started(FINETUNE, tmp_path, tmp_path_factory.mktemp("streams") / "waiting", launch(port)[0])
+    lines = process.lines()
     assert any("Waiting up to 60 s" in line for line in lines)
     process.send_signal(signal.SIGINT)
     assert process.wait(timeout=10) == 130

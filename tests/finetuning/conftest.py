@@ -2,18 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import pytest
-from shared_vocabulary import shared_vocabulary
 from training_runs import write_images, write_vit
-
-
-@pytest.fixture(scope="session", autouse=True)
-def vocabulary() -> Iterator[None]:
-    """A sixth of the time of these tests would go into reading it."""
-    with shared_vocabulary():
-        yield
 
 
 @pytest.fixture(scope="session")

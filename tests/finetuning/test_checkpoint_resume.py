@@ -5,14 +5,13 @@ from __future__ import annotations
 import os
 import random
 import signal
-import subprocess
-import sys
 import threading
 import time
 from pathlib import Path
 
 import pytest
 import torch
+from forked import Started
 from training_runs import write_images, write_vit
 
 from clipguard.cli import run
@@ -35,12 +34,9 @@ def arguments(model: str, dataset: str, out: Path, **settings: object) -> list[s
     return ["-q", "finetune", *options]
 
 
-def start(line: list[str]) -> subprocess.Popen[str]:
+def start(line: list[str], folder: Path) -> Started:
     """The same in a process of its own, with as many threads: their number changes the order of sums."""
-    environment = {**os.environ, "OMP_NUM_THREADS": str(torch.get_num_threads())}
-    return subprocess.Popen(
-        [sys.executable, "-m", "clipguard", *line], env=environment, stderr=subprocess.PIPE, text=True
-    )
+    return Started(line, folder, folder / "streams", {"OMP_NUM_THREADS": str(torch.get_num_threads())})
 
 
 def wait_for_steps(out: Path, steps: int) -> None:
@@ -57,11 +53,11 @@ def wait_for_steps(out: Path, steps: int) -> None:
 def test_killed_and_resumed_it_ends_bit_identical(vit: str, images: str, tmp_path: Path) -> None:
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     assert run(arguments(vit, images, whole, method="tima")) == 0
-    process = start(arguments(vit, images, killed, method="tima"))
+    process = start(arguments(vit, images, killed, method="tima"), tmp_path)
     wait_for_steps(killed, 9)
     time.sleep(random.uniform(0, 0.2))  # in the middle of whatever it does
-    process.kill()
-    process.wait(60)
+    process.send_signal(signal.SIGKILL)
+    assert process.wait(60) == -signal.SIGKILL
     assert not (killed / WEIGHTS_NAME).exists()
     assert run(["-q", "finetune", "--resume", str(killed)]) == 0
     for name in (WEIGHTS_NAME, "original_text.safetensors", "metrics.jsonl"):

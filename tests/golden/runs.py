@@ -113,20 +113,23 @@ def run_all(place: Path, out: Path) -> None:
     clock = time.monotonic
     time.monotonic = lambda: clock() / 100  # nothing is written early because the machine is slow
     canonical = Canonical(work, Path(os.environ["PYTHONPATH"]))
+    known: dict[tuple[str, int, int, int, int], str] = {}
     for command in commands():
         if command.before:
             command.before(work)
-        sections = run_one(command, work, canonical)
+        sections = run_one(command, work, canonical, known)
         file = out / f"{command.name}.txt"
         file.write_text("".join(section.text() for section in sections), encoding="utf-8")
 
 
-def run_one(command: Command, work: Path, canonical: Canonical) -> list[Section]:
-    """Run a command, and say what it printed, wrote and removed."""
-    before = snapshot(work)
+def run_one(
+    command: Command, work: Path, canonical: Canonical, known: dict[tuple[str, int, int, int, int], str]
+) -> list[Section]:
+    """Run a command, and say what it printed, wrote and removed. known: hashes that files had."""
+    before = snapshot(work, known)
     with streams(work.parent) as (stdout, stderr):
         code = run_line(command.line)
-    after = snapshot(work)
+    after = snapshot(work, known)
     changed = {name: work / name for name, content in after.items() if before.get(name) != content}
     files = file_sections(work, changed, canonical)
     removed = sorted({canonical.text(name) for name in before.keys() - after.keys()})
@@ -175,10 +178,17 @@ def streams(place: Path) -> Iterator[tuple[Path, Path]]:
             os.close(saved)
 
 
-def snapshot(work: Path) -> dict[str, str]:
-    """The files in a folder, with hashes of their content."""
-    files = (path for path in work.rglob("*") if path.is_file())
-    return {path.relative_to(work).as_posix(): sha(path.read_bytes()) for path in files}
+def snapshot(work: Path, known: dict[tuple[str, int, int, int, int], str]) -> dict[str, str]:
+    """The files in a folder, with hashes of their content. known: hashes by name, inode, size and times."""
+    found = {}
+    for path in work.rglob("*"):
+        if path.is_file():
+            name, now = path.relative_to(work).as_posix(), path.stat()
+            key = name, now.st_ino, now.st_size, now.st_mtime_ns, now.st_ctime_ns
+            if key not in known:
+                known[key] = sha(path.read_bytes())
+            found[name] = known[key]
+    return found
 
 
 def file_sections(work: Path, changed: dict[str, Path], canonical: Canonical) -> list[Section]:

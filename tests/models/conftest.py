@@ -8,15 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from open_clip import factory
-from shared_vocabulary import shared_vocabulary
 from tiny_models import reference_model, register_architectures, state_of, write_model
-
-
-@pytest.fixture(scope="session", autouse=True)
-def vocabulary() -> Iterator[None]:
-    """A third of the time of these tests would go into reading it."""
-    with shared_vocabulary():
-        yield
 
 
 @pytest.fixture(scope="session")

@@ -1,68 +1,48 @@
-"""Runs of `clipguard bench` that are killed: `python killed_runs.py MODE ARGUMENT... --out OUT`.
-
-Each run is a fork of one process that has everything imported, so that it takes a second and not five. Prints "exit"
-and the exit code of each, negative for signals.
-"""
+"""Runs of `clipguard bench` that are killed. Each writes a segment as often as it can."""
 
 from __future__ import annotations
 
-import os
 import random
 import shutil
 import signal
-import sys
-import time
 from pathlib import Path
 
-import torch
+from forked import Started
 
-import clipguard.benchmark.runner
-import clipguard.benchmark.stored.session
-import clipguard.cli.console.progress
-from clipguard.cli import run
+CONSTANTS = {"clipguard.benchmark.stored.session.FLUSH_SECONDS": 0.0}
+END = 900  # seconds
 
 
-def start(arguments: list[str]) -> int:
-    """The process of a run that writes a segment as often as it can."""
-    process = os.fork()
-    if process == 0:
-        torch.set_num_threads(1)
-        clipguard.benchmark.stored.session.FLUSH_SECONDS = 0.0
-        os._exit(run(arguments))
-    return process
+def start(arguments: list[str], streams: Path) -> Started:
+    """A run at work; the last of its arguments is the folder of its results."""
+    return Started(arguments, streams.parent, streams, constants=CONSTANTS)
 
 
-def end(process: int) -> int:
-    return os.waitstatus_to_exitcode(os.waitpid(process, 0)[1])
+def both(arguments: list[str], streams: Path) -> list[int]:
+    """Exit codes of two runs at once, the second into a folder with a 2 behind its name."""
+    first = start(arguments, streams)
+    second = start([*arguments[:-1], f"{arguments[-1]}2"], streams.with_name(f"{streams.name}2"))
+    return [run.wait(END) for run in (first, second)]
 
 
-def kill(process: int, delay: float) -> bool:
-    """Kill a process after so many seconds, and tell whether it was still at work."""
-    deadline = time.monotonic() + delay
-    while time.monotonic() < deadline:
-        if os.waitpid(process, os.WNOHANG)[0]:
-            return False
-        time.sleep(0.001)
-    os.kill(process, signal.SIGKILL)
-    return end(process) == -signal.SIGKILL
+def killed(arguments: list[str], streams: Path, kills: int) -> list[int]:
+    """Exit codes, negative for signals: of as many killed runs, each of which had begun, then of one that ends.
 
-
-def main(mode: str, arguments: list[str]) -> None:
-    """`both`: two runs at once, the second into OUT2. A number: that many kills, each of a run that had begun, then a
-    run that ends. Moments are random, and later the more was done already.
+    Moments are random, and later the more was done already.
     """
-    if mode == "both":
-        processes = [start(arguments), start([*arguments[:-1], f"{arguments[-1]}2"])]
-        print(*(f"exit {end(process)}" for process in processes), sep="\n")
-        return
     draw, out, longest = random.Random(7), Path(arguments[-1]), 2.0
-    for _ in range(int(mode)):
-        while not kill(start(arguments), draw.uniform(0, longest)):
+    codes = []
+    for _ in range(kills):
+        while (code := _kill(start(arguments, streams), draw.uniform(0, longest))) != -signal.SIGKILL:
+            assert code == 0, streams.with_name(f"{streams.name}.err").read_text()
             shutil.rmtree(out)  # it was done: what is stored stays, and the next one is killed sooner
             longest *= 0.7
-        print(f"exit {-signal.SIGKILL}", flush=True)
-    print(f"exit {end(start(arguments))}")
+        codes.append(code)
+    return [*codes, start(arguments, streams).wait(END)]
 
 
-if __name__ == "__main__":
-    main(sys.argv[1], sys.argv[2:])
+def _kill(run: Started, delay: float) -> int:
+    """Kill a run after so many seconds, unless it has ended; its exit code."""
+    run.process.join(delay)
+    run.send_signal(signal.SIGKILL)
+    return run.wait(END)

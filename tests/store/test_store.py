@@ -6,14 +6,14 @@ import errno
 import json
 import os
 import shutil
-import subprocess
-import sys
+import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 from typing import Any
 
+import killed_runs
 import pandas as pd
 import pytest
 from torch import nn
@@ -37,9 +37,7 @@ from clipguard.store.store import COLUMNS, Store, distinct
 FAST = {"datasets": ["emoji-food"], "attacks": ["apgd-ce(iterations=8)"], "eps": ["1,4"], "n_samples": 12} | {
     "device": "cpu"  # bytes are compared, and CUDA rounds differently in other batches
 }
-ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(clipguard.__file__).parents[1])}
 OUTCOMES = ["dataset", "index", "eps", "attack", "clean_pred", "robust"]
-HARNESS = Path(__file__).with_name("killed_runs.py")
 
 
 @pytest.fixture(autouse=True)
@@ -230,7 +228,7 @@ def test_probes_go_with_their_cells(filled: Path, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("mode", ["ascending", "independent", "nested"])
 def test_radii_one_after_the_other_are_as_all_at_once(mode: str, tmp_path: Path) -> None:
-    few = {"attacks": ["pgd-2"], "n_samples": 5, "eps_mode": mode}
+    few = {"attacks": ["pgd-2"], "n_samples": 5, "eps_mode": mode, "probes": False}
     lists = ("4", "0,8", "1,2,3,4")
     for eps in lists:
         found = measure(tmp_path / "store", **few, eps=[eps])
@@ -258,7 +256,7 @@ def test_radii_one_after_the_other_are_as_all_at_once(mode: str, tmp_path: Path)
 )
 def test_nothing_is_reused_for_another_run(change: dict[str, Any], filled: Path, tmp_path: Path) -> None:
     store = shutil.copytree(filled, tmp_path / "store")
-    assert counts(measure(store, **({"n_samples": 2} | change)))[0] == 0
+    assert counts(measure(store, probes=False, **({"n_samples": 2} | change)))[0] == 0
     assert len(list((store / "cells").iterdir())) == 2
 
 
@@ -463,28 +461,22 @@ def test_an_interrupted_run_goes_on(images: int, fresh: BenchResult, tmp_path: P
     assert files(resumed, tmp_path / "resumed") == files(fresh, tmp_path / "fresh")
 
 
-def runs(mode: str, folder: Path, n: int) -> list[str]:
-    """Start runs of one command in their own processes (see killed_runs.py); their exit codes, negative for signals."""
-    command = ["-q", "bench", "-d", "emoji-food", "-a", "apgd-ce(iterations=12)", "--eps", "1,4", "-n", str(n)]
-    where = ["--device", "cpu", "--store", str(folder / "store"), "--out", str(folder / "out")]
-    arguments = [sys.executable, str(HARNESS), mode, *command, *where]
-    done = subprocess.run(arguments, env=ENVIRONMENT, capture_output=True, text=True, timeout=900)
-    assert done.returncode == 0, done.stderr
-    print(done.stderr)  # shown when the test fails
-    return [line.removeprefix("exit ") for line in done.stdout.splitlines() if line.startswith("exit ")]
+def command(folder: Path, n: int) -> list[str]:
+    line = ["-q", "bench", "-d", "emoji-food", "-a", "apgd-ce(iterations=12)", "--eps", "1,4", "-n", str(n)]
+    return [*line, "--device", "cpu", "--store", str(folder / "store"), "--out", str(folder / "out")]
 
 
 @pytest.mark.parametrize(("kills", "n"), [(3, 12), pytest.param(20, 60, marks=pytest.mark.slow)])
 def test_killed_at_random_moments_the_bytes_are_the_same(kills: int, n: int, tmp_path: Path) -> None:
-    assert runs("0", tmp_path / "whole", n) == ["0"]
-    found = runs(str(kills), tmp_path / "killed", n)
-    assert found == ["-9"] * kills + ["0"]
+    assert killed_runs.killed(command(tmp_path / "whole", n), tmp_path / "whole", 0) == [0]
+    found = killed_runs.killed(command(tmp_path / "killed", n), tmp_path / "killed", kills)
+    assert found == [-signal.SIGKILL] * kills + [0]
     assert tables(tmp_path / "killed" / "out") == tables(tmp_path / "whole" / "out")
     assert json.loads((tmp_path / "killed" / "out" / "results.json").read_text())["run"]["complete"]
 
 
 def test_two_processes_share_a_store(tmp_path: Path) -> None:
-    assert runs("both", tmp_path, 12) == ["0", "0"]
+    assert killed_runs.both(command(tmp_path, 12), tmp_path / "streams") == [0, 0]
     assert tables(tmp_path / "out") == tables(tmp_path / "out2")
     measure_from_store(tmp_path / "store", attacks=["apgd-ce(iterations=12)"])
     assert not (tmp_path / "store" / "damaged").exists()
