@@ -8,7 +8,8 @@ import multiprocessing
 import os
 import signal
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,61 +22,75 @@ from clipguard.core.files.output import LOCK, OutputFile, OutputFolder, make_fol
 fork = multiprocessing.get_context("fork")
 
 
-def contend(take: Callable[[], Any], number: int, start: Any, done: Any, results: Any) -> None:
-    """Take at the same moment as others, and keep it until all have tried."""
-    start.wait()
-    try:
-        with take() as taken:
-            results.put((number, str(taken.path), ""))
+Take = Callable[[], Any]
+
+
+def contend(takes: Sequence[Take], number: int, start: Any, done: Any, results: Any) -> None:
+    """One thing after the other, take it at the same moment as others, and keep it until all have tried."""
+    for turn, take in enumerate(takes):
+        start.wait()
+        try:
+            with take() as taken:
+                results.put((turn, number, str(taken.path), ""))
+                done.wait()
+        except ClipguardError as error:
+            results.put((turn, number, "", str(error)))
             done.wait()
-    except ClipguardError as error:
-        results.put((number, "", str(error)))
-        done.wait()
 
 
-def at_once(*takes: Callable[[], Any]) -> list[tuple[int, str, str]]:
-    """Let eight processes or so take something at once: number, path or error of each."""
-    start, done, results = fork.Barrier(len(takes)), fork.Barrier(len(takes)), fork.SimpleQueue()
-    processes = [fork.Process(target=contend, args=(take, i, start, done, results)) for i, take in enumerate(takes)]
+def at_once(*turns: Sequence[Take]) -> list[list[tuple[int, str, str]]]:
+    """Let eight processes or so take something at once, turn by turn: number, path or error of each.
+
+    The same processes in all turns: to fork one from that of the tests, which is large, takes a tenth of a second.
+    """
+    start, done, results = fork.Barrier(len(turns[0])), fork.Barrier(len(turns[0])), fork.SimpleQueue()
+    takes = list(zip(*turns, strict=True))
+    processes = [fork.Process(target=contend, args=(own, i, start, done, results)) for i, own in enumerate(takes)]
     for process in processes:
         process.start()
-    found = [results.get() for _ in processes]
+    found: list[list[tuple[int, str, str]]] = [[] for _ in turns]
+    for _ in range(len(turns) * len(processes)):
+        turn, *result = results.get()
+        found[turn].append((result[0], result[1], result[2]))
     for process in processes:
         process.join()
-    return sorted(found)
+        assert process.exitcode == 0
+    return [sorted(results) for results in found]
 
 
 @pytest.mark.parametrize("existing", [False, True])
 def test_of_eight_that_want_a_folder_one_gets_it(existing: bool, tmp_path: Path) -> None:
+    turns: list[list[Take]] = []
     for number in range(15):
         path = tmp_path / f"{number}" / "run"
         (path if existing else path.parent).mkdir(parents=True)
         link = tmp_path / f"link {number}"
         link.symlink_to(path.parent)
         kinds = [
-            lambda p=path: OutputFolder(p),
-            lambda p=link / "run": OutputFolder(p, whole=True),
-            lambda p=path: OutputFolder(p, option="--figures"),
-            lambda p=path: OutputFolder(p, must_make=True),
+            partial(OutputFolder, path),
+            partial(OutputFolder, link / "run", whole=True),
+            partial(OutputFolder, path, option="--figures"),
+            partial(OutputFolder, path, must_make=True),
         ]
-        found = at_once(*kinds * 2)
+        turns.append(kinds * 2)
+    for number, found in enumerate(at_once(*turns)):
         assert [bool(path) for _, path, _ in found].count(True) == 1, found
         assert all("exists already" in e or "under way (" in e for _, path, e in found if not path), found
-        assert list(path.rglob("*")) == []
+        assert list((tmp_path / f"{number}" / "run").rglob("*")) == []
 
 
 def test_of_eight_that_want_a_file_one_gets_it(tmp_path: Path) -> None:
-    for number in range(10):
-        path = tmp_path / f"{number}" / "report.html"
-        found = at_once(*[lambda p=path: OutputFile(p)] * 8)
+    paths = [tmp_path / f"{number}" / "report.html" for number in range(10)]
+    turns = [[partial(OutputFile, path)] * 8 for path in paths]
+    for path, found in zip(paths, at_once(*turns), strict=True):
         assert [bool(path) for _, path, _ in found].count(True) == 1, found
         assert not path.exists()
 
 
 def test_default_names_are_different(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    for _ in range(5):
-        found = at_once(*[lambda: OutputFolder.by_default("tiny"), lambda: OutputFolder.by_default("tiny", "a-")] * 4)
+    names: list[Take] = [lambda: OutputFolder.by_default("tiny"), lambda: OutputFolder.by_default("tiny", "a-")]
+    for found in at_once(*[names * 4] * 5):
         assert len({path for _, path, _ in found if path}) == 8, found
     assert list(Path("runs").glob("*")) == []
 

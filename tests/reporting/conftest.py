@@ -14,10 +14,11 @@ WORSE = "tiny#normalization=0,0,0/0.5,0.5,0.5"  # so that two models are told ap
 
 @pytest.fixture(scope="session")
 def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Folders `both` (two models, two data sets), `other` (tiny on a third), `images` (of `clipguard attack`)."""
+    """Folders `both` (two models and data sets, no probes), `other` (tiny on a third), `images` (of `attack`)."""
     folder = tmp_path_factory.mktemp("runs")
     sets = ["-d", "emoji-food", "-d", "emoji-animals"]
-    assert run(["-q", "bench", "-m", "tiny", "-m", WORSE, *sets, *FAST, "--out", str(folder / "both")]) == 0
+    two = ["-m", "tiny", "-m", WORSE, *sets, "--no-probes"]
+    assert run(["-q", "bench", *two, *FAST, "--out", str(folder / "both")]) == 0
     assert run(["-q", "bench", "-d", "emoji-travel", *FAST, "--out", str(folder / "other")]) == 0
     attack = ["attack", "-d", "emoji-food", "--attack", "pgd-10", "--eps", "8", "-n", "4"]
     assert run(["-q", *attack, "--out", str(folder / "images")]) == 0
