@@ -5,7 +5,8 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from contextlib import closing
+from dataclasses import dataclass
 from itertools import groupby
 
 import numpy as np
@@ -28,6 +29,7 @@ from clipguard.benchmark.results.sample_rows import RowNames, attacked_samples, 
 from clipguard.benchmark.run_record import start_record
 from clipguard.benchmark.task import Task, engine_options, open_task, read_task
 from clipguard.core.environment.device import choose_device
+from clipguard.core.environment.workers import explain_lost_workers
 from clipguard.core.eps import Eps
 from clipguard.core.notices import noticing
 from clipguard.core.progress import Progress, Silent
@@ -54,7 +56,7 @@ def attack_images(
         ClipguardError: for anything wrong with the plan, the model or the data, before the attack.
     """
     progress = progress or Silent()
-    with noticing() as notices:
+    with explain_lost_workers(), noticing() as notices:
         plan.check()
         recipe = open_recipe(plan.attacks[0])
         recipe.check_perturbs()
@@ -89,7 +91,7 @@ def _findings(model: LoadedModel, task: Task, images: Sequence[AdversarialImage]
 
 def _open_files(plan: BenchPlan, files: ImageFiles, progress: Progress) -> Task:
     dataset = files.open(plan.templates, plan.decode, duplicates=plan.duplicate_names)
-    return read_task(files.name, dataset, np.arange(len(dataset)), progress)
+    return read_task(plan, files.name, dataset, np.arange(len(dataset)), progress)
 
 
 def _label_by_prediction(plan: BenchPlan, model: LoadedModel, task: Task) -> Task:
@@ -104,8 +106,7 @@ def _label_by_prediction(plan: BenchPlan, model: LoadedModel, task: Task) -> Tas
         log.info(
             "%s: no `label`, so the model's own prediction is attacked: %s, %.1f %%", path, names[label], confidence
         )
-    dataset = replace(task.dataset, labels=np.array(labels, dtype=np.int64))
-    return read_task(task.name, dataset, task.indices, Silent())
+    return task.labelled(np.array(labels, dtype=np.int64))
 
 
 @dataclass(frozen=True)
@@ -122,15 +123,16 @@ def attack_task(plan: BenchPlan, model: LoadedModel, task: Task, recipe: Recipe,
     """Attack all images at the plan's first eps, and judge what comes out as a float and as an 8-bit image."""
     device = str(model.device)
     classifier, preprocess = prepare(plan, model, task.dataset)
-    image = next(task.examples(preprocess, device)).image
+    image = task.first(preprocess, device)
     options = engine_options(plan, device, keep_images=True)
     options, batch_invariance = settle_fill(model, classifier, image, options, attacked=True)
     engine = Engine(classifier, recipe, ThreatModel(plan.norm, plan.quantize), [plan.eps[0].pixels], options)
     progress.start(f"{model.info.name} · {task.name} · {recipe.name}", len(task.indices))
     outcomes = []
-    for outcome in engine.run(task.examples(preprocess, device)):
-        outcomes.append(outcome)
-        progress.advance(f"{engine.passes:,} passes")
+    with closing(task.examples(preprocess, device)) as examples:
+        for outcome in engine.run(examples):
+            outcomes.append(outcome)
+            progress.advance(f"{engine.passes:,} passes")
     outcomes.sort(key=lambda o: o.index)
     names: RowNames = {"model": model.info.name, "dataset": task.name, "norm": plan.norm}
     cost: CostRecord = {

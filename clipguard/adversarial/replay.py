@@ -104,7 +104,7 @@ def _replay_cell(
     recipe = next(recipe for typed in plan.attacks if (recipe := open_recipe(typed)).name == attack)
     one = replace(plan, datasets=(task.name,), attacks=(attack,), eps=tuple(eps_of_numbers([eps], plan.norm)))
     indices = np.array(sorted(request.index for request in requests), dtype=np.int64)
-    attacked = attack_task(one, model, replace(task, indices=indices), recipe, progress)
+    attacked = attack_task(one, model, task.only(indices), recipe, progress)
     images = {image.index: image for image in attacked.images}
     return [_compare_with_run(request, images[request.index]) for request in requests]
 

@@ -32,6 +32,7 @@ class BenchOptions(TypedDict, total=False):
     precision: Literal["auto", "float32", "tf32", "bfloat16"]
     compile: bool
     device: str
+    workers: int | None
     templates: str
     text: Literal["tuned", "original"]
     split: str | None

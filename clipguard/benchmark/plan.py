@@ -99,6 +99,7 @@ class BenchPlan:
     )
     compile: bool = setting(False, "Search with torch.compile: a minute or so of start-up, then faster passes.")
     device: str = setting("auto", "auto, cpu, cuda, cuda:1, mps.")
+    workers: int | None = setting(None, "Processes that decode images.", low=0, default_help="as many as pay")
     templates: str = setting(
         "ensemble",
         "single, ensemble, a prompt with {} for the class, or a file with one such prompt a line.",
@@ -137,8 +138,8 @@ class BenchPlan:
             object.__setattr__(self, "classes", str(self.classes))
 
     def to_dict(self) -> dict[str, Any]:
-        """All but the models as plain JSON types, eps as typed: `plan` in the result files."""
-        values = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "models"}
+        """`plan` in the result files: plain JSON types, eps as typed; no models, nor workers, which change nothing."""
+        values = {f.name: getattr(self, f.name) for f in fields(self) if f.name not in ("models", "workers")}
         values |= {name: str(value) for name, value in values.items() if isinstance(value, Path)}
         lists = {"datasets": list(self.datasets), "attacks": list(self.attacks), "eps": [r.typed for r in self.eps]}
         lists |= {"part": list(self.part)} if self.part else {}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Sequence
+from contextlib import closing
 from dataclasses import dataclass, field, replace
 
 import torch
@@ -30,6 +31,7 @@ from clipguard.benchmark.stored.recall import Recalled, recall_outcomes
 from clipguard.benchmark.stored.session import StoreSession
 from clipguard.benchmark.task import Task, engine_options, open_task
 from clipguard.core.environment.device import choose_device
+from clipguard.core.environment.workers import explain_lost_workers
 from clipguard.core.errors import AttackError
 from clipguard.core.notices import noticing
 from clipguard.core.progress import Progress, Silent
@@ -82,7 +84,7 @@ class BenchRun:
             ClipguardError: for anything wrong with the plan, the models or the data, before the first attack.
         """
         plan = self.plan
-        with noticing() as notices:
+        with explain_lost_workers(), noticing() as notices:
             plan.check()
             objects = self.objects
             recipes = _open_recipes(plan, objects)
@@ -174,7 +176,7 @@ class _ModelOnTask:
     def _check_module(self) -> None:
         """One pass of a module. Raises AttackError where it fails, or has another number of classes than the data."""
         dataset = self.task.dataset
-        pixels = self.preprocess(dataset.image(int(self.task.indices[0]))).to(self.device)[None]
+        pixels = self.task.first(self.preprocess, self.device)[None]
         with torch.no_grad(), explained(self.classifier, pixels):
             logits = self.classifier(pixels)
         if isinstance(logits, torch.Tensor) and logits.ndim == 2 and logits.shape[1] != len(dataset.class_names):
@@ -210,9 +212,10 @@ class _ModelOnTask:
             progress.start(f"{self.model.info.name} · {task.name} · {recipe.name}", missing)
         outcomes = [*recalled.outcomes]
         try:
-            for outcome in engine.run(task.examples(self.preprocess, self.device, done, recalled.partly)):
-                outcomes.append(outcome)
-                progress.advance(f"{engine.passes:,} passes")
+            with closing(task.examples(self.preprocess, self.device, done, recalled.partly)) as examples:
+                for outcome in engine.run(examples):
+                    outcomes.append(outcome)
+                    progress.advance(f"{engine.passes:,} passes")
         finally:  # also after Ctrl-C: what was found is kept
             session.flush(engine.costs)
         session.merge()
@@ -233,7 +236,7 @@ class _ModelOnTask:
 
     def _settle_fill(self, recipe: Recipe, done: set[int]) -> None:
         """How passes are filled up from now on, so that an image's bits do not depend on its batch."""
-        image = next(self.task.examples(self.preprocess, self.device, done)).image
+        image = self.task.first(self.preprocess, self.device, done)
         self.options, answer = settle_fill(
             self.model, self.classifier, image, self.options, attacked=bool(recipe.stages)
         )

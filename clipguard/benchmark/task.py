@@ -2,21 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Container, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Container, Generator, Mapping
+from dataclasses import dataclass, replace
+from functools import cached_property
 
 import numpy as np
 import numpy.typing as npt
-from PIL.Image import Image
 from torch import Tensor
 
 from clipguard.attacks.engine.options import EngineOptions
 from clipguard.attacks.engine.outcome import EpsOutcome, Example
+from clipguard.benchmark.images import KEPT_BYTES, Checked, Images, Preprocess
 from clipguard.benchmark.objects import Objects
 from clipguard.benchmark.plan import BenchPlan
 from clipguard.core.errors import DatasetError
 from clipguard.core.progress import Progress
-from clipguard.core.records.provenance import fingerprint, image_hash
+from clipguard.core.records.provenance import fingerprint
 from clipguard.core.records.run import DatasetRecord
 from clipguard.data import ZeroShotDataset
 from clipguard.data.dataset import in_random_order
@@ -33,17 +34,26 @@ class Task:
         name: as the user typed it.
         dataset: all of it.
         indices: of the images to evaluate, ascending.
-        fingerprint: SHA-256 of the class names and of these images with their labels.
-        hashes: SHA-256 of these images, by index.
-        pixels: how many images decoding changed, by what it did.
+        images: of the data set, decoded once where they fit into memory.
+        checked: what is known of these images, by index.
     """
 
     name: str
     dataset: ZeroShotDataset
     indices: npt.NDArray[np.int64]
-    fingerprint: str
-    hashes: dict[int, str]
-    pixels: dict[str, int]
+    images: Images
+    checked: Mapping[int, Checked]
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """SHA-256 of the class names and of these images with their labels."""
+        rows = [(index, label, self.checked[index].sha256) for index, label in self.labels().items()]
+        return fingerprint(self.dataset.class_names, rows)
+
+    @cached_property
+    def hashes(self) -> dict[int, str]:
+        """SHA-256 of these images, by index."""
+        return {index: self.checked[index].sha256 for index in self.indices.tolist()}
 
     def record(self) -> DatasetRecord:
         """Its entry in `run.datasets`."""
@@ -56,7 +66,7 @@ class Task:
             "fingerprint": self.fingerprint,
             "class_names": dataset.class_names,
             "templates": dataset.templates,
-            "pixels": self.pixels,
+            "pixels": self._changes().to_dict(),
             "indices": self.indices.tolist(),
         }
 
@@ -64,13 +74,37 @@ class Task:
         """Class numbers by index."""
         return {index: int(self.dataset.labels[index]) for index in self.indices.tolist()}
 
+    def _changes(self) -> PixelCount:
+        """How many images decoding changed, by what it did."""
+        count = PixelCount()
+        for index in self.indices.tolist():
+            count.add(self.checked[index].changes, self.checked[index].brightest)
+        return count
+
+    def say_changes(self) -> None:
+        """One notice of a kind of change, if there is anything to say."""
+        self._changes().say(self.name)
+
+    def only(self, indices: npt.NDArray[np.int64]) -> Task:
+        """The same with some of its images, by ascending index."""
+        return replace(self, indices=indices)
+
+    def labelled(self, labels: npt.NDArray[np.int64]) -> Task:
+        """The same with other labels (N,) of all images of the data set."""
+        return replace(self, dataset=replace(self.dataset, labels=labels))
+
+    def first(self, preprocess: Preprocess, device: str, done: Container[int] = ()) -> Tensor:
+        """The pixels (3, H, W) of the first image of `examples`, of which there must be one."""
+        index = next(index for index in self.indices.tolist() if index not in done)
+        return preprocess(self.images.image(index)).to(device)
+
     def examples(
         self,
-        preprocess: Callable[[Image], Tensor],
+        preprocess: Preprocess,
         device: str,
         done: Container[int] = (),
         known: Mapping[int, KnownOutcomes] | None = None,
-    ) -> Iterator[Example]:
+    ) -> Generator[Example]:
         """The images as the engine takes them, one after the other.
 
         Args:
@@ -79,10 +113,9 @@ class Task:
             done: indices of images to leave out.
             known: by index, outcomes that need not be computed again.
         """
-        for index in self.indices.tolist():
-            if index not in done:
-                image = preprocess(self.dataset.image(index)).to(device)
-                yield Example(index, image, int(self.dataset.labels[index]), (known or {}).get(index, {}))
+        indices = [index for index in self.indices.tolist() if index not in done]
+        for index, image in self.images.preprocessed(indices, preprocess, device):
+            yield Example(index, image, int(self.dataset.labels[index]), (known or {}).get(index, {}))
 
 
 def engine_options(plan: BenchPlan, device: str, *, keep_images: bool = False) -> EngineOptions:
@@ -100,7 +133,7 @@ def engine_options(plan: BenchPlan, device: str, *, keep_images: bool = False) -
 def open_task(plan: BenchPlan, name: str, progress: Progress, objects: Objects | None = None) -> Task:
     """Open a data set, which may be among `objects`, and choose its images."""
     dataset = (objects or Objects()).dataset(name, plan)
-    return read_task(name, dataset, np.sort(choose_images(plan, dataset)), progress)
+    return read_task(plan, name, dataset, np.sort(choose_images(plan, dataset)), progress)
 
 
 def choose_images(plan: BenchPlan, dataset: ZeroShotDataset) -> npt.NDArray[np.int64]:
@@ -119,15 +152,15 @@ def choose_images(plan: BenchPlan, dataset: ZeroShotDataset) -> npt.NDArray[np.i
     return order[slice(*plan.part)]
 
 
-def read_task(name: str, dataset: ZeroShotDataset, indices: npt.NDArray[np.int64], progress: Progress) -> Task:
+def read_task(
+    plan: BenchPlan, name: str, dataset: ZeroShotDataset, indices: npt.NDArray[np.int64], progress: Progress
+) -> Task:
     """Read each image once: a corrupt one is found here, not in hour three."""
     progress.start(f"reading {name}", len(indices))
-    rows, pixels = [], PixelCount()
-    for index in indices.tolist():
-        decoded = dataset.read(index)
-        pixels.add(decoded)
-        rows.append((index, int(dataset.labels[index]), image_hash(decoded.image)))
+    images, checked = Images(dataset, plan.workers, KEPT_BYTES // len(plan.datasets)), {}
+    for index, facts in images.check(indices.tolist()):
+        checked[index] = facts
         progress.advance()
-    pixels.say(name)
-    hashes = {row[0]: row[2] for row in rows}
-    return Task(name, dataset, indices, fingerprint(dataset.class_names, rows), hashes, pixels.to_dict())
+    task = Task(name, dataset, indices, images, checked)
+    task.say_changes()
+    return task

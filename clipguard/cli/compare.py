@@ -79,6 +79,7 @@ MODELS_ONLY = (
     "seed",
     "batch_size",
     "device",
+    "workers",
 )
 PLAN = {name: settings_of(BenchPlan)[name] for name in MODELS_ONLY}
 PLAN |= {

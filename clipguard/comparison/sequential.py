@@ -13,12 +13,13 @@ import pandas as pd
 from clipguard.benchmark.checks.findings import prediction_entries
 from clipguard.benchmark.plan import BenchPlan
 from clipguard.benchmark.results.result import BenchResult
-from clipguard.benchmark.task import Task, choose_images, open_task, read_task
+from clipguard.benchmark.task import Task, choose_images, open_task
 from clipguard.comparison.inputs import Inputs
 from clipguard.comparison.paired_cells import compare_results
 from clipguard.comparison.result import Batches, Comparison
 from clipguard.comparison.rules import Rules
 from clipguard.core.checking import check_type
+from clipguard.core.environment.workers import explain_lost_workers
 from clipguard.core.errors import ClipguardError, ResultError
 from clipguard.core.notices import noticing
 from clipguard.core.progress import Progress
@@ -62,10 +63,9 @@ def compare_in_batches(
     if plan is None:
         raise ResultError("`sequential` is for models to bench; BASE and CANDIDATE are measured already. Leave it out.")
     check_first(first)
-    with noticing():  # of all batches, each once
-        tasks = [
-            open_task(plan, name, progress, inputs.objects) for name in plan.datasets
-        ]  # all images: bad data shows now
+    with explain_lost_workers(), noticing():  # of all batches, each once
+        # All images: bad data shows now.
+        tasks = [open_task(plan, name, progress, inputs.objects) for name in plan.datasets]
         order = {task.name: choose_images(plan, task.dataset).tolist() for task in tasks}
         most = max(map(len, order.values()))
         parts: list[BenchResult] = []
@@ -79,7 +79,9 @@ def compare_in_batches(
             log.info("%d of %d images a data set: %s", stop, most, comparison.verdict)
             if comparison.settled:
                 break
-        taken = [read_task(task.name, task.dataset, np.sort(order[task.name][:stop]), progress) for task in tasks]
+        taken = [task.only(np.sort(order[task.name][:stop])) for task in tasks]
+        for task in taken:
+            task.say_changes()
         _record_images(measured, plan, taken, stop if stop < most else None)
         say(measured.run["findings"])
         return comparison, measured

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 from collections import Counter
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
@@ -182,12 +183,12 @@ class PixelCount:
     counts: Counter[Change] = field(default_factory=Counter)
     brightest: int = -1
 
-    def add(self, decoded: Decoded) -> None:
-        """One more image."""
+    def add(self, changes: Iterable[Change], brightest: int | None) -> None:
+        """One more image; see `Decoded`."""
         self.of += 1
-        self.counts.update(decoded.changes)
-        if decoded.brightest is not None:
-            self.brightest = max(self.brightest, decoded.brightest)
+        self.counts.update(changes)
+        if brightest is not None:
+            self.brightest = max(self.brightest, brightest)
 
     def to_dict(self) -> dict[str, int]:
         """How many images each change was made to, where it was: `pixels` of a data set in the result files."""

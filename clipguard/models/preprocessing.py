@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
+import torch
 from PIL import Image
 from torch import Tensor, nn
 from torchvision.transforms import Compose, InterpolationMode, Resize
@@ -95,6 +96,16 @@ def to_native_pixels(image: Image.Image) -> Tensor:
     """An image at its own size as RGB pixels (3, H, W), float32 in [0,1]."""
     pixels: Tensor = to_tensor(image.convert("RGB"))
     return pixels
+
+
+def as_8bit(pixels: Tensor) -> Tensor:
+    """Preprocessed pixels in [0,1] as uint8, of the same shape. Exact: they are 8-bit levels divided by 255."""
+    return pixels.mul(255).round_().byte()
+
+
+def from_8bit(levels: Tensor) -> Tensor:
+    """Pixels in [0,1], float32, from 8-bit levels: to the bit what `as_8bit` was given, on any device."""
+    return levels.float().div_(torch.full((), 255.0, device=levels.device))  # by a plain number, CUDA rounds twice
 
 
 @dataclass(frozen=True)

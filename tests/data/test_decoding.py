@@ -238,7 +238,8 @@ def test_of_several_frames_the_first_is_taken_and_said(form: str) -> None:
 def count(images: list[bytes]) -> list[tuple[str, str]]:
     counted = PixelCount()
     for data in images:
-        counted.add(decode(EncodedImage(data, None)))
+        decoded = decode(EncodedImage(data, None))
+        counted.add(decoded.changes, decoded.brightest)
     with noticing() as notices:
         counted.say("photos")
     return [(n["kind"], n["text"]) for n in notices]

@@ -107,10 +107,10 @@ def test_prompts_that_are_there_twice() -> None:
 def test_images_are_spread_over_the_set() -> None:
     data = clipguard.load_dataset("emoji-food")
     indices = data.subset(None, 0)
-    chosen, pixels = pick_images(data, to_native_pixels, indices, 3)
+    chosen, pixels = pick_images(data.image, to_native_pixels, indices, 3)
     assert chosen.tolist() == [indices[0], indices[round((len(indices) - 1) / 2)], indices[-1]]
     assert len(pixels) == 3
-    assert pick_images(data, to_native_pixels, indices[:2], 16)[0].tolist() == indices[:2].tolist()
+    assert pick_images(data.image, to_native_pixels, indices[:2], 16)[0].tolist() == indices[:2].tolist()
 
 
 @pytest.fixture(scope="module")

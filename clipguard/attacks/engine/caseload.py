@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -61,6 +61,7 @@ class Caseload:
             plan = schedule(self.options.eps_mode, len(self.eps_values))
             # Copies: a view would keep the whole batch in memory for as long as its last image is attacked.
             x0, ranked = x[i].clone(), ranking[i].clone()
+            example = replace(example, image=x0)
             self._work[number] = work = Work(example, predictions[i], margins[i], plan, x0=x0, ranking=ranked)
             self.note(example, predictions[i], work.clean_outcome(0.0, None))
             if predictions[i] != example.label or not self.recipe.stages:

@@ -83,7 +83,7 @@ def _diagnose(plan: BenchPlan, transfer_from: str | None, progress: Progress, no
             log.info(line)
     dataset = task.dataset
     classifier, preprocess = prepare(plan, models[0], dataset)
-    index, x = pick_images(dataset, preprocess, task.indices, len(task.indices))
+    index, x = pick_images(task.images.image, preprocess, task.indices, len(task.indices))
     if len(index) < len(task.indices):
         log.warning("Examined on %d of %d images: those of the commonest size.", len(index), len(task.indices))
     subject = Subject(

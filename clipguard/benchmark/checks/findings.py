@@ -15,6 +15,7 @@ from PIL.Image import Image
 from torch import Tensor
 
 from clipguard.attacks.recipes import Recipe
+from clipguard.benchmark.images import Preprocess
 from clipguard.benchmark.plan import BenchPlan
 from clipguard.benchmark.results.result import BenchResult
 from clipguard.core.records.run import FindingsRecord
@@ -70,17 +71,15 @@ def prediction_entries(result: BenchResult) -> list[FindingsRecord]:
     ]
 
 
-def pick_images(
-    dataset: ZeroShotDataset, preprocess: Callable[[Image], Tensor], indices: Any, most: int
-) -> tuple[Any, Tensor]:
+def pick_images(image: Callable[[int], Image], preprocess: Preprocess, indices: Any, most: int) -> tuple[Any, Tensor]:
     """At most so many of these images, spread evenly: their indices, and pixels (N, 3, H, W).
 
-    Where sizes differ, those of the commonest size.
+    Where sizes differ, those of the commonest size. `image` gives one by its index.
     """
     chosen = indices[np.unique(np.linspace(0, len(indices) - 1, min(most, len(indices))).round().astype(int))]
-    pixels = [preprocess(dataset.image(int(index))) for index in chosen]
-    shape = Counter(image.shape for image in pixels).most_common(1)[0][0]
-    kept = [i for i, image in enumerate(pixels) if image.shape == shape]
+    pixels = [preprocess(image(int(index))) for index in chosen]
+    shape = Counter(one.shape for one in pixels).most_common(1)[0][0]
+    kept = [i for i, one in enumerate(pixels) if one.shape == shape]
     return chosen[kept], torch.stack([pixels[i] for i in kept])
 
 

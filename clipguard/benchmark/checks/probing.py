@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
 import torch
-from PIL.Image import Image
 from torch import Tensor, nn
 
 from clipguard.attacks.engine.costs import Cost
 from clipguard.attacks.engine.passes.evaluator import Evaluator, Objective
 from clipguard.attacks.recipes import Recipe
 from clipguard.benchmark.checks.findings import pick_images
+from clipguard.benchmark.images import Preprocess
 from clipguard.benchmark.plan import BenchPlan
 from clipguard.benchmark.results.sample_rows import RowNames, cost_record, cost_table
 from clipguard.benchmark.task import Task
@@ -56,7 +56,7 @@ class Prober:
     plan: BenchPlan
     classifier: nn.Module
     task: Task
-    preprocess: Callable[[Image], Tensor]
+    preprocess: Preprocess
     device: str
     samples: pd.DataFrame
     store: Store | None = None
@@ -69,7 +69,7 @@ class Prober:
         clean = self.samples[self.samples["attack"] == "none"]
         right = clean[clean["robust"]]
         indices = (right if len(right) else clean)["index"].to_numpy()
-        index, x = pick_images(self.task.dataset, self.preprocess, indices, PROBED_IMAGES)
+        index, x = pick_images(self.task.images.image, self.preprocess, indices, PROBED_IMAGES)
         if self.store is None:
             return self._probe(recipe, index, x)
         key = self._key(index)

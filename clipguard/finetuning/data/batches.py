@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import signal
 from collections.abc import Iterator
 from typing import NamedTuple
 
@@ -11,11 +10,11 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 
+from clipguard.core.environment.workers import MOST_WORKERS, leave_interrupts
 from clipguard.finetuning.config import FinetuneConfig
 from clipguard.finetuning.data.images import TrainingImages
 from clipguard.finetuning.data.sampler import ResumableBatchSampler
-
-MOST_WORKERS = 8  # that are started without being asked for
+from clipguard.models.preprocessing import from_8bit
 
 
 class ImageBatch(NamedTuple):
@@ -35,7 +34,7 @@ class ImageBatch(NamedTuple):
         """The batch on a device, with pixels in [0,1]; 8-bit pixels travel as they are, and are divided there."""
         pixels = self.pixels.to(device, non_blocking=True)
         if pixels.dtype == torch.uint8:
-            pixels = pixels.float().div_(torch.full((), 255.0, device=device))  # by a plain number, CUDA rounds twice
+            pixels = from_8bit(pixels)
         return ImageBatch(pixels, None if self.labels is None else self.labels.to(device, non_blocking=True), self.keys)
 
 
@@ -48,14 +47,9 @@ def load_batches(images: TrainingImages, sampler: ResumableBatchSampler, workers
             num_workers=workers,
             collate_fn=collate,
             pin_memory=torch.cuda.is_available(),
-            worker_init_fn=_leave_interrupts,
+            worker_init_fn=leave_interrupts,
         )
     )
-
-
-def _leave_interrupts(worker: int) -> None:  # noqa: ARG001
-    """Ctrl-C reaches every process; what it means is the main one's business."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 def collate(rows: list[tuple[Tensor, int, int]]) -> ImageBatch:

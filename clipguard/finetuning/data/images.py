@@ -13,6 +13,7 @@ from clipguard.finetuning.config import FinetuneConfig
 from clipguard.finetuning.data.augmentation import crop_and_mirror
 from clipguard.finetuning.data.random_keys import random_key
 from clipguard.finetuning.data.training_data import Indices, TrainingData
+from clipguard.models.preprocessing import as_8bit, from_8bit
 
 CACHED_BYTES = 1 << 30  # most memory that decoded images may take
 
@@ -41,14 +42,14 @@ class TrainingImages(Dataset[tuple[Tensor, int, int]]):
         return True
 
     def pixels_8bit(self, index: int) -> Tensor:
-        """(3, H, W) uint8, not augmented. Exact: the preprocessing ends with 8-bit pixels divided by 255."""
+        """(3, H, W) uint8, not augmented."""
         if index in self._cache:
             return self._cache[index]
-        return self.preprocess(self.source.image(index)).mul(255).round_().byte()
+        return as_8bit(self.preprocess(self.source.image(index)))
 
     def pixels(self, index: int) -> Tensor:
         """(3, H, W) float32 in [0,1], not augmented."""
-        return self.pixels_8bit(index).float().div_(255)
+        return from_8bit(self.pixels_8bit(index))
 
     def __getitem__(self, visit: tuple[int, int]) -> tuple[Tensor, int, int]:
         epoch, index = visit

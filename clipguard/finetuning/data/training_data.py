@@ -58,7 +58,7 @@ class TrainingData:
         rows, pixels = [], PixelCount()
         for i in chosen.tolist():
             decoded = self.images.read(i)
-            pixels.add(decoded)
+            pixels.add(decoded.changes, decoded.brightest)
             rows.append((i, int(labels[i]), image_hash(decoded.image)))
         pixels.say(self.images.name)
         return fingerprint(self.class_names, rows)

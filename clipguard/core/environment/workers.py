@@ -1,0 +1,112 @@
+"""Worker processes: they decode and resize images ahead of time, while the model is busy with others."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import warnings
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Generic, TypeVar
+
+from torch.utils.data import DataLoader, Dataset
+
+from clipguard.core.errors import ClipguardError
+
+MOST_WORKERS = 8  # that are started without being asked for
+FEW_IMAGES = 1000  # for fewer, starting processes takes longer than they save
+CONTEXT = "fork" if sys.platform == "linux" else None  # what is in memory is shared; elsewhere PyTorch's own choice
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
+
+def choose_workers(asked: int | None, images: int) -> int:
+    """How many processes decode so many images.
+
+    Args:
+        asked: what the user wants; None: none for few images, else one a processor but one, and at most `MOST_WORKERS`.
+        images: to decode.
+    """
+    if asked is not None:
+        return asked
+    processors = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return 0 if images < FEW_IMAGES else min(MOST_WORKERS, processors - 1)
+
+
+def in_order(
+    work: Callable[[Item], Result], items: Iterable[Item], workers: int, *, pin: bool = False
+) -> Iterator[Result]:
+    """`work` of every item, in the order of the items. The processes end with the iterator.
+
+    Args:
+        work: is pickled where processes are not forked, and so is what it returns.
+        items: each is taken when a process is about to work on it, two a process ahead.
+        workers: processes; 0: the work is done here, when its result is asked for.
+        pin: whether to put results into memory from which GPUs copy by themselves, by their method `pin_memory`.
+
+    Raises:
+        ClipguardError: what `work` raised, as it was.
+        RuntimeError: for a process that died; see `explain_lost_workers`.
+    """
+    if not workers:
+        yield from map(work, items)
+        return
+    loader: DataLoader[Result | ClipguardError] = DataLoader(
+        _Answers(work),
+        sampler=items,
+        batch_size=None,
+        num_workers=workers,
+        collate_fn=_as_it_is,
+        pin_memory=pin,
+        worker_init_fn=leave_interrupts,
+        multiprocessing_context=CONTEXT,
+    )
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of more processes than processors: they were asked for
+        answers = iter(loader)
+    for answer in answers:
+        if isinstance(answer, ClipguardError):
+            raise answer
+        yield answer
+
+
+@dataclass
+class _Answers(Dataset["Result | ClipguardError"], Generic[Item, Result]):
+    """What work comes to, by item. An error is an answer, too: a `DataLoader` would put a traceback into its text."""
+
+    work: Callable[[Item], Result]
+
+    def __getitem__(self, item: Item) -> Result | ClipguardError:
+        try:
+            return self.work(item)
+        except ClipguardError as error:
+            return error
+
+
+def _as_it_is(answer: Result) -> Result:
+    return answer
+
+
+def leave_interrupts(worker: int) -> None:  # noqa: ARG001
+    """For a process that starts. Ctrl-C reaches every process; what it means is the main one's business."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+
+@contextmanager
+def explain_lost_workers() -> Iterator[None]:
+    """A context in which the death of a worker is told in one line, wherever PyTorch notices it.
+
+    Raises:
+        ClipguardError: for a worker that was killed.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        if not str(error).startswith("DataLoader worker"):
+            raise
+        raise ClipguardError(
+            "A process that decodes images was killed, perhaps for want of memory. Start the same command again, with "
+            "fewer `workers` (0: none)."
+        ) from error
