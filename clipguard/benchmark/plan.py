@@ -99,7 +99,7 @@ class BenchPlan:
     )
     compile: bool = setting(False, "Search with torch.compile: a minute or so of start-up, then faster passes.")
     device: str = setting("auto", "auto, cpu, cuda, cuda:1, mps.")
-    workers: int | None = setting(None, "Processes that decode images.", low=0, default_help="as many as pay")
+    workers: int | None = setting(None, "Processes that make batches.", low=0, default_help="as many as pay")
     templates: str = setting(
         "ensemble",
         "single, ensemble, a prompt with {} for the class, or a file with one such prompt a line.",

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import signal
 import sys
+import threading
+import time
 import warnings
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -53,18 +56,18 @@ def in_order(
     if not workers:
         yield from map(work, items)
         return
-    loader: DataLoader[Result | ClipguardError] = DataLoader(
-        _Answers(work),
-        sampler=items,
-        batch_size=None,
-        num_workers=workers,
-        collate_fn=_as_it_is,
-        pin_memory=pin,
-        worker_init_fn=leave_interrupts,
-        multiprocessing_context=CONTEXT,
-    )
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of more processes than processors: they were asked for
+        loader: DataLoader[Result | ClipguardError] = DataLoader(
+            _Answers(work),
+            sampler=items,
+            batch_size=None,
+            num_workers=workers,
+            collate_fn=_as_it_is,
+            pin_memory=pin,
+            worker_init_fn=prepare_worker,
+            multiprocessing_context=CONTEXT,
+        )
         answers = iter(loader)
     for answer in answers:
         if isinstance(answer, ClipguardError):
@@ -89,9 +92,18 @@ def _as_it_is(answer: Result) -> Result:
     return answer
 
 
-def leave_interrupts(worker: int) -> None:  # noqa: ARG001
-    """For a process that starts. Ctrl-C reaches every process; what it means is the main one's business."""
+def prepare_worker(worker: int) -> None:  # noqa: ARG001
+    """For a process that starts: what Ctrl-C means is the main one's business, and it ends with that at the latest."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    parent = multiprocessing.parent_process()
+    threading.Thread(target=_end_with, args=[parent and parent.pid], daemon=True).start()
+
+
+def _end_with(parent: int | None) -> None:
+    """PyTorch's own watch does not see to it where the process waits to hand over a result."""
+    while os.getppid() == parent:
+        time.sleep(1)
+    os._exit(1)
 
 
 @contextmanager

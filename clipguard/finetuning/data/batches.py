@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from clipguard.core.environment.workers import MOST_WORKERS, leave_interrupts
+from clipguard.core.environment.workers import MOST_WORKERS, prepare_worker
 from clipguard.finetuning.config import FinetuneConfig
 from clipguard.finetuning.data.images import TrainingImages
 from clipguard.finetuning.data.sampler import ResumableBatchSampler
@@ -47,7 +47,7 @@ def load_batches(images: TrainingImages, sampler: ResumableBatchSampler, workers
             num_workers=workers,
             collate_fn=collate,
             pin_memory=torch.cuda.is_available(),
-            worker_init_fn=leave_interrupts,
+            worker_init_fn=prepare_worker,
         )
     )
 
