@@ -13,6 +13,7 @@ import torch
 
 from clipguard.attacks.engine.passes.batching import is_out_of_memory
 from clipguard.core.environment.device import choose_device
+from clipguard.core.environment.workers import explain_lost_workers
 from clipguard.core.errors import FinetuneError
 from clipguard.core.files.output import OutputFolder
 from clipguard.core.notices import Notice, noticing
@@ -196,7 +197,7 @@ def _run(
                 if test_images := choose_images(config, data):
                     log.info(announce(test_images))
         start_tracker(config, accelerator)
-        with _memory_advice(config):
+        with _memory_advice(config), explain_lost_workers():
             trainer.train(progress, choose_workers(config, cached, accelerator.device))
         if folder.output:
             _finish(config, sources, folder.output, run, loaded, data, trainer, progress)
