@@ -21,7 +21,8 @@ from clipguard.data.decoding import Change
 from clipguard.models.preprocessing import as_8bit, from_8bit
 
 KEPT_BYTES = 2 << 30  # most memory that the decoded images of a run may take
-CHUNK = 32  # images that a process works on at a time
+LARGEST_KEPT = 4 << 20  # bytes of an image that is kept: of larger ones, those under way alone would take gigabytes
+CHUNK = 16  # images that a process works on at a time
 Preprocess = Callable[[PIL.Image.Image], Tensor]
 Pixels = npt.NDArray[np.uint8]
 
@@ -41,7 +42,8 @@ class Images:
     Attributes:
         dataset: all of it.
         workers: processes that decode, None: as many as pay. They are there only while images are asked for.
-        budget: bytes that decoded images may take; those that do not fit are decoded again whenever they are asked for.
+        budget: bytes that decoded images may take; those that do not fit, and those above `LARGEST_KEPT`, are decoded
+            again whenever they are asked for.
     """
 
     dataset: ImageDataset
@@ -58,7 +60,7 @@ class Images:
         return self.__dict__ | {"_kept": {}}
 
     def check(self, indices: Sequence[int]) -> Iterator[tuple[int, Checked]]:
-        """Read every image once, and keep its pixels while there is room.
+        """Read every image once, and keep its pixels if there is room.
 
         Raises:
             DatasetError: for an image that cannot be decoded.
@@ -78,7 +80,8 @@ class Images:
         for index in indices:
             image, changes, brightest = self.dataset.read(index)
             checked = Checked(image_hash(image), changes, brightest)
-            results.append((index, checked, np.asarray(image) if keep else None))
+            small = image.width * image.height * 3 <= LARGEST_KEPT
+            results.append((index, checked, np.asarray(image) if keep and small else None))
         return results
 
     def image(self, index: int) -> PIL.Image.Image:

@@ -109,6 +109,24 @@ def test_pixels_from_workers_are_those_of_this_process(photos: Path) -> None:
         assert all(torch.equal(a, b) and a.dtype == b.dtype for (_, a), (_, b) in zip(here, there, strict=True))
 
 
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU")
+def test_pixels_that_are_divided_on_a_gpu_are_the_same(photos: Path) -> None:
+    data = load_dataset(str(photos))
+    here, there = (
+        list(Images(data, n, 0).preprocessed(range(N), to_native_pixels, device))
+        for n, device in ((0, "cpu"), (2, "cuda"))
+    )
+    assert all(torch.equal(a, b.cpu()) and b.is_cuda for (_, a), (_, b) in zip(here, there, strict=True))
+
+
+def test_large_images_are_not_kept(
+    photos: Path, decoded: Callable[[], Counter[str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(images_module, "LARGEST_KEPT", 20 * 24 * 3)  # every other
+    bench(photos, n_samples=20, workers=2)
+    assert sorted(Counter(decoded().values())) == [1, 2]
+
+
 def test_every_8_bit_level_comes_back_to_the_bit() -> None:
     levels = torch.arange(256, dtype=torch.uint8)
     assert torch.equal(as_8bit(levels.float() / 255), levels)
