@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import torch
 
+from clipguard.core.environment.allocator import keep_memory
 from clipguard.core.errors import ModelError
 
 
 def choose_device(name: str) -> str:
-    """The name of a device that is there.
+    """The name of a device that is there; for a CPU the allocator is told to keep memory.
 
     Args:
         name: a torch device, or "auto": CUDA if there is one, else the CPU.
@@ -16,9 +17,11 @@ def choose_device(name: str) -> str:
     Raises:
         ModelError: when torch cannot put a tensor there.
     """
-    if name == "auto":
-        return "cuda" if torch.cuda.is_available() else "cpu"
-    return str(check_device(name))
+    automatic = "cuda" if torch.cuda.is_available() else "cpu"
+    device = automatic if name == "auto" else str(check_device(name))
+    if device == "cpu":
+        keep_memory()
+    return device
 
 
 def check_device(device: str | torch.device) -> torch.device:
