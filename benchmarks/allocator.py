@@ -1,7 +1,7 @@
 """What do passes cost when freed memory goes back to the kernel, and when the process keeps it, as clipguard has it?
 
-`python allocator.py` runs forward passes with input gradients of untrained towers in processes of their own, with glibc's
-defaults and with `keep_memory`, in turns, and writes CPU seconds, page faults and peak memory to
+`python allocator.py` runs forward passes with input gradients of untrained towers in processes of their own, with
+glibc's defaults and with `keep_memory`, in turns, and writes CPU seconds, page faults and peak memory to
 `results/allocator.json`. `--model NAME=BATCH` takes other open_clip architectures. Outputs are the same to the bit.
 """
 

@@ -30,4 +30,4 @@ def keep_memory() -> bool:
     except (OSError, AttributeError):  # another C library
         return False
     settings = ((TRIM_THRESHOLD, KEEP), (TOP_PAD, AT_ONCE), (MMAP_THRESHOLD, LARGEST_ON_HEAP))
-    return sum(mallopt(name, value) for name, value in settings) == len(settings)  # 1 each
+    return [mallopt(name, value) for name, value in settings] == [1, 1, 1]
