@@ -2,8 +2,9 @@
 
 `python loading.py [DATA]` measures clean accuracy of an open_clip folder (default: the embedded model) on any data set
 that `--dataset` takes, in turns by the command and by a loop with open_clip's own model, text and transform over a
-`torch.utils.data.DataLoader` with as many workers and the same batch. Each is a process of its own, timed whole, from
-its start to its exit; processor time is that of its workers, too. Writes `results/loading.json`.
+`torch.utils.data.DataLoader` with as many workers and the same batch; and by that loop with the model in the memory
+format that clipguard runs convolutions in, which is faster. Each is a process of its own, timed whole, from its start
+to its exit; processor time is that of its workers, too. Writes `results/loading.json`.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from functools import partial
 from importlib.resources import files
 from pathlib import Path
 
@@ -32,6 +34,7 @@ from torch.utils.data import DataLoader, Dataset
 from clipguard.attacks.engine.passes.batching import CPU_BATCH
 from clipguard.core.environment.workers import choose_workers
 from clipguard.data import ZeroShotDataset, load_dataset
+from clipguard.models.classifier import fast_memory_format
 
 TINY = str(files("clipguard") / "assets" / "models" / "tiny")
 
@@ -56,6 +59,8 @@ def bare(args: argparse.Namespace) -> int:
     name = f"local-dir:{args.model}"
     model, _, transform = open_clip.create_model_and_transforms(name, device=args.device)
     model.eval()
+    if args.same_format:
+        model.to(memory_format=fast_memory_format(model))
     templates = [template.format for template in data.templates]
     tokenizer = open_clip.get_tokenizer(name)
     right = 0
@@ -71,10 +76,10 @@ def bare(args: argparse.Namespace) -> int:
     return right
 
 
-def run_bare(args: argparse.Namespace) -> int:
+def run_bare(args: argparse.Namespace, *, same_format: bool = False) -> int:
     """The same in a process of its own."""
     known = ("data", "model", "n", "workers", "batch_size", "device")
-    settings = json.dumps({name: getattr(args, name) for name in known})
+    settings = json.dumps({name: getattr(args, name) for name in known} | {"same_format": same_format})
     done = subprocess.run([sys.executable, __file__, "--bare", settings], check=True, capture_output=True, text=True)
     return int(done.stdout.split()[-1])
 
@@ -90,7 +95,12 @@ def run_command(args: argparse.Namespace) -> int:
     return int(json.loads(done.stdout)["cells"][0]["correct"])
 
 
-WAYS = {"bare open_clip loop": run_bare, "clipguard bench": run_command}
+COMMAND = "clipguard bench"
+WAYS: dict[str, Callable[[argparse.Namespace], int]] = {
+    "bare loop": run_bare,
+    "bare loop, same format": partial(run_bare, same_format=True),
+    COMMAND: run_command,
+}
 
 
 def processor_seconds() -> float:
@@ -100,7 +110,7 @@ def processor_seconds() -> float:
 
 
 def measure(args: argparse.Namespace) -> dict[str, object]:
-    """Seconds of both in turns, the first one changing."""
+    """Seconds of all in turns, every other time in reverse."""
     names = list(WAYS)
     wall: dict[str, list[float]] = {name: [] for name in names}
     processor: dict[str, list[float]] = {name: [] for name in names}
@@ -118,18 +128,21 @@ def measure(args: argparse.Namespace) -> dict[str, object]:
         "right": right,
         "seconds": wall,
         "processor_seconds": processor,
-        "ratio": {
-            "of_medians": ratio(wall, statistics.median),
-            "of_fastest": ratio(wall, min),
-            "of_medians_of_processor_seconds": ratio(processor, statistics.median),
+        "ratio_of_clipguard_to": {
+            name: {
+                "median": ratio(wall, name, statistics.median),
+                "fastest": ratio(wall, name, min),
+                "median_of_processor_seconds": ratio(processor, name, statistics.median),
+            }
+            for name in names
+            if name != COMMAND
         },
     }
 
 
-def ratio(seconds: dict[str, list[float]], of: Callable[[list[float]], float]) -> float:
-    """Of clipguard's to the loop's."""
-    loop, command = (of(seconds[name]) for name in WAYS)
-    return round(command / loop, 3)
+def ratio(seconds: dict[str, list[float]], loop: str, of: Callable[[list[float]], float]) -> float:
+    """Of clipguard's seconds to a loop's."""
+    return round(of(seconds[COMMAND]) / of(seconds[loop]), 3)
 
 
 def main() -> None:

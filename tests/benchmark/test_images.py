@@ -127,6 +127,14 @@ def test_large_images_are_not_kept(
     assert sorted(Counter(decoded().values())) == [1, 2]
 
 
+def test_a_randomised_model_draws_the_same_numbers() -> None:
+    torch.manual_seed(0)
+    assert list(in_order(int, range(3), 1)) == [0, 1, 2]
+    drawn = torch.rand(2)
+    torch.manual_seed(0)
+    assert torch.equal(drawn, torch.rand(2))
+
+
 def test_every_8_bit_level_comes_back_to_the_bit() -> None:
     levels = torch.arange(256, dtype=torch.uint8)
     assert torch.equal(as_8bit(levels.float() / 255), levels)
@@ -180,8 +188,12 @@ def test_an_error_of_a_worker_is_raised_as_it_was() -> None:
 def test_workers_are_started_where_they_pay(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(64)), raising=False)
     assert choose_workers(None, FEW_IMAGES - 1) == 0
+    monkeypatch.setattr(workers_module, "CONTEXT", "fork")
     assert choose_workers(None, FEW_IMAGES) == MOST_WORKERS
     assert choose_workers(3, 1) == 3
+    monkeypatch.setattr(workers_module, "CONTEXT", None)
+    assert (choose_workers(None, FEW_IMAGES), choose_workers(2, 1)) == (0, 2)
+    monkeypatch.setattr(workers_module, "CONTEXT", "fork")
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0}, raising=False)
     assert choose_workers(None, FEW_IMAGES) == 0
 

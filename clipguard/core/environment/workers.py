@@ -14,6 +14,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
+import torch
 from torch.utils.data import DataLoader, Dataset
 
 from clipguard.core.errors import ClipguardError
@@ -30,10 +31,13 @@ def choose_workers(asked: int | None, images: int) -> int:
 
     Args:
         asked: what the user wants; None: none for few images, else one a processor but one, and at most `MOST_WORKERS`.
+            None are started of themselves where that runs the user's script again (no fork), or is not allowed.
         images: to decode.
     """
     if asked is not None:
         return asked
+    if CONTEXT != "fork" or multiprocessing.current_process().daemon:
+        return 0
     processors = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return 0 if images < FEW_IMAGES else min(MOST_WORKERS, processors - 1)
 
@@ -66,6 +70,7 @@ def in_order(
             collate_fn=_as_it_is,
             pin_memory=pin,
             worker_init_fn=prepare_worker,
+            generator=torch.Generator(),  # it draws a seed, and a randomised model's numbers are the default one's
             multiprocessing_context=CONTEXT,
         )
         answers = iter(loader)
