@@ -69,8 +69,11 @@ class FinetuneOptions(TypedDict, total=False):
     val_fraction: float
     steps: int | None
     epochs: float | None
-    batch_size: int
+    batch_size: int | Literal["auto"] | None
     accumulate: int
+    effective_batch: int | None
+    grad_checkpointing: bool
+    compile: bool
     augment: Literal["none", "standard"]
     workers: int | None
     norm: Literal["linf", "l2"]

@@ -56,8 +56,22 @@ class FinetuneConfig:
 
     steps: int | None = setting(None, "Optimiser steps.", low=1)
     epochs: float | None = setting(2.0, "Instead of steps.", low=0, above=True, default_help="2 (tiny: 300 steps)")
-    batch_size: int = setting(128, "Images of one pass on one device.", low=1, default_help="128 (tiny: 64)")
+    batch_size: int | None = setting(
+        128,
+        "Images of one pass on one device, or auto: as many as fit.",
+        low=1,
+        none="auto",
+        default_help="128 (tiny: 64)",
+    )
     accumulate: int = setting(1, "Passes a step.", low=1)
+    effective_batch: int | None = setting(
+        None,
+        "Images of one step on one device, in passes of at most the batch size.",
+        low=1,
+        default_help="batch size x passes a step, both as they would be without auto",
+    )
+    grad_checkpointing: bool = setting(False, "Compute activations twice to save memory.")
+    compile: bool = setting(False, "Train with torch.compile: minutes of start-up, then faster passes.")
     augment: Augment = setting("none", "none, or standard: crop and mirror.", default_help="none (tiny: standard)")
     workers: int | None = setting(None, "Processes that make batches.", low=0, default_help="as many as pay")
 
@@ -131,6 +145,10 @@ class FinetuneConfig:
             raise FinetuneError("Give either `steps` or `epochs`, not both.")
         if self.norm == "linf" and self.eps > PIXEL:
             raise FinetuneError(f"`eps` must be at most 255 (units of 1/255), not {self.eps:g}.")
+        if self.effective_batch is not None and self.accumulate > 1:
+            raise FinetuneError("Give either `effective_batch` or `accumulate`: passes follow from the first.")
+        if self.effective_batch is None and self.batch_size is None:
+            raise FinetuneError("`batch_size=auto` needs `effective_batch`, the images of a step.")
         self.unlocked_groups()
 
     def unlocked_groups(self) -> int | None:
@@ -141,6 +159,13 @@ class FinetuneConfig:
         if prefix != "last" or not number.isdecimal() or int(number) < 1:
             raise FinetuneError(f"`train` {self.train!r} must be visual, all or last-N with N of at least 1.")
         return int(number)
+
+    @property
+    def images_per_batch(self) -> int:
+        """What is loaded at a time: the images of a pass, or of a whole step that is divided into passes."""
+        images = self.effective_batch or self.batch_size
+        assert images is not None  # `check`
+        return images
 
     @property
     def eps_pixels(self) -> float:

@@ -187,6 +187,8 @@ def _run(
             )
             validation = Validation(config, data, images, objective) if len(data.validation) else None
         trainer = Trainer(config, accelerator, model, objective, images, sampler, validation, folder.path)
+        with _memory_advice(config):
+            trainer.settle(before["resolved"].get("micro_batch") if before else None)
         with team.agree():
             run = start_record(config, command, loaded, data, trainer, device, notices, sources)
             if before is not None:
@@ -214,9 +216,11 @@ def _memory_advice(config: FinetuneConfig) -> Iterator[None]:
     except (MemoryError, RuntimeError) as error:
         if not is_out_of_memory(error):
             raise
-        raise FinetuneError(
-            f"Out of memory with `batch_size={config.batch_size}`: halve it, double `accumulate` to keep the step."
-        ) from error
+        if config.batch_size is None:
+            cure = "even with one image a pass: use `grad_checkpointing`, or another `device`."
+        else:
+            cure = f"with `batch_size={config.batch_size}`: `batch_size=auto` divides the step into passes that fit."
+        raise FinetuneError(f"Out of memory {cure}") from error
 
 
 def _finish(
@@ -239,6 +243,8 @@ def _finish(
     output.write_files(files)
     tuned = load_model(f"local-dir:{output.path}", device=loaded.device)  # what is scored is what was written
     run["resolved"]["exported_step"] = trainer.position.best_step or trainer.steps
+    if trainer.step.rows is not None:
+        run["resolved"]["micro_batch"] = trainer.step.rows
     run["training_seconds"] = round(trainer.position.seconds, 1)
     run["sha256"] = hash_file(output.path / WEIGHTS_NAME)
     run["text"] = describe_text(files)

@@ -44,13 +44,23 @@ def resolve(given: Mapping[str, Any], from_file: Mapping[str, Any] | None = None
         SETTINGS[name].check(getattr(chosen, name), FinetuneError)
     preset = chosen.preset or ("embedded" if chosen.model == "tiny" else NO_PRESET)
     config = FinetuneConfig()
-    for layer in [_preset(preset, chosen.method), *layers, {"preset": preset}]:
+    below = _preset(preset, chosen.method)
+    for layer in [below, *layers, {"preset": preset}]:
         config = replace(config, **_overlay({}, layer))
+    config = _sized(config, [layer.get("batch_size") for layer in (FinetuneConfig().to_dict(), below, *layers)])
     for name in ("eps", "step_size"):
         if any(layer.get(name) is not None for layer in layers):
             config = replace(config, **_overlay({}, {name: _typed(config, name)}))
     config.check()
     return config
+
+
+def _sized(config: FinetuneConfig, batch_sizes: list[int | None]) -> FinetuneConfig:
+    """With `batch_size=auto` a step keeps the images that it would have without; `batch_sizes`: of all layers."""
+    if config.batch_size is not None or config.effective_batch is not None:
+        return config
+    asked = [size for size in batch_sizes if size is not None][-1]
+    return replace(config, effective_batch=asked * config.accumulate, accumulate=1)
 
 
 def _typed(config: FinetuneConfig, name: str) -> float:

@@ -30,6 +30,12 @@ class ImageBatch(NamedTuple):
     labels: Tensor | None
     keys: list[int]
 
+    def split(self, rows: int) -> list[ImageBatch]:
+        """Its images in order, at most so many at a time."""
+        parts = [slice(start, start + rows) for start in range(0, len(self.pixels), rows)]
+        labels = self.labels
+        return [ImageBatch(self.pixels[p], None if labels is None else labels[p], self.keys[p]) for p in parts]
+
     def to(self, device: torch.device) -> ImageBatch:
         """The batch on a device, with pixels in [0,1]; 8-bit pixels travel as they are, and are divided there."""
         pixels = self.pixels.to(device, non_blocking=True)

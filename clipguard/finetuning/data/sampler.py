@@ -1,4 +1,4 @@
-"""Which images every pass of a run takes: from seed and step alone, so that a run can be resumed at any step."""
+"""Which images every batch of a run takes: from seed and step alone, so that a run can be resumed at any step."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ from clipguard.finetuning.data.training_data import Indices
 
 @dataclass(frozen=True)
 class ResumableBatchSampler:
-    """Batches of (epoch, index), one a pass: epoch after epoch of seeded shuffles, cut into steps, those into passes.
+    """Batches of (epoch, index): epoch after epoch of seeded shuffles, cut into steps, those into batches.
 
-    A step takes the same images however they are divided among passes and processes.
+    A step takes the same images however they are divided among batches and processes.
 
     Args:
         train: (N,) indices of the training images.
         seed: of the shuffles.
-        batch_size: images of one pass of one process.
-        accumulate: passes a step.
+        batch_size: images of one batch of one process.
+        accumulate: batches a step.
         steps: where the run ends.
         start: steps that were done before.
         process, processes: this process, from 0, and how many there are.
@@ -41,7 +41,7 @@ class ResumableBatchSampler:
         """That of a run's settings; a length in epochs becomes one in steps."""
         steps = config.steps or 0
         sampler = cls(
-            train, config.seed, config.batch_size, config.accumulate, steps, process=process, processes=processes
+            train, config.seed, config.images_per_batch, config.accumulate, steps, process=process, processes=processes
         )
         if config.epochs is None:
             return sampler

@@ -78,6 +78,14 @@ class Method(ABC):
         """What is needed at any point: at the first step or at the end. To be overridden if it is neither."""
         return self.needs(0.0) | self.needs(1.0)
 
+    def divisible(self) -> bool:
+        """Whether the loss is a mean over images (and terms without any), so that parts of a batch add up to it.
+
+        It is not where terms sum over the batch, or its images meet. To be overridden where it is: then a step may be
+        divided into passes that fit into memory.
+        """
+        return False
+
     def attack_objective(self, adversarial: Tensor, batch: Batch) -> Tensor:
         """(B,) what the training attack maximises, from embeddings (B, D) of the perturbed images.
 

@@ -20,6 +20,10 @@ class Clean(Method):
     name: ClassVar[str] = "clean"
     summary: ClassVar[str] = "cross-entropy on clean images, text frozen: ordinary fine-tuning"
 
+    def divisible(self) -> bool:
+        """Yes."""
+        return True
+
     def needs(self, progress: float) -> frozenset[Need]:  # noqa: ARG002
         """Labels and clean images."""
         return frozenset({"labels", "clean"})

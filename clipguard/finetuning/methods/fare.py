@@ -58,6 +58,10 @@ class FARE(Method):
         if not 0 <= self.clean_weight <= 1:
             raise FinetuneError(f"fare: clean_weight is a share, from 0 to 1, not {self.clean_weight}.")
 
+    def divisible(self) -> bool:
+        """Yes."""
+        return True
+
     def needs(self, progress: float) -> frozenset[Need]:  # noqa: ARG002
         """Adversarial images and original clean embeddings; clean ones if they have a weight."""
         needs: set[Need] = {"adversarial", "original_clean"}

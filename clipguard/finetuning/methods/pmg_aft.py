@@ -42,6 +42,10 @@ class PMGAFT(Method):
     )
     presets: ClassVar[Presets] = {"paper": {**TECOA_SETTINGS, "lr": 5e-5}}
 
+    def divisible(self) -> bool:
+        """In the paper's variant; the repository's sums over the batch."""
+        return self.variant == "paper"
+
     def needs(self, progress: float) -> frozenset[Need]:  # noqa: ARG002
         """Labels and adversarial images; for each KL term that has a weight, its teacher."""
         needs: set[Need] = {"labels", "adversarial"}

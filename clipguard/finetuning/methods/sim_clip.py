@@ -40,6 +40,10 @@ class SimCLIP(Method):
         "paper": {**ROBUSTVLM_SETTINGS, "lr": 1e-3, "weight_decay": 1e-5, "steps": 10_000, "batch_size": 64}
     }
 
+    def divisible(self) -> bool:
+        """Yes."""
+        return True
+
     def needs(self, progress: float) -> frozenset[Need]:  # noqa: ARG002
         """Adversarial images and clean embeddings, of the original tower or of the one in training."""
         return frozenset({"adversarial", "original_clean" if self.clean == "original" else "clean"})

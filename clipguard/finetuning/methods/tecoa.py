@@ -48,6 +48,10 @@ class TeCoA(Method):
     )
     presets: ClassVar[Presets] = {"paper": {**TECOA_SETTINGS, "lr": 1e-5}, "robustvlm": ROBUSTVLM_SETTINGS}
 
+    def divisible(self) -> bool:
+        """Yes."""
+        return True
+
     def needs(self, progress: float) -> frozenset[Need]:  # noqa: ARG002
         """Labels and adversarial images."""
         return frozenset({"labels", "adversarial"})

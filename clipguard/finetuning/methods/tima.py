@@ -118,6 +118,10 @@ class TIMA(Method):
         weights = {"mhe": self.lam_iat * self.lam_mhe, "iakd": self.lam_iat * self.lam_iakd}
         return {name: w for name, w in weights.items() if w and self.text in ("head", "encoder", "free")}
 
+    def divisible(self) -> bool:
+        """Yes."""
+        return True
+
     def needs(self, progress: float) -> frozenset[Need]:
         """For TAM labels and adversarial images, for either distillation original clean embeddings."""
         needs_of: dict[str, set[Need]] = {
@@ -228,8 +232,12 @@ def margins(text: Tensor, mode: MarginMode, mean: float) -> Tensor:
 
 
 def off_diagonal(matrix: Tensor) -> Tensor:
-    """(C * (C - 1),) entries of a square matrix off its diagonal."""
-    return matrix[~torch.eye(len(matrix), dtype=torch.bool, device=matrix.device)]
+    """(C * (C - 1),) entries of a square matrix off its diagonal, row by row.
+
+    By their places, which are known; to choose them by a mask, a GPU would be waited for.
+    """
+    n = len(matrix)
+    return matrix.flatten()[1:].view(n - 1, n + 1)[:, :-1].flatten()
 
 
 def _unit(embeddings: Tensor | None) -> Tensor:

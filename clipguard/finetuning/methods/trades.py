@@ -31,6 +31,10 @@ class TRADES(Method):
         "Zhang et al., Theoretically Principled Trade-off between Robustness and Accuracy, ICML 2019, arXiv 1901.08573"
     )
 
+    def divisible(self) -> bool:
+        """Yes."""
+        return True
+
     def needs(self, progress: float) -> frozenset[Need]:  # noqa: ARG002
         """Labels, clean and adversarial images."""
         return frozenset({"labels", "clean", "adversarial"})

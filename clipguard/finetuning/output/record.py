@@ -38,6 +38,7 @@ class Resolved(TypedDict):
     precision: str
     processes: int
     chosen_by: str
+    micro_batch: NotRequired[int]  # images of a pass at most, where a step is divided into passes
     exported_step: NotRequired[int]  # once the run is complete
 
 
@@ -118,7 +119,7 @@ def start_record(
 
 def _resolve(config: FinetuneConfig, trainer: Trainer) -> Resolved:
     validation = trainer.validation
-    return {
+    resolved: Resolved = {
         "steps": trainer.steps,
         "images_per_step": trainer.sampler.images_per_step,
         "warmup_steps": trainer.warmup,
@@ -130,6 +131,9 @@ def _resolve(config: FinetuneConfig, trainer: Trainer) -> Resolved:
         "processes": trainer.accelerator.num_processes,
         "chosen_by": validation.criterion if validation else "the last step: there are no validation images",
     }
+    if trainer.step.rows is not None:
+        resolved["micro_batch"] = trainer.step.rows
+    return resolved
 
 
 def to_json(run: RunRecord) -> bytes:

@@ -28,7 +28,9 @@ class MetricsBuffer:
 
     def add(self, step: int, passes: list[dict[str, Tensor]], norms: Mapping[str, Tensor]) -> None:
         """Scalars by name of each pass of a step, which are averaged, and the norms of the gradients."""
-        values = {name: torch.stack([p[name].detach() for p in passes]).mean() for name in passes[0]}
+        values = passes[0]
+        if len(passes) > 1:
+            values = {name: torch.stack([p[name] for p in passes]).mean() for name in values}
         self._steps.append((step, values | dict(norms)))
 
     def flush(self) -> list[StepRow]:

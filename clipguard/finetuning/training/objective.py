@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.profiler import record_function
 
 from clipguard.attacks.engine.passes.evaluator import frozen
 from clipguard.attacks.threat import ThreatModel
@@ -19,7 +20,7 @@ from clipguard.finetuning.data.training_data import TrainingData
 from clipguard.finetuning.methods.base import Batch, Method, TextMode
 from clipguard.finetuning.training.training_attack import TrainingAttack
 from clipguard.finetuning.tuned.class_text import ClassText
-from clipguard.finetuning.tuned.image_tower import ImageTower, choose_weights
+from clipguard.finetuning.tuned.image_tower import ImageTower, checkpoint_gradients, choose_weights
 from clipguard.finetuning.tuned.tuned_model import TunedModel
 from clipguard.models.loading import LoadedModel
 
@@ -110,7 +111,8 @@ class Objective:
 
         training = tower.training
         tower.eval()
-        with frozen(tower):  # so that no activations are kept for weight gradients
+        # Frozen, so that no activations are kept for weight gradients.
+        with record_function("clipguard: attack"), frozen(tower):
             x_adv, mean_objective = self.attack(objective, x, keys)
         tower.train(training)
         return x_adv, mean_objective
@@ -133,7 +135,8 @@ def make_objective(
     """The model with its trained weights chosen, and what it is trained for.
 
     Raises:
-        FinetuneError: where the architecture does not allow `train` or `lora`, or the text is tuned already.
+        FinetuneError: where the architecture does not allow `train`, `lora` or `grad_checkpointing`, or the text is
+            tuned already.
     """
     visual = loaded.model.visual
     assert isinstance(visual, nn.Module)
@@ -141,6 +144,8 @@ def make_objective(
     keeps_original = method.all_needs() & {"original_clean", "original_adversarial"}
     original = copy.deepcopy(tower) if keeps_original else None  # frozen and in eval mode, as all that is loaded
     choose_weights(visual, config)
+    if config.grad_checkpointing:
+        checkpoint_gradients(visual)
     text = ClassText(loaded, data.class_names, data.templates, text_mode) if data.class_names else None
     attack = TrainingAttack(
         ThreatModel(config.norm), config.eps_pixels, config.attack_steps, config.attack_step, config.random_start

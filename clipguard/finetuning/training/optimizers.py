@@ -1,4 +1,4 @@
-"""Optimisers, and the learning rate as a function of the step: nothing that a checkpoint would have to remember."""
+"""Optimisers, the moving average, and the learning rate: a function of the step, so no checkpoint remembers it."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ import math
 from typing import Any
 
 import torch
+from torch import Tensor
+from torch.optim.swa_utils import AveragedModel
 
 from clipguard.finetuning.config import FinetuneConfig, Schedule
 from clipguard.finetuning.tuned.tuned_model import TunedModel
@@ -21,11 +23,34 @@ def make_optimizers(config: FinetuneConfig, model: TunedModel, text_lr: float) -
         else torch.optim.SGD(image, momentum=config.momentum, **common)
     }
     if text := model.text_parameters():
-        optimizers["text"] = torch.optim.AdamW(text, text_lr, weight_decay=0.0)
+        optimizers["text"] = torch.optim.AdamW(text, text_lr, weight_decay=0.0, fused=text[0].is_cuda or None)
     for optimizer in optimizers.values():
         for group in optimizer.param_groups:
             group["peak_lr"] = group["lr"]
     return optimizers
+
+
+class MovingAverage(AveragedModel):
+    """An exponential moving average of a model's weights, with its buffers as they are.
+
+    Updated without a look at its count of updates, for which a GPU would be waited for.
+    """
+
+    def __init__(self, model: TunedModel, decay: float) -> None:
+        super().__init__(model)
+        self.decay = decay
+
+    @torch.no_grad()
+    def follow(self, model: TunedModel, *, first: bool) -> None:
+        """Move towards a model; at the first time, become it."""
+        own: list[Tensor] = list(self.module.parameters())
+        others: list[Tensor] = list(model.parameters())
+        if first:
+            torch._foreach_copy_(own, others)
+        else:
+            torch._foreach_lerp_(own, others, 1 - self.decay)
+        torch._foreach_copy_(list(self.module.buffers()), list(model.buffers()))
+        self.n_averaged += 1
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, factor: float) -> None:

@@ -12,21 +12,21 @@ from pathlib import Path
 
 import torch
 from accelerate import Accelerator
-from torch import Tensor
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+from torch.profiler import record_function
 
 from clipguard.core.progress import Progress
 from clipguard.finetuning.config import FinetuneConfig
-from clipguard.finetuning.data.batches import ImageBatch, load_batches
+from clipguard.finetuning.data.batches import ImageBatch, collate, load_batches
 from clipguard.finetuning.data.images import TrainingImages
 from clipguard.finetuning.data.random_keys import random_key
 from clipguard.finetuning.data.sampler import ResumableBatchSampler
-from clipguard.finetuning.methods.base import Batch
 from clipguard.finetuning.training.checkpoint import Checkpoints, TrainingState
+from clipguard.finetuning.training.fitting import compile_tower, fitting_rows
 from clipguard.finetuning.training.interrupts import interruptible, raise_interrupt
 from clipguard.finetuning.training.metrics import MetricsBuffer, MetricsLog, describe_step
-from clipguard.finetuning.training.objective import Objective, batch_accuracy
-from clipguard.finetuning.training.optimizers import lr_factor, make_optimizers, set_learning_rate
+from clipguard.finetuning.training.objective import Objective
+from clipguard.finetuning.training.optimizers import MovingAverage, lr_factor, make_optimizers, set_learning_rate
+from clipguard.finetuning.training.step import Step
 from clipguard.finetuning.training.validation import Validation, describe_validation
 from clipguard.finetuning.tuned.tuned_model import TunedModel
 
@@ -70,10 +70,11 @@ class Trainer:
         self.steps = sampler.steps
         self.average = None
         if config.ema:
-            self.average = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(config.ema))  # type: ignore[no-untyped-call]
+            self.average = MovingAverage(model, config.ema)
         optimizers = make_optimizers(config, model, objective.method.text_learning_rate())
         self.wrapped, *prepared = accelerator.prepare(model, *optimizers.values())
         self.optimizers = dict(zip(optimizers, prepared, strict=True))
+        self.step = Step(config, accelerator, model, self.wrapped, objective, self.optimizers)
         self.position = Position()
         self.checkpoints = Checkpoints(out)
         self.metrics = MetricsBuffer()
@@ -81,6 +82,24 @@ class Trainer:
         self.eval_every = config.eval_every or max(1, self.steps // 5)
         self.save_every = config.save_every or self.eval_every
         self._read_at = time.perf_counter()
+
+    def settle(self, rows: int | None) -> None:
+        """Find what passes may take and compile the tower, where the settings ask for it; before `train`.
+
+        Args:
+            rows: images of a pass, where an interrupted run has found out; else None.
+        """
+        finding = self.config.batch_size is None
+        if not (finding or self.config.compile):
+            return
+        self.model.train()
+        visits = next(iter(self.sampler))
+        if finding:
+            found = rows or fitting_rows(self.step, collate([self.images[visits[0]]]))
+            self.step.rows = min(found, self.sampler.batch_size)
+            log.info("%d images a step, in passes of at most %d", self.sampler.batch_size, self.step.rows)
+        if self.config.compile:
+            compile_tower(self.step, collate([self.images[visit] for visit in visits[: self.step.rows]]))
 
     def train(self, progress: Progress, workers: int) -> None:
         """Run the loop.
@@ -115,50 +134,19 @@ class Trainer:
                     raise_interrupt(number)
 
     def _step(self, batches: Iterator[ImageBatch]) -> None:
-        """One step of the optimisers, over `accumulate` passes."""
+        """One step of the optimisers."""
         step = self.position.step
         torch.manual_seed(random_key(self.config.seed, step, self.accelerator.process_index))  # dropout and its like
         factor = lr_factor(step, self.steps, self.warmup, self.config.schedule)
         for optimizer in self.optimizers.values():
             set_learning_rate(optimizer, factor)
-        passes, norms = [], {}
-        for _ in range(self.config.accumulate):
-            images = next(batches).to(self.accelerator.device)
-            with self.accelerator.accumulate(self.wrapped):
-                losses, batch, attack = self.objective(self.model, images, step / self.steps, self.wrapped)
-                loss = torch.stack(list(losses.values())).sum()
-                self.accelerator.backward(loss)
-                if self.accelerator.sync_gradients:
-                    norms = self._clip()
-                for optimizer in self.optimizers.values():
-                    optimizer.step()
-                    optimizer.zero_grad()
-            attacked = {} if attack is None else {"attack": attack}
-            passes.append({**attacked, **losses, "loss": loss, **self._accuracy(batch, images)})
+        passes, norms = self.step(batches, step / self.steps, look=(step + 1) % READ_EVERY == 0)
         if self.average is not None:
-            self.average.update_parameters(self.model)
+            with record_function("clipguard: average"):
+                self.average.follow(self.model, first=step == 0)
         self.position.step += 1
-        self.metrics.add(self.position.step, passes, norms)
-
-    def _clip(self) -> dict[str, Tensor]:
-        """Limit each gradient's norm; returns what they were. Without a limit, the norms are there to be checked."""
-        parameters = {"image": self.model.image_parameters(), "text": self.model.text_parameters()}
-        limit = self.config.grad_clip or math.inf
-        return {
-            f"{name}_gradient": self.accelerator.clip_grad_norm_(parameters[name], limit) for name in self.optimizers
-        }
-
-    def _accuracy(self, batch: Batch, images: ImageBatch) -> dict[str, Tensor]:
-        """Batch accuracy; clean images cost a pass where the method needs none, so they are looked at now and then."""
-        clean = batch.clean
-        if clean is None and batch.labels is not None and (self.position.step + 1) % READ_EVERY == 0:
-            with torch.no_grad():
-                clean = self.wrapped(images.pixels)
-        accuracies = {
-            "adversarial_accuracy": batch_accuracy(batch, batch.adversarial),
-            "clean_accuracy": batch_accuracy(batch, clean),
-        }
-        return {name: value for name, value in accuracies.items() if value is not None}
+        with record_function("clipguard: metrics"):
+            self.metrics.add(self.position.step, passes, norms)
 
     def _read(self, metrics_log: MetricsLog) -> str:
         """Check and write the numbers since the last time; returns a line about the newest."""
@@ -175,7 +163,7 @@ class Trainer:
         """Score the model, or its moving average, and keep its weights if they are the best, or as good and newer."""
         assert self.validation is not None
         model = self.trained_model()
-        value, result = self.validation(model, progress)
+        value, result = self.validation(model, progress, self.step.rows or self.sampler.batch_size)
         step = self.position.step
         metrics_log.write([{"step": step, "validation": result}])
         self.accelerator.log({"validation": value}, step=step)

@@ -56,12 +56,18 @@ class Validation:
         """What the value is, in words."""
         return BY_ACCURACY if self.by_accuracy else BY_LOSS
 
-    def __call__(self, model: TunedModel, progress: Progress) -> tuple[float, Accuracies | ValidationLoss]:
-        """The value, and what it comes from. Leaves the model in the mode it had."""
+    def __call__(self, model: TunedModel, progress: Progress, rows: int) -> tuple[float, Accuracies | ValidationLoss]:
+        """The value, and what it comes from. Leaves the model in the mode it had.
+
+        Args:
+            model: what is scored.
+            progress: told of each image.
+            rows: images of a pass of the loss.
+        """
         training = model.training
         model.eval()
         try:
-            return self._by_accuracy(model, progress) if self.by_accuracy else self._by_loss(model, progress)
+            return self._by_accuracy(model, progress) if self.by_accuracy else self._by_loss(model, progress, rows)
         finally:
             model.train(training)
 
@@ -78,14 +84,14 @@ class Validation:
         for index in self.indices.tolist():
             yield Example(index, self.images.pixels(index).to(device), int(self.data.labels[index]))
 
-    def _by_loss(self, model: TunedModel, progress: Progress) -> tuple[float, ValidationLoss]:
+    def _by_loss(self, model: TunedModel, progress: Progress, rows: int) -> tuple[float, ValidationLoss]:
         device = model.image.mean.device
         progress.start("validation", len(self.indices))
         total = 0.0
-        for start in range(0, len(self.indices), self.config.batch_size):
-            indices = self.indices[start : start + self.config.batch_size].tolist()
-            rows = [(self.images.pixels(i), -1, random_key(self.config.seed, EPOCH, i)) for i in indices]
-            batch = collate(rows)
+        for start in range(0, len(self.indices), rows):
+            indices = self.indices[start : start + rows].tolist()
+            items = [(self.images.pixels(i), -1, random_key(self.config.seed, EPOCH, i)) for i in indices]
+            batch = collate(items)
             batch = batch._replace(pixels=batch.pixels.to(device))
             with torch.no_grad():
                 terms = self.objective(model, batch, END_OF_TRAINING, forward=model)

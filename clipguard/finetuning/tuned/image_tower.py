@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from clipguard.core.environment.quiet_libraries import quiet_libraries
 from clipguard.core.errors import FinetuneError
 from clipguard.finetuning.config import FinetuneConfig
 from clipguard.finetuning.tuned.lora import add_lora
@@ -29,6 +34,7 @@ class ImageTower(nn.Module):
     def __init__(self, visual: nn.Module, preprocessing: Preprocessing) -> None:
         super().__init__()
         self.memory_format = fast_memory_format(visual)
+        self._through: Callable[[Tensor], Any] | None = None
         self.visual = visual.to(memory_format=self.memory_format)
         self.register_buffer("mean", torch.tensor(preprocessing.mean).view(1, 3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(preprocessing.std).view(1, 3, 1, 1), persistent=False)
@@ -40,8 +46,18 @@ class ImageTower(nn.Module):
                 module.eval()
         return self
 
+    @contextmanager
+    def through(self, visual: Callable[[Tensor], Any] | None) -> Iterator[None]:
+        """Meanwhile normalised pixels pass through this function in place of `visual`: the same, compiled."""
+        self._through = visual
+        try:
+            yield
+        finally:
+            self._through = None
+
     def forward(self, pixels: Tensor) -> Tensor:
-        out = self.visual(((pixels - self.mean) / self.std).contiguous(memory_format=self.memory_format))
+        visual = self._through or self.visual
+        out = visual(((pixels - self.mean) / self.std).contiguous(memory_format=self.memory_format))
         features: Tensor = out[0] if isinstance(out, tuple) else out  # CoCa's tower gives its tokens, too
         return features.float()
 
@@ -76,3 +92,18 @@ def choose_weights(visual: nn.Module, config: FinetuneConfig) -> None:
             ) from error
     if config.lora:
         add_lora(visual, config.lora)
+
+
+def checkpoint_gradients(visual: nn.Module) -> None:
+    """Keep activations at the borders of blocks alone, and compute those between once more in the backward pass.
+
+    Raises:
+        FinetuneError: where open_clip has no such blocks.
+    """
+    with quiet_libraries():  # of timm's towers, some say in the log that they cannot
+        getattr(visual, "set_grad_checkpointing", lambda: None)()
+    if not any(getattr(module, "grad_checkpointing", False) for module in visual.modules()):
+        raise FinetuneError(
+            f"`grad_checkpointing`: open_clip cannot do it for {type(visual).__name__}; leave it out, and use"
+            " `batch_size=auto` to save memory."
+        )
