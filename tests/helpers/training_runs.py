@@ -65,9 +65,9 @@ def make_config(model: str, dataset: str, method: str = "tecoa", **settings: Any
 def make_trainer(config: FinetuneConfig, out: Path) -> Trainer:
     """A trainer as a run makes it, without validation."""
     method, text_mode = check(config)
-    accelerator = Accelerator(cpu=True, gradient_accumulation_steps=config.accumulate)
+    accelerator = Accelerator(cpu=config.device != "cuda", gradient_accumulation_steps=config.accumulate)
     data = open_data(config, needs_labels="labels" in method.all_needs())
-    loaded = load_model(config.model)
+    loaded = load_model(config.model, device=accelerator.device)
     torch.manual_seed(config.seed)
     model, objective = make_objective(config, method, text_mode, loaded, data, accelerator.autocast)
     images = TrainingImages(data, loaded.preprocess(), config)
