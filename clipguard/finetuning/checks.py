@@ -37,7 +37,8 @@ def check(config: FinetuneConfig, sources: Sources = NAMED) -> tuple[Method, Tex
     divided = config.effective_batch is not None and (config.batch_size or 0) < config.effective_batch
     if divided and not method.divisible():
         raise FinetuneError(
-            f"{config.method} takes a batch as a whole, its loss is no mean over images: give `batch_size` alone."
+            f"{config.method} takes a batch as a whole, its loss is no mean over images: give `batch_size` as a number,"
+            " without `effective_batch`."
         )
     if config.wise_ft < 1 and mode in NOT_IN_THE_WEIGHTS:
         raise FinetuneError(f"`wise_ft` mixes weights, but text={mode} is not in the weights; leave it out.")

@@ -17,7 +17,7 @@ from clipguard.core.progress import Silent
 from clipguard.finetuning.config import FinetuneConfig
 from clipguard.finetuning.data import images as training_images
 from clipguard.finetuning.data.augmentation import crop_and_mirror
-from clipguard.finetuning.data.batches import load_batches
+from clipguard.finetuning.data.batches import choose_workers, load_batches
 from clipguard.finetuning.data.images import TrainingImages
 from clipguard.finetuning.data.sampler import ResumableBatchSampler
 from clipguard.finetuning.data.training_data import divide, open_data
@@ -37,6 +37,16 @@ def test_validation_images_come_from_the_training_split_and_are_not_trained_on()
     assert len(np.unique(data.labels[data.validation])) == 13  # stratified
     other = open_data(replace(ANIMALS, seed=1), needs_labels=True)
     assert set(other.validation) != set(data.validation)
+
+
+def test_a_gpu_gets_as_many_processes_as_its_batches_take_work(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("os.cpu_count", lambda: 12)
+    cpu, cuda = torch.device("cpu"), torch.device("cuda")
+    augmented = replace(ANIMALS, augment="standard")
+    assert [choose_workers(ANIMALS, cached, cpu) for cached in (True, False)] == [0, 12]
+    assert [choose_workers(ANIMALS, cached, cuda) for cached in (True, False)] == [2, 12]
+    assert choose_workers(augmented, True, cuda) == 12
+    assert choose_workers(replace(ANIMALS, workers=5), True, cpu) == 5
 
 
 def test_n_samples_limits_both_parts() -> None:

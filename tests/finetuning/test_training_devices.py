@@ -48,7 +48,19 @@ def test_8_bit_pixels_are_divided_as_on_the_cpu() -> None:
     assert torch.equal(there.cpu(), here)
 
 
-@pytest.mark.parametrize("extra", [{"lora": 2}, {"ema": 0.5}, {"wise_ft": 0.6}, {"accumulate": 2}, {"norm": "l2"}])
+@pytest.mark.parametrize(
+    "extra",
+    [
+        {"lora": 2},
+        {"ema": 0.5},
+        {"wise_ft": 0.6},
+        {"accumulate": 2},
+        {"norm": "l2"},
+        {"grad_checkpointing": True},
+        {"compile": True},
+        {"batch_size": "auto", "effective_batch": 8},
+    ],
+)
 def test_options_work_there(extra: dict[str, Any], settings: dict[str, Any], tmp_path: Path) -> None:
     assert clipguard.finetune("tima", out=tmp_path / "out", **settings, **extra).run["complete"]
 

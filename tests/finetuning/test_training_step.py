@@ -133,7 +133,7 @@ def test_a_tower_without_blocks_cannot_be_checkpointed(images: str, tmp_path: Pa
 @pytest.mark.parametrize("method", ["tecoa", "fare", "trades", "pmg-aft", "tima", "tima(text=encoder)", "sim-clip"])
 def test_a_step_in_parts_is_the_step(method: str, vit: str, images: str, tmp_path: Path) -> None:
     """Of unequal parts, too: 6 images as 4 and 2."""
-    given = {"method": method, "steps": 2, **EXACT}
+    given = {"method": method, "steps": 2, "norm": "l2", "eps": "1", **EXACT}  # a sign magnifies rounding, too
     whole = trained(vit, images, tmp_path / "whole", batch_size=6, **given)
     parts = trained(vit, images, tmp_path / "parts", batch_size=4, effective_batch=6, **given)
     assert largest_difference(whole, parts) < 5e-6

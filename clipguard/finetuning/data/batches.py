@@ -65,7 +65,12 @@ def collate(rows: list[tuple[Tensor, int, int]]) -> ImageBatch:
 
 
 def choose_workers(config: FinetuneConfig, cached: bool, device: torch.device) -> int:
-    """Processes that make batches: none where they are decoded already, unless a GPU would wait for the rest of it."""
+    """Processes that make batches: none where they are decoded already, unless a GPU would wait for the rest of it.
+
+    That is soon done without augmentation, and every process takes time to start.
+    """
     if config.workers is not None:
         return config.workers
-    return 0 if cached and device.type == "cpu" else min(MOST_WORKERS, os.cpu_count() or 1)
+    if cached and device.type == "cpu":
+        return 0
+    return min(2 if cached and config.augment == "none" else MOST_WORKERS, os.cpu_count() or 1)
