@@ -170,6 +170,20 @@ def test_modes_agree_on_what_they_must(norm: Norm) -> None:
     assert fewer.costs["apgd-ce"].forward < more.costs["apgd-ce"].forward
 
 
+def test_what_a_nested_run_has_to_confirm_is_confirmed_side_by_side() -> None:
+    """A survivor of the largest eps faces all smaller ones at once, so that passes of few images are not empty."""
+    model = Wrapped(precise(), lambda logits, _x, _calls: logits).eval()
+    examples = labelled(model.model, uniform(3, 3, 8, 8))
+    eps = [0, 1e-6, 2e-6, 3e-6, 4e-6]
+    calls, outcomes = [], []
+    for batch_size in (1, 64):
+        model.calls = 0
+        outcomes.append(run(model, examples, "pgd-9", eps, eps_mode="nested", batch_size=batch_size))
+        calls.append(model.calls)
+    compare(*outcomes)
+    assert calls == [3 + 3 * (10 + 3 * 21), 1 + 10 + 21]
+
+
 def test_a_break_found_while_confirming_counts_for_larger_eps_too() -> None:
     """FGSM overshoots at the large eps of a model that is wrong only in a shell around the clean image."""
 

@@ -141,7 +141,8 @@ class Caseload:
         """Note the start of an image's next unit at an eps, which is its first there if the eps is new."""
         work = self._work[number]
         if eps_index not in work.eps_states:
-            units = self._units(len(work.ranking) + 1, full=work.full or eps_index != work.eps_index)
+            ahead = eps_index != work.eps_index and self.options.eps_mode != "nested"
+            units = self._units(len(work.ranking) + 1, full=work.full or ahead)
             work.eps_states[eps_index] = EpsState(units, work.clean_margin, image=self._clean_image(work))
         return Start(number, eps_index, work.eps_states[eps_index].begin(), work)
 
@@ -153,12 +154,14 @@ class Caseload:
 
     def _eps_ahead(self, work: Work) -> Iterator[int]:
         """The eps that an image may have to face, as far as that can be told."""
-        end = work.eps_index + 1 if self.options.eps_mode == "nested" else len(self.eps_values)
-        for eps_index in range(work.eps_index, end):
+        faced = range(work.eps_index, len(self.eps_values))
+        if self.options.eps_mode == "nested":  # what an image survived is confirmed at all smaller eps, and nothing more
+            faced = range(work.eps_index, work.eps_index - 1 if work.full else -1, -1)
+        for eps_index in faced:
             known = work.example.known.get(self.eps_values[eps_index])
-            if known is None:
+            if known is None and self.eps_values[eps_index] > 0:  # the clean image is known
                 yield eps_index
-            elif self.options.eps_mode == "ascending" and not known.robust:
+            elif self.options.eps_mode == "ascending" and known is not None and not known.robust:
                 return
 
     def _next_eps(self, number: int, broken: bool | None) -> bool:
