@@ -31,6 +31,12 @@ def vocabulary() -> Iterator[None]:
         yield
 
 
+@pytest.fixture
+def short_square(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The doctor's Square attack with few of its queries, which take most of its time where images are few."""
+    monkeypatch.setattr("clipguard.sanity.examination.SQUARE_QUERIES", 20)
+
+
 @pytest.fixture(autouse=True)
 def leaves_nothing_behind(working_directory: Path) -> Iterator[None]:
     """Fails a test that leaves files in the working directory; `tmp_path` and `monkeypatch.chdir` are for them."""

@@ -141,6 +141,7 @@ def _grey(level: int) -> Any:
     return Image.new("RGB", (8, 8), (level,) * 3)
 
 
+@pytest.mark.usefixtures("short_square")
 def test_names_and_data_sets_in_doctor(food: clipguard.ZeroShotDataset) -> None:
     how: dict[str, Any] = {"eps": "4", "attack": "pgd-2", "n_samples": 4}
     named = clipguard.doctor("tiny", "emoji-food", transfer_from="tiny", **how)

@@ -231,6 +231,7 @@ def test_the_interface_is_listed_and_there() -> None:
         assert getattr(clipguard, name).__doc__ or name == "__version__"
 
 
+@pytest.mark.usefixtures("short_square")
 def test_saved_findings_are_whole(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     bad = clipguard.Finding("class-order", "failure", "two names", {"bad": 2})
     findings = clipguard.Findings([clipguard.Finding("finite", "ok", "all are"), bad])

@@ -16,6 +16,7 @@ FAST = ["-q", "doctor", "-d", "emoji-food", "-n", "6", "--eps", "8", "--attack"]
 DOCS = Path(__file__).parents[2] / "docs" / "doctor.md"
 
 
+@pytest.mark.usefixtures("short_square")
 def test_a_quiet_diagnosis_as_json(capsys: pytest.CaptureFixture[str]) -> None:
     assert run([*FAST, "pgd-5", "--transfer-from", "tiny", "--format", "json"]) == 0
     content = json.loads(capsys.readouterr().out)
@@ -27,6 +28,7 @@ def test_a_quiet_diagnosis_as_json(capsys: pytest.CaptureFixture[str]) -> None:
     assert len(content["run"]["examined"]) == 6
 
 
+@pytest.mark.usefixtures("short_square")
 def test_a_failure_as_a_table(capsys: pytest.CaptureFixture[str]) -> None:
     assert run([*FAST, "pgd-2", "--logit-scale", "1e6"]) == 1
     out = " ".join(capsys.readouterr().out.split())

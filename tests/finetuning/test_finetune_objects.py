@@ -108,6 +108,7 @@ def test_a_run_of_objects_is_not_resumed(
         run_finetune(config, out, "", StopsAfter(24 + 5), sources=Sources(clipguard.load_model(vit)))
     with pytest.raises(ClipguardError, match="was given `model` in memory, which is gone: start it again from Python"):
         resume_finetune(out)
+    capsys.readouterr()
     assert run(["finetune", "--resume", str(out)]) == 2
     error = capsys.readouterr().err
     assert "in memory, which is gone" in error

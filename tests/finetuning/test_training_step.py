@@ -243,7 +243,7 @@ def test_a_compiled_tower_trains_the_same_resumes_and_leaves_plain_weights(
     with caplog.at_level(logging.WARNING, "clipguard"):
         break_off({**given, "compile": True}, tmp_path / "compiled", monkeypatch)
         resume_finetune(tmp_path / "compiled")
-    assert not [r for r in caplog.records if r.name == "clipguard" and "compile" in r.message]
+    assert not [r for r in caplog.records if r.name == "clipguard" and r.levelno >= logging.WARNING]
     assert torch._dynamo.utils.counters["stats"]["unique_graphs"] > 0
     states = [clipguard.load_model(f"local-dir:{tmp_path / name}").model.state_dict() for name in ("plain", "compiled")]
     assert largest_difference(*states) < 1e-5

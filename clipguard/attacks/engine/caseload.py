@@ -155,7 +155,7 @@ class Caseload:
     def _eps_ahead(self, work: Work) -> Iterator[int]:
         """The eps that an image may have to face, as far as that can be told."""
         faced = range(work.eps_index, len(self.eps_values))
-        if self.options.eps_mode == "nested":  # what an image survived is confirmed at all smaller eps, and nothing more
+        if self.options.eps_mode == "nested":  # survivors only confirm all smaller eps
             faced = range(work.eps_index, work.eps_index - 1 if work.full else -1, -1)
         for eps_index in faced:
             known = work.example.known.get(self.eps_values[eps_index])

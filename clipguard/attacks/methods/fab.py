@@ -12,7 +12,7 @@ from clipguard.attacks import losses
 from clipguard.attacks.base import Attack
 from clipguard.attacks.random import PerImageRandom
 from clipguard.attacks.state import AttackState
-from clipguard.attacks.threat import ThreatModel, choose, l2_norm, largest, per_row
+from clipguard.attacks.threat import ThreatModel, l2_norm, largest, per_row
 from clipguard.core.eps import Norm
 
 ALPHA_MAX = 0.1  # largest pull towards the clean image
@@ -122,7 +122,7 @@ class FABTargeted(Attack):
         on = step.nonzero().squeeze(1) if asking_is_free(x) else None
         if on is None or len(on) == state.n:  # a row that takes no step is projected for nothing
             projected = self._towards_boundary(x, state["x0"], loss, grad, threat.norm)
-            choose(step, projected, x_next)
+            x_next = torch.where(per_row(step, x), projected, x_next)
         elif len(on):
             x_next[on] = self._towards_boundary(x[on], state["x0"][on], loss[on], grad[on], threat.norm)
         state["x"] = x_next

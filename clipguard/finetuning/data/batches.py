@@ -10,11 +10,13 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from clipguard.core.environment.workers import MOST_WORKERS, prepare_worker
+from clipguard.core.environment.workers import prepare_worker
 from clipguard.finetuning.config import FinetuneConfig
 from clipguard.finetuning.data.images import TrainingImages
 from clipguard.finetuning.data.sampler import ResumableBatchSampler
 from clipguard.models.preprocessing import from_8bit
+
+MOST_WORKERS = 16  # that are started without being asked for
 
 
 class ImageBatch(NamedTuple):
