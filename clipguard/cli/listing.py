@@ -109,8 +109,8 @@ def _attacks() -> None:
 
 
 def _datasets() -> None:
-    from clipguard.data import list_datasets, registry
-    from clipguard.data.registry import groups
+    from clipguard.data import list_datasets
+    from clipguard.data.registry import groups, registry
 
     for d in list_datasets():
         echo(

@@ -8,8 +8,6 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
-import numpy as np
-
 from clipguard.core.notices import notice
 from clipguard.data.images import EncodedImage
 
@@ -62,6 +60,8 @@ def decode(encoded: EncodedImage, how: Decode = "upright") -> Decoded:
 
 
 def _decode_upright(encoded: EncodedImage) -> Decoded:
+    import numpy as np
+
     with _open(encoded) as image:
         changes: set[Change] = set()
         if _has_frames(image):
@@ -128,6 +128,7 @@ def to_rgb(image: PIL.Image.Image, bits: int = 16, *, inverted: bool = False) ->
     Raises:
         ValueError: for an unknown range.
     """
+    import numpy as np
     import PIL.Image
 
     if image.mode == "F":

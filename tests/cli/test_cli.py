@@ -81,8 +81,9 @@ def test_help_version_and_lists(capfd: pytest.CaptureFixture[str]) -> None:
 
 
 @pytest.mark.parametrize("command", ["bench", "compare", "finetune", "merge", "convert", "inspect"])
-def test_help_loads_no_torch(command: str) -> None:
-    code = f"import sys; from clipguard.cli import run; run(['{command}', '--help']); sys.exit('torch' in sys.modules)"
+def test_help_loads_neither_torch_nor_numpy(command: str) -> None:
+    code = f"import sys; from clipguard.cli import run; run(['{command}', '--help']); "
+    code += "sys.exit(bool({'torch', 'numpy'} & set(sys.modules)))"
     subprocess.run([sys.executable, "-c", code], check=True, stdout=subprocess.DEVNULL)
 
 

@@ -13,7 +13,7 @@ from PIL import Image
 
 from clipguard.benchmark.protocols import PROTOCOLS
 from clipguard.cli import run
-from clipguard.data import registry
+from clipguard.data.registry import registry
 
 
 @pytest.fixture(autouse=True)

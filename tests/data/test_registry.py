@@ -11,10 +11,10 @@ from dataset_files import COLOURS, png, samples, write_clip_benchmark, write_tar
 
 from clipguard.benchmark.protocols import PROTOCOLS
 from clipguard.core.errors import DatasetError, SplitError
-from clipguard.data import ZeroShotDataset, expand_groups, load_dataset, load_images, registry
+from clipguard.data import ZeroShotDataset, expand_groups, load_dataset, load_images
 from clipguard.data.availability import check_registry
 from clipguard.data.classes.names import MENDED, style_names
-from clipguard.data.registry import groups
+from clipguard.data.registry import groups, registry
 
 PCAM = ["lymph node", "lymph node containing metastatic tumor tissue"]
 
