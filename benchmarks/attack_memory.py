@@ -12,14 +12,12 @@ import resource
 import subprocess
 import sys
 
-import open_clip
 import torch
-from common import Cell, attack, provenance, save
+from common import Cell, attack, provenance, save, untrained
 from torch.nn import functional as F
 
 from clipguard.attacks.engine.outcome import Example
 from clipguard.models.classifier import ZeroShotClassifier
-from clipguard.models.preprocessing import Preprocessing
 
 MODELS = {"ViT-B-32": 64, "RN50": 16}  # batch sizes
 # A robust image's steps: nothing succeeds within a radius of 1e-6.
@@ -34,13 +32,7 @@ def peak() -> int:
 
 def growth(architecture: str, what: str, n: int) -> int:
     """Bytes by which the peak grows when the batch is processed, once a single image has been."""
-    torch.manual_seed(0)
-    model = open_clip.create_model(architecture)
-    size = open_clip.get_model_config(architecture)["vision_cfg"]["image_size"]
-    text = F.normalize(torch.randn(model.text_projection.shape[1], 20), dim=0)
-    # Norm and logits of a trained model matter to nothing here but the attack's success.
-    preprocessing = Preprocessing((size, size), (0.5, 0.5, 0.5), (0.25, 0.25, 0.25))
-    classifier = ZeroShotClassifier(model, text, preprocessing, "model")
+    classifier, size = untrained(architecture)
     images = torch.rand(n, 3, size, size)
     with torch.no_grad():
         labels = torch.cat([classifier(x[None]).argmax(dim=1) for x in images])

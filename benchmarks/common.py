@@ -9,8 +9,10 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
+import open_clip
 import torch
 from torch import nn
+from torch.nn import functional as F
 
 import clipguard
 from clipguard.attacks.engine.costs import Cost
@@ -20,7 +22,10 @@ from clipguard.attacks.engine.outcome import Example, ImageOutcome
 from clipguard.attacks.engine.reference import ReferenceEngine
 from clipguard.attacks.recipes import parse_recipe
 from clipguard.attacks.threat import ThreatModel
+from clipguard.core.environment.quiet_libraries import quiet_libraries
 from clipguard.core.records.provenance import versions
+from clipguard.models.classifier import ZeroShotClassifier
+from clipguard.models.preprocessing import Preprocessing
 
 RESULTS = Path(__file__).parent / "results"
 ENGINES = {"clipguard": Engine, "reference": ReferenceEngine}
@@ -44,6 +49,20 @@ def load_cell(model: str, dataset: str, n: int | None, seed: int = 0) -> Cell:
     examples = [Example(i, preprocess(data.image(i)), int(data.labels[i])) for i in data.subset(n, seed).tolist()]
     what = f"{Path(loaded.info.architecture).name}, sha256 {loaded.info.sha256[:16]}"
     return Cell(dataset, loaded.classifier(data.class_names, data.templates), examples, what)
+
+
+def untrained(architecture: str, classes: int = 20) -> tuple[ZeroShotClassifier, int]:
+    """A classifier of an open_clip architecture with random weights and class vectors, and the side of its images.
+
+    Norm and logits of a trained model matter to an attack's success, not to what its passes cost.
+    """
+    torch.manual_seed(0)
+    with quiet_libraries():
+        model = open_clip.create_model(architecture)
+    size = open_clip.get_model_config(architecture)["vision_cfg"]["image_size"]
+    text = F.normalize(torch.randn(model.text_projection.shape[1], classes), dim=0)
+    preprocessing = Preprocessing((size, size), (0.5, 0.5, 0.5), (0.25, 0.25, 0.25))
+    return ZeroShotClassifier(model, text, preprocessing, "model"), size
 
 
 def attack(
