@@ -6,7 +6,8 @@ ConvNeXt-B and the embedded model:
 - rates: images/s of a bare open_clip tower's forward and input gradient, and of its forward alone, in bfloat16, TF32
   and float32, eager and compiled, over batch sizes;
 - attacks: clipguard's images/s and passes/s where nothing falls, and in per cent of the bare rates (the seconds that
-  its passes would take there, over the seconds that they took);
+  its passes would take there, over the seconds that they took; clean images and verification, which are always float32
+  and eager, included);
 - reference: the same work by the reference library, in float32, eager, and how many times faster clipguard is;
 - suites: the wall time of 1,000 images under `autoattack-fast` and `autoattack` at three eps, once where nothing falls
   and once where nothing stands. What would take over `--limit` seconds is reckoned from the passes that it needs, and

@@ -19,8 +19,6 @@ import tempfile
 import time
 from typing import Any
 
-from common import provenance, save
-
 IMPORTS = "import torch, open_clip"
 COMMANDS = {
     IMPORTS: ["-c", IMPORTS],
@@ -84,6 +82,8 @@ def main() -> None:
         for name in list(COMMANDS)[:: -1 if repeat % 2 else 1]:
             runs[name].append(start(name)[0])
             print(name, json.dumps(runs[name][-1]), flush=True)
+    from common import provenance, save  # not before: a process's peak is at least what its parent holds
+
     results: dict[str, dict[str, Any]] = {}
     for name, found in runs.items():
         columns = {key: [run[key] for run in found] for key in found[0]}
