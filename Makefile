@@ -27,7 +27,7 @@ COMPARE = $(BIN)/clipguard --quiet compare --max-drop 4 --fail-on any-drop
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help bench test invariance lint format build docs pictures regression baseline clean FORCE
+.PHONY: help bench benchmarks test invariance lint format build docs pictures regression baseline clean FORCE
 
 help: ## show this list
 	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1|\2/p' $(MAKEFILE_LIST) | awk -F'|' '{ printf "%-14s %s\n", $$1, $$2 }'
@@ -69,6 +69,9 @@ docs: $(INSTALLED_DEV) ## the docs site in site/; ARGS=serve shows it at localho
 
 pictures: $(INSTALLED_DEV) ## draw docs/images anew, from runs in build/pictures (an hour without them; needs Chromium)
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/pictures.py
+
+benchmarks: $(INSTALLED) ## measure anew what benchmarks/README.md shows (hours; ARGS=--list says which)
+	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/run_all.py $(ARGS)
 
 regression: $(INSTALLED) ## fail if the embedded model got less accurate than the committed baseline, or its attacks weaker
 	rm -rf build/regression
