@@ -22,7 +22,7 @@ from common import provenance, save
 
 from clipguard.core.environment.allocator import keep_memory
 
-MODELS = {"ViT-B-32": 32, "RN50": 32, "convnext_base": 8, "EVA02-B-16": 8, "tiny": 64}
+MODELS = {"tiny": 64, "MobileCLIP-S1": 16, "RN50": 16, "ViT-B-32": 4}
 PASSES = 4
 
 
