@@ -6,6 +6,11 @@ import torch
 from torch import Tensor
 
 
+def asking_is_free(x: Tensor) -> bool:
+    """Whether a question about numbers makes nobody wait, since they are on the processor that asks."""
+    return x.device.type == "cpu"
+
+
 class AttackState(dict[str, Tensor]):
     """Equally long tensors by name. Attacks add columns of their own to those that the engine keeps for every row.
 

@@ -117,9 +117,13 @@ def test_a_subclass_with_steps_of_its_own_is_not_taken_to_be_memoryless() -> Non
     assert (PGD.memoryless, OtherLoss.memoryless, Momentum.memoryless, APGD.memoryless) == (True, True, False, False)
 
 
+@pytest.mark.parametrize("free", [True, False])
 @pytest.mark.parametrize(("start", "period"), [(0, 1), (3, 2), (9, 4), (20, 7), (30, 11)])
-def test_cycles_of_any_period_are_found_and_nothing_else_is(start: int, period: int) -> None:
+def test_cycles_of_any_period_are_found_and_nothing_else_is(
+    start: int, period: int, free: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Rows at different steps; the second never repeats itself, and differs from its anchor in one value's last bit."""
+    monkeypatch.setattr("clipguard.attacks.engine.cycles.asking_is_free", lambda _x: free)
     points = uniform(start + period, 3, 2, 2)
     at = [t if t < start else start + (t - start) % period for t in range(200)]
     never = [points[0].clone() for _ in range(200)]

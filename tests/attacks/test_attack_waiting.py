@@ -12,8 +12,8 @@ from attack_models import engine, labelled, small_conv, uniform
 from torch._dynamo.testing import CompileCounter
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from clipguard.attacks.engine import cycles, rows, verification
 from clipguard.attacks.engine import engine as engine_module
-from clipguard.attacks.engine import rows, verification
 from clipguard.attacks.engine.engine import Engine
 from clipguard.attacks.engine.passes.batching import filled, fixed_sizes
 from clipguard.attacks.methods import fab
@@ -48,8 +48,9 @@ class Asked(TorchDispatchMode):
 
 @pytest.fixture
 def like_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
-    """FAB asks on a CPU, where that is free."""
-    monkeypatch.setattr(fab, "asking_is_free", lambda _x: False)
+    """FAB and the search for cycles ask on a CPU, where that is free."""
+    for module in (fab, cycles):
+        monkeypatch.setattr(module, "asking_is_free", lambda _x: False)
 
 
 @pytest.mark.usefixtures("like_a_gpu")

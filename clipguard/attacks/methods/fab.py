@@ -11,7 +11,7 @@ from torch import Tensor
 from clipguard.attacks import losses
 from clipguard.attacks.base import Attack
 from clipguard.attacks.random import PerImageRandom
-from clipguard.attacks.state import AttackState
+from clipguard.attacks.state import AttackState, asking_is_free
 from clipguard.attacks.threat import ThreatModel, l2_norm, largest, per_row
 from clipguard.core.eps import Norm
 
@@ -20,11 +20,6 @@ OVERSHOOT = 1.05  # eta
 NEWTON_STEPS = 50  # enough for any row; three are usual
 UNASKED_STEPS = 12  # where asking whether they were enough would make a GPU wait
 BACKWARD = 0.9  # beta
-
-
-def asking_is_free(x: Tensor) -> bool:
-    """Whether a question about numbers makes nobody wait, since they are on the processor that asks."""
-    return x.device.type == "cpu"
 
 
 def project_on_hyperplane(x: Tensor, w: Tensor, offset: Tensor, norm: Norm) -> Tensor:
