@@ -67,7 +67,8 @@ def check_model(model: Any, images: Tensor) -> None:
 
 
 def _images(value: Any) -> Tensor:
-    images = torch.from_numpy(value) if isinstance(value, np.ndarray) and value.dtype.kind in "biuf" else value
+    is_array = isinstance(value, np.ndarray) and value.dtype.kind in "biuf"
+    images = torch.from_numpy(value if value.flags.writeable else value.copy()) if is_array else value
     if not isinstance(images, Tensor):
         what = f"a {type(value).__name__}" + (f" of {value.dtype}" if isinstance(value, np.ndarray) else "")
         raise AttackError(f"Images must be a tensor (N, C, H, W) in [0,1], not {what}: give torch.stack of tensors.")

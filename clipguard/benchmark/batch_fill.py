@@ -22,6 +22,7 @@ from clipguard.core.records.provenance import versions
 from clipguard.core.records.run import BatchInvariance
 from clipguard.models.classifier import ZeroShotClassifier
 from clipguard.models.loading import LoadedModel
+from clipguard.models.module_model import FORMAT
 
 TEST = 2  # increase it when the self-test changes: answers of another one are not used
 PACKAGES = ("torch", "torchvision", "open_clip_torch", "timm")
@@ -35,7 +36,7 @@ def settle_fill(
 ) -> tuple[EngineOptions, BatchInvariance]:
     """The options with the fill to use, whether cycles may be cut, and the answer for the record.
 
-    It is looked up, or found by passes of a few batches and kept in the user's cache.
+    It is looked up, or found by passes of a few batches and kept in the user's cache; of a module it is always found.
 
     Args:
         model: what is run.
@@ -60,7 +61,8 @@ def settle_fill(
         "attacked": attacked,
     }
     file = _folder() / f"{hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()}.json"
-    answer = _answers.get(file) or _read(file)
+    is_known = model.info.format != FORMAT  # a module's code, and what it keeps beside its weights, are in no key
+    answer = (_answers.get(file) or _read(file)) if is_known else None
     if answer is None:
         log.info("Self-test: do the results of %s depend on the batch, on this processor?", model.info.name)
         fill, holds = find_fill(
@@ -72,7 +74,8 @@ def settle_fill(
             gradients=attacked,
         )
         answer = {"holds": holds, "fill": fill}
-        _keep(file, {"key": key, "answer": answer})
+        if is_known:
+            _keep(file, {"key": key, "answer": answer})
     _answers[file] = answer
     if not answer["holds"]:
         log.warning("%s: %s", model.info.name, NO_PROMISE)

@@ -75,7 +75,10 @@ def dataset_of_arrays(
 
 def _pixels(images: Any) -> npt.NDArray[np.uint8]:
     """(N, H, W, 3) uint8."""
-    array = np.asarray(images.detach().cpu() if hasattr(images, "detach") else images)
+    if hasattr(images, "detach"):
+        images = images.detach().cpu()
+        images = images.float() if images.is_floating_point() else images  # NumPy has no bfloat16
+    array = np.asarray(images)
     if array.ndim != 4:
         raise DatasetError(f"Images must be (N, H, W, 3) uint8 or (N, 3, H, W) in [0,1], not {array.shape}.")
     if array.dtype == np.uint8 and array.shape[3] == 3:

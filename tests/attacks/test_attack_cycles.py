@@ -155,12 +155,19 @@ def test_bench_counts_what_was_not_needed_and_the_store_remembers_it(tmp_path: P
 
 
 def test_a_random_model_is_never_cut() -> None:
+    """Nor one that was none in an earlier run: what makes it random is neither in its class nor in its weights."""
+
     class Noisy(nn.Module):
+        amount = 0.0
+
         def forward(self, x: Tensor) -> Tensor:
-            return Precise(SmallConv(2)).eval()(x) + 1e-3 * torch.randn(len(x), 2)
+            return Precise(SmallConv(2)).eval()(x) + self.amount * torch.randn(len(x), 2)
 
     images = (uniform(12, 3, 8, 8) * 255).round() / 255
-    result = clipguard.bench(
-        Noisy().eval(), (images, torch.zeros(12, dtype=torch.int64), ["a", "b"]), attacks="pgd-30(step_size=1)", eps="1"
-    )
-    assert not any("skipped" in stage for cost in result.run["costs"] for stage in cost["stages"].values())
+    data = (images, torch.zeros(12, dtype=torch.int64), ["a", "b"])
+    for amount, is_cut in ((0.0, True), (1e-3, False)):
+        module = Noisy().eval()
+        module.amount = amount
+        result = clipguard.bench(module, data, attacks="pgd-30(step_size=1)", eps="1")
+        assert result.run["batch_invariant"]["Noisy"]["holds"] == is_cut
+        assert any("skipped" in stage for cost in result.run["costs"] for stage in cost["stages"].values()) == is_cut

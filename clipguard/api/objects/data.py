@@ -5,12 +5,19 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from clipguard.api.objects.kinds import is_table
+import numpy as np
+
+from clipguard.api.objects.kinds import is_table, shown
 from clipguard.core.errors import ClipguardError
 from clipguard.data import ZeroShotDataset
 from clipguard.data.classes.lists import parse_classes
 from clipguard.data.in_memory import dataset_of_arrays
 from clipguard.data.sources import dataset_of_table
+
+
+def _are_names(names: Any) -> bool:
+    """Whether they are texts in an order."""
+    return isinstance(names, (list, tuple, np.ndarray)) and all(isinstance(name, str) for name in names)
 
 
 def open_in_memory(data: Any, name: str, settings: Mapping[str, Any], *, needs_text: bool) -> ZeroShotDataset:
@@ -32,8 +39,10 @@ def open_in_memory(data: Any, name: str, settings: Mapping[str, Any], *, needs_t
     if is_table(data):
         return dataset_of_table(data, name, **settings)
     names, classes = data[2] if len(data) == 3 else None, settings.get("classes")
-    if isinstance(names, str):
-        raise ClipguardError(f"{name}: class names are a list, as in ['cat', 'dog'], not one text.")
+    if names is not None and not _are_names(names):
+        raise ClipguardError(f"{name}: class names are a list of texts, as in ['cat', 'dog'], not {shown(names)}.")
+    if names is not None and classes:
+        raise ClipguardError(f"{name}: it has class names already: leave `classes` out.")
     if names is None and classes:
         names = parse_classes(str(classes)).names
     if names is None and needs_text:

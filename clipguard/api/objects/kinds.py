@@ -56,7 +56,7 @@ def is_arrays(value: Any) -> bool:
 def is_table(value: Any) -> bool:
     """Whether it is a `datasets.Dataset`, told without importing that library."""
     is_of_library = type(value).__module__.partition(".")[0] == "datasets"
-    return is_of_library and hasattr(value, "features") and hasattr(value, "__getitem__")
+    return is_of_library and all(hasattr(value, name) for name in ("features", "__getitem__", "__len__"))
 
 
 def shown(value: Any) -> str:

@@ -11,7 +11,7 @@ from torch import nn
 
 from clipguard.api.objects.attacks import as_recipe, spell_attack
 from clipguard.api.objects.data import open_in_memory
-from clipguard.api.objects.kinds import IN_MEMORY, free_name, in_memory, members, shown
+from clipguard.api.objects.kinds import IN_MEMORY, free_name, in_memory, is_arrays, members, shown
 from clipguard.attacks.base import Attack
 from clipguard.attacks.recipes import Recipe
 from clipguard.attacks.registry import SUITES, attack_class
@@ -33,9 +33,11 @@ SETTLED = {  # settings of a plan that an object has already
         "image_column",
         "label_column",
     ),
+    "arrays": ("split", "class_names", "image_column", "label_column", "data_root"),
     "model": ("text",),
     "module": ("text", "logit_scale"),
 }
+NONE = {"module": "a module has", "arrays": "arrays have"}
 
 
 class Named:
@@ -87,6 +89,8 @@ class Named:
             self._refuse("dataset", "load_dataset")
             if self._options.get("protocol") is not None:
                 raise ClipguardError("`protocol` says how a data set is opened: name the data set, and it will be.")
+        elif is_arrays(data):
+            self._refuse("arrays", "")
         name = self._name(data, data.name if isinstance(data, ZeroShotDataset) else IN_MEMORY, self._datasets)
         self._datasets[name] = lambda plan: open_in_memory(data, name, data_settings(plan), needs_text=self._needs_text)
         return name
@@ -98,7 +102,7 @@ class Named:
     def _refuse(self, kind: str, where: str) -> None:
         for option in SETTLED[kind]:
             if option in self._options:
-                cure = f"`{where}` settles it: give it there" if where else "a module has none: leave it out"
+                cure = f"`{where}` settles it: give it there" if where else f"{NONE[kind]} none: leave it out"
                 raise ClipguardError(f"`{option}` is for names; {cure}.")
 
     def _attack(self, attack: Any) -> Any:

@@ -22,6 +22,7 @@ from clipguard.core.errors import ClipguardError
 MOST_WORKERS = 8  # that are started without being asked for
 FEW_IMAGES = 1000  # for fewer, starting processes takes longer than they save
 CONTEXT = "fork" if sys.platform == "linux" else None  # what is in memory is shared; elsewhere PyTorch's own choice
+HELD = (signal.SIGINT, signal.SIGTERM)
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
@@ -30,12 +31,13 @@ def choose_workers(asked: int | None, images: int) -> int:
     """How many processes decode so many images.
 
     Args:
-        asked: what the user wants; None: none for few images, else one a processor but one, and at most `MOST_WORKERS`.
+        asked: what the user wants, never more than images; None: none for few images, else one a
+            processor but one, and at most `MOST_WORKERS`.
             None are started of themselves where that runs the user's script again (no fork), or is not allowed.
         images: to decode.
     """
     if asked is not None:
-        return asked
+        return min(asked, images)
     if CONTEXT != "fork" or multiprocessing.current_process().daemon:
         return 0
     processors = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
@@ -73,7 +75,8 @@ def in_order(
             generator=torch.Generator(),  # it draws a seed, and a randomised model's numbers are the default one's
             multiprocessing_context=CONTEXT,
         )
-        answers = iter(loader)
+        with signals_held():
+            answers = iter(loader)
     for answer in answers:
         if isinstance(answer, ClipguardError):
             raise answer
@@ -97,9 +100,24 @@ def _as_it_is(answer: Result) -> Result:
     return answer
 
 
+@contextmanager
+def signals_held() -> Iterator[None]:
+    """While processes start, what Ctrl-C raises would be lost in a hook of the fork; it is raised afterwards."""
+    if not hasattr(signal, "pthread_sigmask"):
+        yield
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, HELD)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
 def prepare_worker(worker: int) -> None:  # noqa: ARG001
     """For a process that starts: what Ctrl-C means is the main one's business, and it ends with that at the latest."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    if hasattr(signal, "pthread_sigmask"):
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, HELD)
     parent = multiprocessing.parent_process()
     threading.Thread(target=_end_with, args=[parent and parent.pid], daemon=True).start()
 

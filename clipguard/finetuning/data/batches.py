@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from clipguard.core.environment.workers import prepare_worker
+from clipguard.core.environment.workers import prepare_worker, signals_held
 from clipguard.finetuning.config import FinetuneConfig
 from clipguard.finetuning.data.images import TrainingImages
 from clipguard.finetuning.data.sampler import ResumableBatchSampler
@@ -48,16 +48,16 @@ class ImageBatch(NamedTuple):
 
 def load_batches(images: TrainingImages, sampler: ResumableBatchSampler, workers: int) -> Iterator[ImageBatch]:
     """Batches in the order of the sampler; with workers, decoded ahead."""
-    return iter(
-        DataLoader(
-            images,
-            batch_sampler=sampler,
-            num_workers=workers,
-            collate_fn=collate,
-            pin_memory=torch.cuda.is_available(),
-            worker_init_fn=prepare_worker,
-        )
+    loader: DataLoader[Any] = DataLoader(
+        images,
+        batch_sampler=sampler,
+        num_workers=workers,
+        collate_fn=collate,
+        pin_memory=torch.cuda.is_available(),
+        worker_init_fn=prepare_worker,
     )
+    with signals_held():
+        return iter(loader)
 
 
 def collate(rows: list[tuple[Tensor, int, int]]) -> ImageBatch:
