@@ -192,7 +192,7 @@ def test_workers_are_started_where_they_pay(monkeypatch: pytest.MonkeyPatch) -> 
     assert choose_workers(None, FEW_IMAGES) == MOST_WORKERS
     assert (choose_workers(3, 50), choose_workers(3, 1)) == (3, 1)
     monkeypatch.setattr(workers_module, "CONTEXT", None)
-    assert (choose_workers(None, FEW_IMAGES), choose_workers(2, 1)) == (0, 2)
+    assert (choose_workers(None, FEW_IMAGES), choose_workers(2, 9)) == (0, 2)
     monkeypatch.setattr(workers_module, "CONTEXT", "fork")
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0}, raising=False)
     assert choose_workers(None, FEW_IMAGES) == 0

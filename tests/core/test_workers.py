@@ -12,9 +12,14 @@ from clipguard.core.environment.workers import signals_held
 
 @pytest.mark.skipif(not hasattr(signal, "pthread_sigmask"), reason="of POSIX")
 def test_an_interruption_while_processes_start_comes_afterwards() -> None:
-    reached = False
-    with pytest.raises(KeyboardInterrupt), signals_held():
-        os.kill(os.getpid(), signal.SIGINT)
-        reached = True
+    reached = []
+
+    def start() -> None:
+        with signals_held():
+            os.kill(os.getpid(), signal.SIGINT)
+            reached.append(True)
+
+    with pytest.raises(KeyboardInterrupt):
+        start()
     assert reached
     assert signal.SIGINT not in signal.pthread_sigmask(signal.SIG_BLOCK, ())
