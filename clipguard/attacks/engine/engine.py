@@ -133,8 +133,10 @@ class Engine:
         claims = self._verifier.judge(evaluations)
         progress = [self._move_on(evaluation) for evaluation in evaluations]
         answers = read([*(claim.verdicts for claim in claims), *progress])
-        for key, claim, verdicts, moved in zip(tables, claims, answers, answers[len(claims) :], strict=False):
-            self._settle(key, claim, verdicts, moved)
+        verdicts, moved = answers[: len(claims)], answers[len(claims) :]
+        self._verifier.check(claims, verdicts)
+        for key, claim, verdict, progressed in zip(tables, claims, verdicts, moved, strict=True):
+            self._settle(key, claim, verdict, progressed)
 
     def _query(self, attack: Attack, rows: Rows) -> Query:
         x, state = attack.query(rows.state), rows.state

@@ -101,6 +101,13 @@ class Verifier:
             look.note_best()
         return claims
 
+    def check(self, claims: Sequence[Claims], verdicts: Sequence[npt.NDArray[np.float64]]) -> None:
+        """Raise NonFiniteError where the claims have NaN or infinity in float32, as their verdicts, read, say."""
+        for claim, (finite, *_) in zip(claims, verdicts, strict=True):
+            if not finite.all():
+                units = claim.query.rows.units[claim.index]
+                self._require_finite(claim.logits, units, f"under {claim.query.attack.full_name}")
+
     def report(self, claims: Claims, verdicts: npt.NDArray[np.float64]) -> tuple[Index, list[int]]:
         """Tell the caseload of those claims that are true and still matter.
 
@@ -110,13 +117,8 @@ class Verifier:
 
         Returns:
             The positions of all broken rows, and the numbers of the images that matter.
-
-        Raises:
-            NonFiniteError: where the model gives NaN or infinity in float32.
         """
-        query, (finite, labels, predictions, margins, distances) = claims.query, verdicts
-        if not finite.all():
-            self._require_finite(claims.logits, query.rows.units[claims.index], f"under {query.attack.full_name}")
+        query, (_, labels, predictions, margins, distances) = claims.query, verdicts
         images = claims.x.cpu() if self.keep_images and len(claims.index) else None
         broken, numbers = np.flatnonzero(predictions != labels), []
         for k in broken.tolist():
