@@ -111,7 +111,7 @@ class Utilization:
         while not self._over.wait(0.2):
             try:
                 self._samples.append(float(torch.cuda.utilization(self._device)))  # by pynvml
-            except Exception:
+            except Exception:  # no pynvml, or one of NVML's own errors, which this cannot import: ask the command
                 if not shutil.which("nvidia-smi"):
                     return
                 query = ["nvidia-smi", "--query-gpu=utilization.gpu", "--format=csv,noheader,nounits"]

@@ -132,7 +132,7 @@ def attack_task(plan: BenchPlan, model: LoadedModel, task: Task, recipe: Recipe,
     with closing(task.examples(preprocess, device)) as examples:
         for outcome in engine.run(examples):
             outcomes.append(outcome)
-            progress.advance(f"{engine.passes:,} passes")
+            progress.advance(f"{engine.evaluator.costs.passes:,} passes")
     outcomes.sort(key=lambda o: o.index)
     names: RowNames = {"model": model.info.name, "dataset": task.name, "norm": plan.norm}
     cost: CostRecord = {

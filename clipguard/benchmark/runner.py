@@ -215,7 +215,7 @@ class _ModelOnTask:
             with closing(task.examples(self.preprocess, self.device, done, recalled.partly)) as examples:
                 for outcome in engine.run(examples):
                     outcomes.append(outcome)
-                    progress.advance(f"{engine.passes:,} passes")
+                    progress.advance(f"{engine.evaluator.costs.passes:,} passes")
         finally:  # also after Ctrl-C: what was found is kept
             session.flush(engine.costs)
         session.merge()

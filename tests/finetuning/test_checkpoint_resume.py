@@ -12,11 +12,10 @@ from pathlib import Path
 import pytest
 import torch
 from forked import Started
-from training_runs import write_images, write_vit
+from training_runs import StopsAfter, write_images, write_vit
 
 from clipguard.cli import run
 from clipguard.core.errors import FinetuneError
-from clipguard.core.progress import Silent
 from clipguard.finetuning.config import FinetuneConfig
 from clipguard.finetuning.run import resume_finetune, run_finetune
 from clipguard.finetuning.settings import resolve
@@ -88,18 +87,6 @@ def test_ctrl_c_keeps_a_checkpoint_and_says_how_to_go_on(
     state = Checkpoints(out).latest()
     assert state is not None
     assert read_metrics(out)[-1]["step"] == state["position"]["step"]
-
-
-class StopsAfter(Silent):
-    """Presses Ctrl-C, twice, at so many steps or images."""
-
-    def __init__(self, n: int) -> None:
-        self.left = n
-
-    def advance(self, note: str = "") -> None:  # noqa: ARG002
-        self.left -= 1
-        if self.left == 0:
-            raise KeyboardInterrupt
 
 
 def interrupted(model: str, dataset: str, out: Path, **settings: object) -> Path:

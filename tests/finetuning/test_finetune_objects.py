@@ -11,11 +11,11 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from training_runs import StopsAfter
 
 import clipguard
 from clipguard.cli import run
 from clipguard.core.errors import ClipguardError
-from clipguard.core.progress import Silent
 from clipguard.finetuning.run import resume_finetune, run_finetune
 from clipguard.finetuning.settings import resolve
 from clipguard.finetuning.sources import Sources
@@ -85,18 +85,6 @@ def test_a_model_that_was_changed_in_memory_is_what_is_trained(vit: str, images:
     assert result.run["config"]["model"] == "mine"
     card = (result.out / "README.md").read_text("utf-8")
     assert f"mine, in memory, weights `{result.run['in_memory']['model'][:16]}…`" in card
-
-
-class StopsAfter(Silent):
-    """Presses Ctrl-C at so many steps or images."""
-
-    def __init__(self, n: int) -> None:
-        self.left = n
-
-    def advance(self, note: str = "") -> None:  # noqa: ARG002
-        self.left -= 1
-        if self.left == 0:
-            raise KeyboardInterrupt
 
 
 def test_a_run_of_objects_is_not_resumed(

@@ -74,3 +74,15 @@ def make_trainer(config: FinetuneConfig, out: Path) -> Trainer:
     images.cache(data.train, Silent())
     sampler = ResumableBatchSampler.of_run(config, data.train, 0, 1)
     return Trainer(config, accelerator, model, objective, images, sampler, None, out)
+
+
+class StopsAfter(Silent):
+    """Presses Ctrl-C at so many steps or images."""
+
+    def __init__(self, n: int) -> None:
+        self.left = n
+
+    def advance(self, note: str = "") -> None:  # noqa: ARG002
+        self.left -= 1
+        if self.left == 0:
+            raise KeyboardInterrupt

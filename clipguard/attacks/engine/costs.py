@@ -37,6 +37,11 @@ class Costs(defaultdict[str, Cost]):
         self.eot, self.on_gpu = eot, on_gpu
         self._running: deque[tuple[torch.cuda.Event, torch.cuda.Event, Mapping[str, int]]] = deque()
 
+    @property
+    def passes(self) -> int:
+        """Forward passes so far, in images; asks no device."""
+        return sum(cost.forward for cost in self.values())
+
     def settled(self) -> dict[str, Cost]:
         """All costs, with the seconds of passes that still run, which waits for them."""
         if self._running:

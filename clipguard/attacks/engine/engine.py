@@ -71,11 +71,6 @@ class Engine:
         """Passes and seconds by attack; "clean" and "verification" are the engine's own."""
         return self.evaluator.costs.settled()
 
-    @property
-    def passes(self) -> int:
-        """Forward passes so far, in images; asks no device."""
-        return sum(cost.forward for cost in self.evaluator.costs.values())
-
     def run(self, examples: Iterable[Example]) -> Iterator[ImageOutcome]:
         """Attack all examples; outcomes come as images finish.
 

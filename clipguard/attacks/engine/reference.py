@@ -103,11 +103,6 @@ class ReferenceEngine:
         """Passes and seconds by attack; "clean" and "verification" are the engine's own."""
         return self.evaluator.costs.settled()
 
-    @property
-    def passes(self) -> int:
-        """Forward passes so far, in images."""
-        return sum(cost.forward for cost in self.evaluator.costs.values())
-
     def run(self, examples: Iterable[Example]) -> Iterator[ImageOutcome]:
         """Outcomes batch by batch. Raises AttackError like the default engine."""
         stream = iter(examples)
