@@ -87,7 +87,7 @@ def run_bare(args: argparse.Namespace, *, same_format: bool = False) -> int:
 def run_command(args: argparse.Namespace) -> int:
     """Images that `clipguard bench` gets right."""
     command = ["bench", "--model", f"local-dir:{args.model}", "--dataset", args.data, "--attack", "none", "--no-store"]
-    command += ["--n-samples", "all" if args.n is None else str(args.n), "--workers", str(args.workers)]
+    command += ["--n-samples", "all" if args.n is None else str(args.n), "--decoders", str(args.workers)]
     command += ["--batch-size", str(args.batch_size), "--device", args.device, "--format", "json"]
     with tempfile.TemporaryDirectory() as folder:
         command += ["--out", str(Path(folder) / "run")]

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import closing
+from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import groupby
 
 import numpy as np
 import torch
@@ -15,30 +13,26 @@ from torch import Tensor
 
 from clipguard.adversarial.image_files import ImageFiles
 from clipguard.adversarial.result import PREDICTED, AdversarialImage, AdversarialResult, rounded
-from clipguard.attacks.engine.engine import Engine
-from clipguard.attacks.engine.passes.batching import CPU_BATCH
-from clipguard.attacks.engine.passes.evaluator import Evaluator, require_finite
+from clipguard.attacks.engine.outcome import ignore_outcome
 from clipguard.attacks.recipes import Recipe
 from clipguard.attacks.threat import ThreatModel
-from clipguard.benchmark.batch_fill import settle_fill
+from clipguard.benchmark.images import Preprocess
+from clipguard.benchmark.objects import Objects
 from clipguard.benchmark.plan import BenchPlan
-from clipguard.benchmark.preprocess import prepare
 from clipguard.benchmark.recipe_files import open_recipe
 from clipguard.benchmark.results.result import Cell
 from clipguard.benchmark.results.sample_rows import RowNames, attacked_samples, clean_sample, cost_table
 from clipguard.benchmark.run_record import start_record
-from clipguard.benchmark.task import Task, engine_options, open_task, read_task
-from clipguard.core.environment.device import choose_device
+from clipguard.benchmark.task import Task, open_task, read_task
+from clipguard.benchmark.workers.choice import open_workers
+from clipguard.benchmark.workers.worker import Workers
 from clipguard.core.environment.workers import explain_lost_workers
-from clipguard.core.eps import Eps
-from clipguard.core.notices import noticing
+from clipguard.core.notices import Notice, noticing
 from clipguard.core.progress import Progress, Silent
 from clipguard.core.records.prediction import Prediction
 from clipguard.core.records.run import BatchInvariance, CostRecord, FindingsRecord
 from clipguard.core.records.samples import Sample, sample_frame
 from clipguard.models import parse_source
-from clipguard.models.description import describe_model
-from clipguard.models.loading import LoadedModel, load_model
 from clipguard.sanity.entries import entry, say
 from clipguard.sanity.predictions import prediction_findings
 
@@ -61,32 +55,46 @@ def attack_images(
         recipe = open_recipe(plan.attacks[0])
         recipe.check_perturbs()
         parse_source(plan.models[0])
-        device = choose_device(plan.device)
-        task = _open_files(plan, files, progress) if files else open_task(plan, plan.datasets[0], progress)
-        model = load_model(plan.models[0], device=device, text=plan.text)
-        for line in describe_model(model):
-            log.info(line)
-        if files and not files.labels:
-            task = _label_by_prediction(plan, model, task)
-        started = time.monotonic()
-        run = start_record(plan, {model.info.name: model.info}, [task], [recipe], device)
-        run["notices"] = notices
-        run["labels"] = "data set" if not files else "given" if files.labels else PREDICTED
-        attacked = attack_task(plan, model, task, recipe, progress)
-        run["batch_invariant"] = {model.info.name: attacked.batch_invariance}
-        run["costs"] = [attacked.cost]
-        if run["labels"] != PREDICTED:
-            run["findings"] = [_findings(model, task, attacked.images)]
-            say(run["findings"])
-        run["complete"], run["wall_seconds"] = True, round(time.monotonic() - started, 3)
-        return AdversarialResult(run, task.dataset.class_names, attacked.cells, attacked.images)
+        with open_workers(plan, Objects(), keep_images=True) as workers:
+            return _attack(workers, plan, files, recipe, progress, notices)
 
 
-def _findings(model: LoadedModel, task: Task, images: Sequence[AdversarialImage]) -> FindingsRecord:
+def _attack(
+    workers: Workers,
+    plan: BenchPlan,
+    files: ImageFiles | None,
+    recipe: Recipe,
+    progress: Progress,
+    notices: list[Notice],
+) -> AdversarialResult:
+    """The attack, once it is clear who computes."""
+    task = _open_files(plan, files, progress) if files else open_task(plan, plan.datasets[0], progress)
+    infos = workers.check_models([(task.dataset.class_names, task.dataset.templates)])
+    model = plan.models[0]
+    preprocess = workers.take(model, task)
+    for line in workers.describe():
+        log.info(line)
+    if files and not files.labels:
+        task = _label_by_prediction(workers, preprocess, task)
+    started = time.monotonic()
+    run = start_record(plan, infos, [task], [recipe], workers.place)
+    run["notices"] = notices
+    run["labels"] = "data set" if not files else "given" if files.labels else PREDICTED
+    attacked = attack_task(plan, workers, model, task, recipe, progress)
+    run["batch_invariant"] = {model: attacked.batch_invariance} if attacked.batch_invariance else {}
+    run["costs"] = [attacked.cost]
+    if run["labels"] != PREDICTED:
+        run["findings"] = [_findings(model, task, attacked.images)]
+        say(run["findings"])
+    run["complete"], run["wall_seconds"] = True, round(time.monotonic() - started, 3)
+    return AdversarialResult(run, task.dataset.class_names, attacked.cells, attacked.images)
+
+
+def _findings(model: str, task: Task, images: Sequence[AdversarialImage]) -> FindingsRecord:
     """Whether the clean predictions know anything of the labels."""
     labels, predictions = ([image.row[column] for image in images] for column in ("label", "clean_pred"))
     names = task.dataset.class_names
-    return entry(model.info.name, task.name, prediction_findings(labels, predictions, len(names), names))
+    return entry(model, task.name, prediction_findings(labels, predictions, len(names), names))
 
 
 def _open_files(plan: BenchPlan, files: ImageFiles, progress: Progress) -> Task:
@@ -94,12 +102,10 @@ def _open_files(plan: BenchPlan, files: ImageFiles, progress: Progress) -> Task:
     return read_task(plan, files.name, dataset, np.arange(len(dataset)), progress)
 
 
-def _label_by_prediction(plan: BenchPlan, model: LoadedModel, task: Task) -> Task:
+def _label_by_prediction(workers: Workers, preprocess: Preprocess, task: Task) -> Task:
     """The same images, labelled by the model."""
     names = task.dataset.class_names
-    classifier, preprocess = prepare(plan, model, task.dataset)
-    images = [e.image.cpu() for e in task.examples(preprocess, "cpu")]
-    shares = list(_softmax(Evaluator(classifier, plan.batch_size or CPU_BATCH), images, model.device))
+    shares = workers.predict([e.image for e in task.examples(preprocess, "cpu")])
     labels = [int(share.argmax()) for share in shares]
     for index, (label, share) in enumerate(zip(labels, shares, strict=True)):
         path, confidence = task.dataset.images[index].path, 100 * share[label]
@@ -116,54 +122,52 @@ class AttackedTask:
     images: list[AdversarialImage]
     cells: list[Cell]
     cost: CostRecord
-    batch_invariance: BatchInvariance
+    batch_invariance: BatchInvariance | None
 
 
-def attack_task(plan: BenchPlan, model: LoadedModel, task: Task, recipe: Recipe, progress: Progress) -> AttackedTask:
+def attack_task(
+    plan: BenchPlan, workers: Workers, model: str, task: Task, recipe: Recipe, progress: Progress
+) -> AttackedTask:
     """Attack all images at the plan's first eps, and judge what comes out as a float and as an 8-bit image."""
-    device = str(model.device)
-    classifier, preprocess = prepare(plan, model, task.dataset)
-    image = task.first(preprocess, device)
-    options = engine_options(plan, device, keep_images=True)
-    options, batch_invariance = settle_fill(model, classifier, image, options, attacked=True)
-    engine = Engine(classifier, recipe, ThreatModel(plan.norm, plan.quantize), [plan.eps[0].pixels], options)
-    progress.start(f"{model.info.name} · {task.name} · {recipe.name}", len(task.indices))
+    preprocess = workers.take(model, task)
+    progress.start(f"{model} · {task.name} · {recipe.name}", len(task.indices))
+    attacking = workers.attack(recipe, task.indices.tolist(), {}, ignore_outcome)
     outcomes = []
-    with closing(task.examples(preprocess, device)) as examples:
-        for outcome in engine.run(examples):
-            outcomes.append(outcome)
-            progress.advance(f"{engine.evaluator.costs.passes:,} passes")
+    for outcome in attacking:
+        outcomes.append(outcome)
+        progress.advance(f"{attacking.passes:,} passes")
     outcomes.sort(key=lambda o: o.index)
-    names: RowNames = {"model": model.info.name, "dataset": task.name, "norm": plan.norm}
+    names: RowNames = {"model": model, "dataset": task.name, "norm": plan.norm}
+    tally = attacking.tally()
     cost: CostRecord = {
-        "model": model.info.name,
+        "model": model,
         "dataset": task.name,
         "norm": plan.norm,
         "attack": recipe.name,
-        "batch_size": engine.evaluator.batch_size,
-        "stages": cost_table(engine.costs),
+        "batch_size": tally.batch_size,
+        "stages": cost_table(tally.costs),
     }
     rows = [next(attacked_samples(names, recipe.name, outcome, plan.eps)) for outcome in outcomes]
     clean_rows = [clean_sample(names, outcome) for outcome in outcomes]
     cells = [Cell.from_samples(sample_frame(cell)) for cell in (clean_rows, rows)]
     clean = [example.image for example in task.examples(preprocess, "cpu")]  # by index, like the outcomes
     x_adv = [strongest for o in outcomes if (strongest := o.eps_outcomes[0].image) is not None]
-    images = _judge(engine, rows, clean, x_adv, task.dataset.class_names, plan.eps[0], model.device)
-    return AttackedTask(images, cells, cost, batch_invariance)
+    images = _judge(workers, plan, rows, clean, x_adv, task.dataset.class_names)
+    return AttackedTask(images, cells, cost, tally.batch_invariance)
 
 
 def _judge(
-    engine: Engine,
+    workers: Workers,
+    plan: BenchPlan,
     rows: Sequence[Sample],
     clean: Sequence[Tensor],
     x_adv: Sequence[Tensor],
     class_names: Sequence[str],
-    eps: Eps,
-    device: torch.device,
 ) -> list[AdversarialImage]:
     """What the model says of each image before, after, and after rounding to 8 bits."""
+    threat, eps = ThreatModel(plan.norm, plan.quantize), torch.tensor([plan.eps[0].pixels])
     x_png = [rounded(image) for image in x_adv]
-    softmax = [_softmax(engine.evaluator, images, device) for images in (clean, x_adv, x_png)]
+    softmax = [workers.predict(images) for images in (clean, x_adv, x_png)]
     images, unstable = [], 0
     for row, x0, x, png, before, after, as_png in zip(rows, clean, x_adv, x_png, *softmax, strict=True):
         label = row["label"]
@@ -174,7 +178,7 @@ def _judge(
             before=_prediction(row["clean_pred"], before, label, class_names),
             after=_prediction(row["adv_pred"], after, label, class_names),
             png=_prediction(int(as_png.argmax()), as_png, label, class_names),
-            png_in_ball=bool(engine.threat.contains(png[None], x0[None], torch.tensor([eps.pixels]))),
+            png_in_ball=bool(threat.contains(png[None], x0[None], eps)),
         )
         images.append(image)
         unstable += int(before.argmax()) != row["clean_pred"] or int(after.argmax()) != row["adv_pred"]
@@ -185,12 +189,3 @@ def _judge(
 
 def _prediction(number: int, softmax: Tensor, label: int, class_names: Sequence[str]) -> Prediction:
     return Prediction(class_names[number], float(softmax[number]), number == label)
-
-
-def _softmax(evaluator: Evaluator, images: Sequence[Tensor], device: torch.device) -> Iterator[Tensor]:
-    """(classes,) shares of each image (3, H, W), which may differ in size."""
-    for _, group in groupby(enumerate(images), key=lambda pair: (pair[1].shape, pair[0] // evaluator.batch_size)):
-        positions, batch = zip(*group, strict=True)
-        logits = evaluator.verify(torch.stack(batch).to(device))
-        require_finite(logits, positions.__getitem__, "on a clean or finished image")
-        yield from logits.softmax(dim=1).cpu()

@@ -10,9 +10,11 @@ import numpy as np
 
 from clipguard.adversarial.generate import attack_task
 from clipguard.adversarial.result import AdversarialImage
+from clipguard.benchmark.objects import Objects
 from clipguard.benchmark.plan import BenchPlan
 from clipguard.benchmark.recipe_files import open_recipe
 from clipguard.benchmark.task import Task, open_task
+from clipguard.benchmark.workers.worker import Worker
 from clipguard.core.environment.device import choose_device
 from clipguard.core.eps import eps_of_numbers
 from clipguard.core.errors import ClipguardError, ResultError
@@ -104,7 +106,8 @@ def _replay_cell(
     recipe = next(recipe for typed in plan.attacks if (recipe := open_recipe(typed)).name == attack)
     one = replace(plan, datasets=(task.name,), attacks=(attack,), eps=tuple(eps_of_numbers([eps], plan.norm)))
     indices = np.array(sorted(request.index for request in requests), dtype=np.int64)
-    attacked = attack_task(one, model, task.only(indices), recipe, progress)
+    worker = Worker(one, Objects(models={model.info.name: model}), keep_images=True)
+    attacked = attack_task(one, worker, model.info.name, task.only(indices), recipe, progress)
     images = {image.index: image for image in attacked.images}
     return [_compare_with_run(request, images[request.index]) for request in requests]
 

@@ -32,7 +32,9 @@ class BenchOptions(TypedDict, total=False):
     precision: Literal["auto", "float32", "tf32", "bfloat16"]
     compile: bool
     device: str
-    workers: int | None
+    workers: int | Literal["auto"] | None
+    ray: str | None
+    decoders: int | None
     templates: str
     text: Literal["tuned", "original"]
     split: str | None

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import groupby
@@ -83,6 +83,10 @@ class Images:
             small = image.width * image.height * 3 <= LARGEST_KEPT
             results.append((index, checked, np.asarray(image) if keep and small else None))
         return results
+
+    def keep(self, pixels: Mapping[int, Pixels]) -> None:
+        """Take in images (H, W, 3) that were decoded elsewhere."""
+        self._kept |= pixels
 
     def image(self, index: int) -> PIL.Image.Image:
         """Image `index`, in RGB, at its native size."""

@@ -99,7 +99,16 @@ class BenchPlan:
     )
     compile: bool = setting(False, "Search with torch.compile: a minute or so of start-up, then faster passes.")
     device: str = setting("auto", "auto, cpu, cuda, cuda:1, mps.")
-    workers: int | None = setting(None, "Processes that make batches.", low=0, default_help="as many as pay")
+    workers: int | None = setting(
+        None,
+        "Processes that share the images, on Ray, or auto: one a GPU where there are several.",
+        low=1,
+        none="auto",
+    )
+    ray: str | None = setting(None, "Work on this Ray cluster: auto, HOST:PORT or ray://HOST:PORT.", metavar="ADDRESS")
+    decoders: int | None = setting(
+        None, "Processes that decode images ahead of time.", low=0, default_help="as many as pay"
+    )
     templates: str = setting(
         "ensemble",
         "single, ensemble, a prompt with {} for the class, or a file with one such prompt a line.",
@@ -138,8 +147,9 @@ class BenchPlan:
             object.__setattr__(self, "classes", str(self.classes))
 
     def to_dict(self) -> dict[str, Any]:
-        """`plan` in the result files: plain JSON types, eps as typed; no models, nor workers, which change nothing."""
-        values = {f.name: getattr(self, f.name) for f in fields(self) if f.name not in ("models", "workers")}
+        """`plan` in the result files: plain JSON types, eps as typed; no models, nor what changes nothing."""
+        left_out = ("models", "workers", "ray", "decoders")
+        values = {f.name: getattr(self, f.name) for f in fields(self) if f.name not in left_out}
         values |= {name: str(value) for name, value in values.items() if isinstance(value, Path)}
         lists = {"datasets": list(self.datasets), "attacks": list(self.attacks), "eps": [r.typed for r in self.eps]}
         lists |= {"part": list(self.part)} if self.part else {}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from datetime import datetime, timezone
 from typing import cast
 
@@ -10,22 +11,43 @@ from clipguard.attacks.recipes import Recipe
 from clipguard.benchmark.plan import BenchPlan
 from clipguard.benchmark.task import Task, engine_options
 from clipguard.core.eps import notice_small_eps
-from clipguard.core.records.provenance import machine, versions
+from clipguard.core.records.provenance import Machine, machine, versions
 from clipguard.core.records.run import AttackRecord, ModelRecord, RunRecord
 from clipguard.models.loading import ModelInfo
 
 
+@dataclass(frozen=True)
+class Place:
+    """Where a run computes, and the precision of its search."""
+
+    machine: Machine
+    precision: str
+
+    @classmethod
+    def of(cls, plan: BenchPlan, device: str) -> Place:
+        """This process."""
+        return cls(machine(device), engine_options(plan, device).precision)
+
+
 def start_record(
-    plan: BenchPlan, infos: Mapping[str, ModelInfo], tasks: Sequence[Task], recipes: Sequence[Recipe], device: str
+    plan: BenchPlan, infos: Mapping[str, ModelInfo], tasks: Sequence[Task], recipes: Sequence[Recipe], place: Place
 ) -> RunRecord:
-    """`run` of the result files, still without costs and findings; `infos` by the models' names as typed."""
+    """`run` of the result files, still without costs and findings.
+
+    Args:
+        plan: of the run.
+        infos: what its models are, by their names as typed.
+        tasks: its data sets.
+        recipes: its attacks.
+        place: where it computes.
+    """
     notice_small_eps(plan.eps, plan.norm)
     return {
         "complete": False,
         "started": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         "wall_seconds": 0.0,
         "versions": versions(),
-        "machine": machine(device),
+        "machine": place.machine,
         "plan": plan.to_dict(),
         "seed": plan.seed,
         "norm": plan.norm,
@@ -39,7 +61,7 @@ def start_record(
         "class_names": plan.class_names,
         "quantize": plan.quantize,
         "engine": plan.engine,
-        "precision": engine_options(plan, device).precision,
+        "precision": place.precision,
         "compile": plan.compile,
         "batch_size": plan.batch_size or "auto",
         "text": plan.text,

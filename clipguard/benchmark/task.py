@@ -15,6 +15,7 @@ from clipguard.attacks.engine.outcome import EpsOutcome, Example
 from clipguard.benchmark.images import KEPT_BYTES, Checked, Images, Preprocess
 from clipguard.benchmark.objects import Objects
 from clipguard.benchmark.plan import BenchPlan
+from clipguard.benchmark.shard import Shard
 from clipguard.core.errors import DatasetError
 from clipguard.core.progress import Progress
 from clipguard.core.records.provenance import fingerprint
@@ -130,10 +131,13 @@ def engine_options(plan: BenchPlan, device: str, *, keep_images: bool = False) -
     return EngineOptions(plan.batch_size, plan.seed, plan.eps_mode, precision, plan.compile, keep_images)
 
 
-def open_task(plan: BenchPlan, name: str, progress: Progress, objects: Objects | None = None) -> Task:
-    """Open a data set, which may be among `objects`, and choose its images."""
+def open_task(
+    plan: BenchPlan, name: str, progress: Progress, objects: Objects | None = None, shard: Shard | None = None
+) -> Task:
+    """Open a data set, which may be among `objects`, and choose its images, or those of a shard."""
     dataset = (objects or Objects()).dataset(name, plan)
-    return read_task(plan, name, dataset, np.sort(choose_images(plan, dataset)), progress)
+    indices = choose_images(plan, dataset)
+    return read_task(plan, name, dataset, np.sort(shard.take(indices) if shard else indices), progress)
 
 
 def choose_images(plan: BenchPlan, dataset: ZeroShotDataset) -> npt.NDArray[np.int64]:
@@ -157,7 +161,7 @@ def read_task(
 ) -> Task:
     """Read each image once: a corrupt one is found here, not in hour three."""
     progress.start(f"reading {name}", len(indices))
-    images, checked = Images(dataset, plan.workers, KEPT_BYTES // len(plan.datasets)), {}
+    images, checked = Images(dataset, plan.decoders, KEPT_BYTES // len(plan.datasets)), {}
     for index, facts in images.check(indices.tolist()):
         checked[index] = facts
         progress.advance()

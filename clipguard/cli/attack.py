@@ -53,7 +53,8 @@ class Delivery:
     format: Literal["table", "json"] = setting("table", "What stdout gets.", letter="-f")
 
 
-PLAN = {n: declared for n, declared in settings_of(BenchPlan).items() if n not in ("eps_mode", "engine", "text")}
+NOT_OF_ATTACK = ("eps_mode", "engine", "text")
+PLAN = {name: declared for name, declared in settings_of(BenchPlan).items() if name not in NOT_OF_ATTACK}
 PLAN |= {
     "models": PLAN["models"].but(help=PLAN["models"].help.replace("; repeatable", "")),
     "datasets": PLAN["datasets"].but(

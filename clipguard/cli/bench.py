@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from clipguard.benchmark.plan import BenchPlan
 from clipguard.cli.console.terminal import echo_data
 from clipguard.cli.options import FILES_OF_MODELS, STORED, add_to_models, pop_settings, takes
+from clipguard.core.errors import ClipguardError
 from clipguard.core.settings import setting, settings_of
 
 if TYPE_CHECKING:
@@ -41,7 +42,19 @@ class Delivery:
     format: Literal["table", "json", "csv", "md"] = setting("table", "What stdout gets.", letter="-f")
 
 
-SETTINGS = settings_of(BenchPlan) | FILES_OF_MODELS | STORED | settings_of(Delivery)
+@dataclass(frozen=True)
+class Sharded:
+    """How runs share out the work that share nothing but a store."""
+
+    shard: str | None = setting(
+        None,
+        "Only compute part I of N of every cell into the store; without --shard the same command then makes the table "
+        "(docs/cluster.md).",
+        metavar="I/N",
+    )
+
+
+SETTINGS = settings_of(BenchPlan) | FILES_OF_MODELS | STORED | settings_of(Sharded) | settings_of(Delivery)
 
 
 @takes(SETTINGS)
@@ -50,10 +63,13 @@ def bench(given: dict[str, Any]) -> None:
     from clipguard.benchmark.protocols import make_plan
     from clipguard.benchmark.results.folder import ResultFolder
 
-    how = pop_settings(given, STORED | settings_of(Delivery))
+    how = pop_settings(given, STORED | settings_of(Sharded) | settings_of(Delivery))
     add_to_models(given)
     plan = make_plan(**{"datasets": (), **given})
     plan.check()
+    if how["shard"] is not None:
+        _fill(plan, how)
+        return
     # Without a store, a run that is started again would lose the finished cells of the interrupted one.
     known = plan if how["store"] else None
     named, out = how["name"] or plan.models[0], how["out"]
@@ -79,6 +95,26 @@ def _run(plan: BenchPlan, folder: ResultFolder, store: Path | None, output_forma
         # Also after Ctrl-C, or an error in a later cell: what is finished is kept.
         if run.result and run.result.cells:
             _deliver(run.result, folder, output_format)
+
+
+def _fill(plan: BenchPlan, how: dict[str, Any]) -> None:
+    """Compute a part of every cell into the store."""
+    from clipguard.benchmark.runner import BenchRun
+    from clipguard.benchmark.shard import Shard
+    from clipguard.cli.console.progress import RichProgress
+    from clipguard.store.store import Store
+
+    shard = Shard.read(how["shard"])
+    for name, default in (("out", None), ("name", None), ("format", "table")):
+        if how[name] != default:
+            raise ClipguardError(f"A `shard` makes no table; leave out `{name}`, or `shard`.")
+    if how["store"] is None:
+        raise ClipguardError("A `shard` leaves nothing but what it stores; leave out `store=none`.")
+    if plan.engine == "reference":
+        raise ClipguardError("`engine=reference` draws random numbers for a batch as a whole; leave out `shard`.")
+    with RichProgress() as progress:
+        BenchRun(plan, progress, Store(how["store"]), shard=shard).execute()
+    log.info("Part %s is in %s.", shard, how["store"])
 
 
 def _deliver(result: BenchResult, folder: ResultFolder, output_format: str) -> None:

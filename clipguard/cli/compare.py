@@ -80,6 +80,8 @@ MODELS_ONLY = (
     "batch_size",
     "device",
     "workers",
+    "ray",
+    "decoders",
 )
 PLAN = {name: settings_of(BenchPlan)[name] for name in MODELS_ONLY}
 PLAN |= {

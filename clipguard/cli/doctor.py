@@ -38,7 +38,18 @@ class Examination:
     format: Literal["table", "json"] = setting("table", "What stdout gets.", letter="-f")
 
 
-NOT_OF_DOCTOR = ("protocol", "quantize", "eps_mode", "engine", "precision", "compile", "workers", "text")
+NOT_OF_DOCTOR = (
+    "protocol",
+    "quantize",
+    "eps_mode",
+    "engine",
+    "precision",
+    "compile",
+    "workers",
+    "ray",
+    "decoders",
+    "text",
+)
 PLAN = {name: declared for name, declared in settings_of(BenchPlan).items() if name not in NOT_OF_DOCTOR}
 PLAN |= {
     "models": PLAN["models"].but(help=PLAN["models"].help.replace("; repeatable", "")),

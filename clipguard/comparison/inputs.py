@@ -19,7 +19,7 @@ from clipguard.data.dataset import MEMORY
 from clipguard.models import parse_source
 from clipguard.sanity.entries import say
 
-WHERE_IT_RUNS = ("device", "batch_size")  # fields of a plan that change no outcome
+WHERE_IT_RUNS = ("device", "batch_size", "workers", "ray", "decoders")  # fields of a plan that change no outcome
 
 
 @dataclass(frozen=True)

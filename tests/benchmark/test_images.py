@@ -72,7 +72,7 @@ def test_each_image_is_decoded_once_a_run(
     workers: int, photos: Path, decoded: Callable[[], Counter[str]], tmp_path: Path
 ) -> None:
     options = {"attacks": "pgd-1,fgsm", "eps": "1", "n_samples": CHUNK + 8, "store": tmp_path / "store"}
-    bench(photos, workers=workers, **options)
+    bench(photos, decoders=workers, **options)
     assert len(decoded()) == CHUNK + 8
     assert set(decoded().values()) == {1}
 
@@ -83,7 +83,7 @@ def test_images_that_do_not_fit_into_memory_are_decoded_again(
     whole = bench(photos)
     before = decoded()
     monkeypatch.setattr(task_module, "KEPT_BYTES", 40 * 21 * 24 * 3)
-    assert bench(photos, workers=2).samples.equals(whole.samples)
+    assert bench(photos, decoders=2).samples.equals(whole.samples)
     again = Counter((decoded() - before).values())
     assert again[1] + again[2] == N
     assert 40 <= again[1] < 50
@@ -92,12 +92,12 @@ def test_images_that_do_not_fit_into_memory_are_decoded_again(
 @pytest.mark.parametrize("resolution", ["model", "native"])
 def test_results_are_the_same_for_any_workers_and_batch_size(resolution: str, photos: Path) -> None:
     attack = {"attacks": "pgd-2", "eps": "2", "n_samples": CHUNK + 3, "resolution": resolution}
-    usual = bench(photos, workers=0, **attack)
-    for other in ({"workers": 1}, {"workers": 3}, {"workers": 2, "batch_size": 20}):
+    usual = bench(photos, decoders=0, **attack)
+    for other in ({"decoders": 1}, {"decoders": 3}, {"decoders": 2, "batch_size": 20}):
         result = bench(photos, **attack, **other)
         pd.testing.assert_frame_equal(result.samples, usual.samples)
         assert result.run["datasets"] == usual.run["datasets"]
-        assert "workers" not in result.run["plan"]
+        assert "decoders" not in result.run["plan"]
 
 
 def test_pixels_from_workers_are_those_of_this_process(photos: Path) -> None:
@@ -123,7 +123,7 @@ def test_large_images_are_not_kept(
     photos: Path, decoded: Callable[[], Counter[str]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(images_module, "LARGEST_KEPT", 20 * 24 * 3)  # every other
-    bench(photos, n_samples=20, workers=2)
+    bench(photos, n_samples=20, decoders=2)
     assert sorted(Counter(decoded().values())) == [1, 2]
 
 
@@ -164,7 +164,7 @@ def test_an_unreadable_image_is_named_by_a_worker_as_by_this_process(
     broken.write_bytes(broken.read_bytes()[:100])
     told = []
     for workers in ("0", "2"):
-        command = ["-q", "bench", "-d", str(folder), "-n", "all", "-a", "none", "--workers", workers, "--no-store"]
+        command = ["-q", "bench", "-d", str(folder), "-n", "all", "-a", "none", "--decoders", workers, "--no-store"]
         assert run([*command, "--out", str(tmp_path / "run")]) == 2
         told.append(capfd.readouterr().err)
     assert f"cannot decode the image in row 50 ({broken})" in told[0]
@@ -200,8 +200,8 @@ def test_workers_are_started_where_they_pay(monkeypatch: pytest.MonkeyPatch) -> 
 
 @pytest.mark.parametrize("value", ["-1", "many", "1.5"])
 def test_a_wrong_number_of_workers_is_refused(value: str, capfd: pytest.CaptureFixture[str]) -> None:
-    assert run(["bench", "-d", "emoji-food", "--workers", value]) == 2
-    assert "--workers" in capfd.readouterr().err
+    assert run(["bench", "-d", "emoji-food", "--decoders", value]) == 2
+    assert "--decoders" in capfd.readouterr().err
 
 
 def test_a_worker_that_is_killed_ends_the_run_and_loses_nothing(
@@ -221,12 +221,12 @@ def test_a_worker_that_is_killed_ends_the_run_and_loses_nothing(
 
     monkeypatch.setattr(dataset_module, "decode", deadly)
     monkeypatch.setattr(task_module, "KEPT_BYTES", 0)
-    options = {"workers": 2, "batch_size": 16, "store": tmp_path / "store"}
+    options = {"decoders": 2, "batch_size": 16, "store": tmp_path / "store"}
     with pytest.raises(ClipguardError, match="A process that decodes images was killed"):
         bench(photos, **options)
-    again = bench(photos, workers=0, store=tmp_path / "store")
+    again = bench(photos, decoders=0, store=tmp_path / "store")
     assert again.run["costs"][0]["reused"] >= 2 * CHUNK
-    assert again.samples.equals(bench(photos, workers=0).samples)
+    assert again.samples.equals(bench(photos, decoders=0).samples)
 
 
 SLOW = """
@@ -278,7 +278,20 @@ def test_stopped_in_any_phase_no_process_is_left(phase: str, number: int, photos
     def heed() -> None:
         signal.signal(signal.SIGINT, signal.default_int_handler)  # whoever runs the tests may ignore Ctrl-C
 
-    command = ["bench", "-d", str(photos), "-n", "all", "-a", "none", "--no-store", "--workers", "2", "--device", "cpu"]
+    command = [
+        "bench",
+        "-d",
+        str(photos),
+        "-n",
+        "all",
+        "-a",
+        "none",
+        "--no-store",
+        "--decoders",
+        "2",
+        "--device",
+        "cpu",
+    ]
     process = subprocess.Popen(
         [sys.executable, "-c", SLOW, phase, *command], cwd=tmp_path, stderr=subprocess.PIPE, text=True, preexec_fn=heed,
         env={**os.environ, "OMP_NUM_THREADS": "1"}, stdout=subprocess.DEVNULL, start_new_session=True,

@@ -10,7 +10,7 @@ import pytest
 
 import clipguard
 from clipguard.attacks.engine.passes import batch_invariance as invariance
-from clipguard.benchmark import batch_fill as benchmark
+from clipguard.benchmark.workers import batch_fill as benchmark
 from clipguard.benchmark.results.result import BenchResult
 from clipguard.benchmark.results.table import caption
 from clipguard.cli import run

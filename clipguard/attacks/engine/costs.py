@@ -23,6 +23,14 @@ class Cost:
     seconds: float = 0.0
     skipped: int = 0
 
+    def __add__(self, other: Cost) -> Cost:
+        return Cost(
+            self.forward + other.forward,
+            self.backward + other.backward,
+            self.seconds + other.seconds,
+            self.skipped + other.skipped,
+        )
+
 
 class Costs(defaultdict[str, Cost]):
     """Costs by attack.

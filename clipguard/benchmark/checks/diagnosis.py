@@ -15,7 +15,7 @@ from clipguard.benchmark.checks.findings import pick_images, with_prompts
 from clipguard.benchmark.plan import BenchPlan
 from clipguard.benchmark.preprocess import prepare
 from clipguard.benchmark.recipe_files import open_recipe
-from clipguard.benchmark.run_record import start_record
+from clipguard.benchmark.run_record import Place, start_record
 from clipguard.benchmark.task import open_task
 from clipguard.core.environment.device import choose_device
 from clipguard.core.errors import AttackError
@@ -102,7 +102,9 @@ def _diagnose(plan: BenchPlan, transfer_from: str | None, progress: Progress, no
         if transfer_from
         else None
     )
-    record = start_record(plan, {model.info.name: model.info for model in models}, [task], [recipe], device)
+    record = start_record(
+        plan, {model.info.name: model.info for model in models}, [task], [recipe], Place.of(plan, device)
+    )
     progress.start(f"{plan.models[0]} · {task.name} · {recipe.name}", len(CHECKS))
     findings = []
     for finding in examine(subject, recipe, other):

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -46,18 +47,64 @@ class ChargedEvaluator(Evaluator):
             return super().gradient(x, objective)
 
 
+@dataclass(frozen=True)
+class ProbedImages:
+    """The images that are probed.
+
+    Attributes:
+        index: (N,) in their data set.
+        x: pixels (N, 3, H, W) in [0,1].
+        labels: (N,) class numbers.
+    """
+
+    index: npt.NDArray[np.int64]
+    x: Tensor
+    labels: npt.NDArray[np.int64]
+
+
+class Probed(NamedTuple):
+    """What the probes found, and what they took."""
+
+    findings: list[Finding]
+    costs: dict[str, Cost]
+
+
+def probe_images(
+    plan: BenchPlan,
+    classifier: nn.Module,
+    recipe: Recipe,
+    images: ProbedImages,
+    device: str,
+    class_names: Sequence[str],
+) -> Probed:
+    """The findings of `PROBE_CHECKS` about a classifier on its device."""
+    evaluator = ChargedEvaluator(classifier, PROBED_IMAGES)
+    subject = Subject(
+        evaluator,
+        images.x.to(device),
+        torch.from_numpy(images.labels).long().to(device),
+        images.index.tolist(),
+        plan.norm,
+        plan.eps[-1].pixels,
+        plan.seed,
+        class_names,
+    )
+    findings = list(probe(subject, recipe))
+    return Probed(findings, evaluator.costs.settled())
+
+
 @dataclass
 class Prober:
     """Probes one model on one data set, unless `store` has what came of the same probes.
 
+    probe: makes them on images.
     cells: names of the stored cells of what is attacked, which stand for all that can change an outcome.
     """
 
     plan: BenchPlan
-    classifier: nn.Module
+    probe: Callable[[Recipe, ProbedImages], Probed]
     task: Task
     preprocess: Preprocess
-    device: str
     samples: pd.DataFrame
     store: Store | None = None
     cells: Sequence[str] = ()
@@ -70,15 +117,15 @@ class Prober:
         right = clean[clean["robust"]]
         indices = (right if len(right) else clean)["index"].to_numpy()
         index, x = pick_images(self.task.images.image, self.preprocess, indices, PROBED_IMAGES)
-        if self.store is None:
-            return self._probe(recipe, index, x)
+        images = ProbedImages(index, x, self.task.dataset.labels[index])
         key = self._key(index)
-        probes = read_probes(self.store, probe_file(self.store, key))
-        if probes is not None:
-            self.stored = probes["costs"]
-            return [Finding(**finding) for finding in probes["findings"]]
-        findings = self._probe(recipe, index, x)
-        write_probes(self.store, key, findings, {stage: cost_record(cost) for stage, cost in self.costs.items()})
+        known = read_probes(self.store, probe_file(self.store, key)) if self.store else None
+        if known is not None:
+            self.stored = known["costs"]
+            return [Finding(**finding) for finding in known["findings"]]
+        findings, self.costs = self.probe(recipe, images)
+        if self.store is not None:
+            write_probes(self.store, key, findings, {stage: cost_record(cost) for stage, cost in self.costs.items()})
         return findings
 
     def cost_record(self, names: RowNames) -> CostRecord:
@@ -92,22 +139,6 @@ class Prober:
             "computed": 0,
             "stored": self.stored,
         }
-
-    def _probe(self, recipe: Recipe, index: npt.NDArray[np.int64], x: Tensor) -> list[Finding]:
-        evaluator = ChargedEvaluator(self.classifier, PROBED_IMAGES)
-        subject = Subject(
-            evaluator,
-            x.to(self.device),
-            torch.from_numpy(self.task.dataset.labels[index]).long().to(self.device),
-            index.tolist(),
-            self.plan.norm,
-            self.plan.eps[-1].pixels,
-            self.plan.seed,
-            self.task.dataset.class_names,
-        )
-        findings = list(probe(subject, recipe))
-        self.costs = evaluator.costs.settled()
-        return findings
 
     def _key(self, index: npt.NDArray[np.int64]) -> ProbeKey:
         return {

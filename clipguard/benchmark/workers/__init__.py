@@ -1,0 +1,1 @@
+"""Who computes outcomes: this process, or several on Ray."""

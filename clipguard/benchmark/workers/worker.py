@@ -1,0 +1,257 @@
+"""A worker: a process that holds one model on its device, and attacks images of one data set at a time."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import closing
+from dataclasses import dataclass, field
+from itertools import groupby
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from clipguard.attacks.engine.costs import Cost
+from clipguard.attacks.engine.engine import Engine
+from clipguard.attacks.engine.outcome import ImageOutcome, Note
+from clipguard.attacks.engine.passes.batching import CPU_BATCH
+from clipguard.attacks.engine.passes.evaluator import Evaluator, require_finite
+from clipguard.attacks.engine.reference import ReferenceEngine
+from clipguard.attacks.inputs import explained
+from clipguard.attacks.recipes import Recipe
+from clipguard.attacks.threat import ThreatModel
+from clipguard.benchmark.checks.probing import Probed, ProbedImages, probe_images
+from clipguard.benchmark.images import Preprocess
+from clipguard.benchmark.objects import Objects
+from clipguard.benchmark.plan import BenchPlan
+from clipguard.benchmark.preprocess import prepare
+from clipguard.benchmark.run_record import Place
+from clipguard.benchmark.stored.cell_key import cell_key
+from clipguard.benchmark.task import KnownOutcomes, Task, engine_options
+from clipguard.benchmark.workers.batch_fill import settle_fill
+from clipguard.core.environment.device import choose_device
+from clipguard.core.errors import AttackError
+from clipguard.core.records.run import BatchInvariance
+from clipguard.models.classifier import ZeroShotClassifier
+from clipguard.models.description import describe_model
+from clipguard.models.loading import LoadedModel, ModelInfo
+from clipguard.models.module_model import FORMAT
+
+Texts = tuple[Sequence[str], Sequence[str]]  # class names and templates
+
+
+@dataclass(frozen=True)
+class Tally:
+    """What an attack on images took so far.
+
+    Attributes:
+        costs: passes and seconds by attack.
+        batch_size: rows a pass at most.
+        batch_invariance: whether images depend on their batch where it ran; None where that is not tested.
+    """
+
+    costs: dict[str, Cost] = field(default_factory=dict)
+    batch_size: int | None = None
+    batch_invariance: BatchInvariance | None = None
+
+    @property
+    def passes(self) -> int:
+        """Forward passes, in images."""
+        return sum(cost.forward for cost in self.costs.values())
+
+
+class Attacking(Protocol):
+    """An attack on images that is under way: outcomes come as images finish."""
+
+    def __iter__(self) -> Iterator[ImageOutcome]: ...
+
+    @property
+    def passes(self) -> int:
+        """Forward passes so far, in images."""
+
+    def tally(self) -> Tally:
+        """What it took so far."""
+
+
+class Workers(Protocol):
+    """Who computes: what a run asks of this process, or of several."""
+
+    place: Place
+    """Where they compute."""
+
+    def check_models(self, texts: Sequence[Texts]) -> dict[str, ModelInfo]:
+        """Read every model of the plan, and say what each is; see `Worker.check_models`."""
+
+    def take(self, name: str, task: Task) -> Preprocess:
+        """Get ready for a model and a data set; returns what turns its images into pixels."""
+
+    def describe(self) -> list[str]:
+        """Lines that say what the model is."""
+
+    def key(self, recipe: Recipe, indices: Sequence[int]) -> dict[str, Any]:
+        """The key of stored outcomes; see `cell_key`."""
+
+    def attack(
+        self, recipe: Recipe, indices: Sequence[int], known: Mapping[int, KnownOutcomes], note: Note
+    ) -> Attacking:
+        """Attack images of the data set at every eps of the plan, but for what is known of them."""
+
+    def probe(self, recipe: Recipe, images: ProbedImages) -> Probed:
+        """Make the sanity checks that take passes of their own."""
+
+    def predict(self, images: Sequence[Tensor]) -> list[Tensor]:
+        """(classes,) softmax of each image (3, H, W), which may differ in size."""
+
+
+@dataclass
+class _Here:
+    """An attack in this process."""
+
+    engine: Engine | ReferenceEngine
+    task: Task
+    preprocess: Preprocess
+    device: str
+    known: Mapping[int, KnownOutcomes]
+    batch_invariance: BatchInvariance | None
+
+    def __iter__(self) -> Iterator[ImageOutcome]:
+        with closing(self.task.examples(self.preprocess, self.device, known=self.known)) as examples:
+            yield from self.engine.run(examples)
+
+    @property
+    def passes(self) -> int:
+        return self.engine.evaluator.costs.passes
+
+    def tally(self) -> Tally:
+        return Tally(self.engine.costs, self.engine.evaluator.batch_size, self.batch_invariance)
+
+
+class Worker:
+    """Computes in this process; see `Workers`."""
+
+    model: LoadedModel
+    task: Task
+    classifier: ZeroShotClassifier
+    preprocess: Preprocess
+
+    def __init__(self, plan: BenchPlan, objects: Objects, *, keep_images: bool = False) -> None:
+        """Choose the device.
+
+        Args:
+            plan: of the run.
+            objects: what names of the plan stand for.
+            keep_images: whether outcomes come with the strongest image found.
+
+        Raises:
+            ModelError: where the device is not there.
+        """
+        self.plan, self.objects = plan, objects
+        self.device = choose_device(plan.device)
+        self.fresh_options = engine_options(plan, self.device, keep_images=keep_images)
+        self.place = Place.of(plan, self.device)
+        self._invariance: dict[bool, BatchInvariance] = {}  # of what is attacked, by whether gradients are needed
+
+    def check_models(self, texts: Sequence[Texts]) -> dict[str, ModelInfo]:
+        """Read every model of the plan, and say what each is, by name; the first stays.
+
+        The others are let go again: all at once may not fit in memory, and a bad name or a prompt that is too long is
+        not to be found hours into the run.
+
+        Args:
+            texts: of all data sets.
+
+        Raises:
+            ModelError: for either.
+        """
+        duplicates = self.plan.duplicate_names
+        self.model = self.objects.model(self.plan.models[0], self.plan, self.device)
+        infos = {self.model.info.name: self.model.info}
+        for class_names, templates in texts:  # encoded, which is kept for the run
+            self.model.text_features(class_names, templates, duplicates=duplicates)
+        for name in self.plan.models[1:]:
+            other = self.objects.model(name, self.plan)
+            infos[other.info.name] = other.info
+            for class_names, templates in texts:
+                other.check_text(class_names, templates, duplicates=duplicates)
+        return infos
+
+    def take(self, name: str, task: Task) -> Preprocess:
+        """Get ready for a model and a data set; returns what turns its images into pixels.
+
+        Raises:
+            AttackError: for a module that fails, or has another number of classes than the data.
+        """
+        self.prepare(name, task)
+        self.check_module()
+        return self.preprocess
+
+    def prepare(self, name: str, task: Task) -> None:
+        """The same without a look at images."""
+        if not hasattr(self, "model") or self.model.info.name != name:
+            self.model = self.objects.model(name, self.plan, self.device)
+        self.task, self._invariance = task, {}
+        self.options = self.fresh_options
+        self.classifier, self.preprocess = prepare(self.plan, self.model, task.dataset)
+
+    def check_module(self) -> None:
+        """One pass of a module. Raises AttackError where it fails, or has another number of classes than the data."""
+        if self.model.info.format != FORMAT:
+            return
+        dataset = self.task.dataset
+        pixels = self.task.first(self.preprocess, self.device)[None]
+        with torch.no_grad(), explained(self.classifier, pixels):
+            logits = self.classifier(pixels)
+        if isinstance(logits, torch.Tensor) and logits.ndim == 2 and logits.shape[1] != len(dataset.class_names):
+            raise AttackError(
+                f"{self.model.info.name} gives {logits.shape[1]} logits, and {dataset.name} has "
+                f"{len(dataset.class_names)} classes; give it data with classes of its own."
+            )
+
+    def describe(self) -> list[str]:
+        """Lines that say what the model is."""
+        return describe_model(self.model)
+
+    def key(self, recipe: Recipe, indices: Sequence[int]) -> dict[str, Any]:
+        """The key of stored outcomes; see `cell_key`."""
+        dataset = self.task.dataset.name
+        return cell_key(self.plan, self.model, self.classifier, dataset, recipe, self.options, list(indices))
+
+    def attack(
+        self, recipe: Recipe, indices: Sequence[int], known: Mapping[int, KnownOutcomes], note: Note
+    ) -> Attacking:
+        """Attack images of the data set at every eps of the plan, but for what is known of them."""
+        task = self.task.only(np.array(indices, dtype=np.int64))
+        batch_invariance = self._settle_fill(task, bool(recipe.stages)) if self.plan.engine == "clipguard" else None
+        engine_class = ReferenceEngine if self.plan.engine == "reference" else Engine
+        threat, eps = ThreatModel(self.plan.norm, self.plan.quantize), [one.pixels for one in self.plan.eps]
+        engine = engine_class(self.classifier, recipe, threat, eps, self.options, note)
+        return _Here(engine, task, self.preprocess, self.device, known, batch_invariance)
+
+    def _settle_fill(self, task: Task, attacked: bool) -> BatchInvariance:
+        """How passes are filled up from now on, so that an image's bits do not depend on its batch."""
+        if attacked not in self._invariance:
+            image = task.first(self.preprocess, self.device)
+            self.options, answer = settle_fill(self.model, self.classifier, image, self.options, attacked=attacked)
+            self._invariance[attacked] = answer
+        return self._invariance[attacked]
+
+    def probe(self, recipe: Recipe, images: ProbedImages) -> Probed:
+        """Make the sanity checks that take passes of their own."""
+        return probe_images(self.plan, self.classifier, recipe, images, self.device, self.task.dataset.class_names)
+
+    def predict(self, images: Sequence[Tensor]) -> list[Tensor]:
+        """(classes,) softmax of each image (3, H, W), which may differ in size; see `Workers`.
+
+        Raises:
+            NonFiniteError: for NaN.
+        """
+        options, shares = self.options, []
+        size = options.batch_size or CPU_BATCH
+        evaluator = Evaluator(self.classifier, size, options.precision, fill=options.fill)
+        for _, group in groupby(enumerate(images), key=lambda pair: (pair[1].shape, pair[0] // size)):
+            positions, batch = zip(*group, strict=True)
+            logits = evaluator.verify(torch.stack(batch).to(self.device))
+            require_finite(logits, positions.__getitem__, "on a clean or finished image")
+            shares += list(logits.softmax(dim=1).cpu())
+        return shares
