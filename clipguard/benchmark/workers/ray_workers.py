@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import os
+import sys
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -25,7 +26,7 @@ from torch import Tensor
 from clipguard.attacks.engine.outcome import Example, ImageOutcome, Note
 from clipguard.attacks.recipes import Recipe
 from clipguard.benchmark.checks.probing import Probed, ProbedImages
-from clipguard.benchmark.images import Preprocess
+from clipguard.benchmark.images import Images, Preprocess
 from clipguard.benchmark.objects import Objects
 from clipguard.benchmark.plan import BenchPlan
 from clipguard.benchmark.run_record import Place
@@ -104,7 +105,8 @@ class RayWorkers:
     def take(self, name: str, task: Task) -> Preprocess:
         """See `Workers.take`."""
         self._jobs += 1
-        bare = replace(task, dataset=replace(task.dataset, images=Elsewhere(len(task.dataset))))
+        dataset = replace(task.dataset, images=Elsewhere(len(task.dataset)))
+        bare = replace(task, dataset=dataset, images=Images(dataset, 0, 0))
         self.task, self.job = task, Job(self._jobs, name, bare, _in_store(task.dataset.images))
         self.job_reference = ray.put(self.job)
         self.without_images.clear()
@@ -178,16 +180,21 @@ class RayWorkers:
 
 def _in_store(value: Any) -> _Fetch:
     """In pickled form: images, say, cannot be read on a node that has not their files."""
-    return _Fetch([ray.put(cloudpickle.dumps(value))])  # type: ignore[no-untyped-call]
+    return _Fetch([ray.put(cloudpickle.dumps(value))], sys.path)  # type: ignore[no-untyped-call]
 
 
 @dataclass(frozen=True)
 class _Fetch:
-    """Gets a value from Ray's store. In a list, a reference is left as it is until then."""
+    """Gets a value from Ray's store, with classes from where the driver has them.
+
+    In a list, a reference is left as it is until then.
+    """
 
     reference: list[Any]
+    folders: list[str]
 
     def __call__(self) -> Any:
+        sys.path += [folder for folder in self.folders if folder not in sys.path and Path(folder).is_dir()]
         return cloudpickle.loads(ray.get(self.reference[0]))
 
 

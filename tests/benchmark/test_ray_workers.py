@@ -1,0 +1,209 @@
+"""Workers on Ray find what one process finds, whatever happens to them."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import socket
+import subprocess
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from forked import Started
+from torch import Tensor, nn
+
+import clipguard
+from clipguard.benchmark.results.result import BenchResult
+from clipguard.cli import run
+from clipguard.core.errors import ClipguardError
+
+ray = pytest.importorskip("ray")
+DATA = ["-d", "emoji-food", "-n", "40"]
+ATTACK = [*DATA, "--attack", "apgd-ce", "--eps", "1,4", "--device", "cpu"]
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[None]:
+    """Ray of this process, which runs use as they find it."""
+    ray.init("local", num_cpus=3, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
+    yield
+    ray.shutdown()
+
+
+def bench(**options: object) -> BenchResult:
+    options = {"n_samples": 16, "eps": "1,8", "attacks": "pgd-10", "datasets": "emoji-food", "device": "cpu"} | options
+    return clipguard.bench(**options)  # type: ignore[arg-type]
+
+
+def assert_same(one: BenchResult, other: BenchResult) -> None:
+    assert one.samples.equals(other.samples)
+    assert one.to_frame().equals(other.to_frame())
+    assert one.run["findings"] == other.run["findings"]
+    assert one.run["datasets"] == other.run["datasets"]
+    assert one.run["models"] == other.run["models"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"workers": 2},
+        {"workers": 3, "attacks": "pgd-10,apgd-t", "eps_mode": "nested", "n_samples": 8},
+        {"workers": 2, "resolution": "native", "norm": "l2", "eps": "0.5", "batch_size": 3},
+    ],
+)
+def test_any_number_of_workers_gives_the_rows_of_one_process(cluster: None, options: dict[str, object]) -> None:
+    alone = bench(**{name: value for name, value in options.items() if name != "workers"})
+    together = bench(**options)
+    assert_same(alone, together)
+    passes = [result.run["costs"][0]["stages"]["clean"]["forward"] for result in (alone, together)]
+    assert passes[0] == passes[1] == options.get("n_samples", 16)
+
+
+class HereOnly:
+    """Images that other processes cannot read, as if their files were not on that node."""
+
+    def __init__(self, images: object) -> None:
+        self.images, self.process = images, os.getpid()
+
+    def __len__(self) -> int:
+        return len(self.images)  # type: ignore[arg-type]
+
+    def __getitem__(self, index: int) -> object:
+        if os.getpid() != self.process:
+            raise FileNotFoundError(index)
+        return self.images[index]  # type: ignore[index]
+
+
+def test_workers_go_on_from_what_is_stored_with_images_they_are_sent(cluster: None, tmp_path: Path) -> None:
+    bench(n_samples=8, eps="1", store=tmp_path)
+    data = clipguard.load_dataset("emoji-food")
+    data.images = HereOnly(data.images)  # type: ignore[assignment]
+    both = bench(datasets=data, store=tmp_path, workers=2)
+    assert both.run["costs"][0]["reused"] >= 16  # 8 images, clean and at eps 1; some are broken there
+    again = bench(datasets=data, store=tmp_path)
+    assert again.run["costs"][0]["computed"] == 0
+    assert_same(both, again)
+    assert both.samples.equals(bench(datasets=data).samples)
+
+
+class Small(nn.Module):
+    """Mean colours, as logits of 4 classes."""
+
+    def __init__(self, breaks: bool = False) -> None:
+        super().__init__()
+        self.linear, self.breaks = nn.Linear(3, 4), breaks
+        with torch.no_grad():
+            self.linear.weight.copy_(torch.eye(4, 3) * 9)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.breaks:
+            os.kill(os.getpid(), signal.SIGKILL)
+        logits: Tensor = self.linear(x.mean(dim=(2, 3)))
+        return logits
+
+
+def pictures() -> tuple[np.ndarray, np.ndarray]:
+    draw = np.random.default_rng(0)
+    return draw.integers(0, 255, (12, 8, 8, 3), dtype=np.uint8), draw.integers(0, 4, 12)
+
+
+def test_modules_and_arrays_go_to_workers(cluster: None) -> None:
+    given = {"models": Small().eval(), "datasets": pictures(), "classes": "a,b,c,d"}
+    assert bench(**given, workers=2).samples.equals(bench(**given).samples)
+
+
+@pytest.mark.slow
+def test_images_that_kill_their_worker_are_an_error_that_names_them(cluster: None) -> None:
+    with pytest.raises(ClipguardError, match="3 workers died while they attacked image"):
+        bench(models=Small(breaks=True).eval(), datasets=pictures(), classes="a,b,c,d", workers=2)
+
+
+@pytest.mark.slow
+def test_an_error_in_a_worker_is_the_same_error(cluster: None) -> None:
+    x, labels = pictures()
+    messages = []
+    for workers in (1, 2):
+        with pytest.raises(ClipguardError) as error:
+            bench(models=Small().eval(), datasets=(x, labels), classes="a,b,c,d,e", workers=workers)
+        messages.append(str(error.value))
+    assert messages[0] == messages[1]
+    assert "classes" in messages[0]
+
+
+def test_adversarial_images_are_those_of_one_process(cluster: None, tmp_path: Path) -> None:
+    for workers in ("1", "2"):
+        assert run(["-q", "attack", "-n", "6", "--workers", workers, "-o", str(tmp_path / workers)]) == 0
+    for name in ("adversarial.safetensors", "samples.parquet", "grid.png"):
+        assert (tmp_path / "1" / name).read_bytes() == (tmp_path / "2" / name).read_bytes()
+
+
+def attackers() -> list[int]:
+    """Processes that attack for a run, of this user."""
+    lines = subprocess.run(["ps", "-eo", "pid,args"], capture_output=True, text=True, check=True).stdout.splitlines()
+    return [int(line.split()[0]) for line in lines if "ray::RemoteWorker.attack" in line]
+
+
+def when_attacked(process: Started) -> list[int]:
+    until = time.monotonic() + 120
+    while not (found := attackers()):
+        assert time.monotonic() < until, process.err.read_text()
+        time.sleep(0.05)
+    return found
+
+
+@pytest.mark.parametrize(
+    "kill", ["worker", pytest.param("interrupt", marks=pytest.mark.slow), pytest.param("driver", marks=pytest.mark.slow)]
+)
+def test_a_run_survives_a_killed_worker_and_goes_on_after_its_own_end(kill: str, tmp_path: Path) -> None:
+    line = ["bench", *ATTACK, "--store", "store", "-o", "out"]
+    process = Started([*line, "--workers", "2"], tmp_path, tmp_path / kill)
+    workers = when_attacked(process)
+    time.sleep(0.5)
+    if kill == "worker":
+        os.kill(workers[0], signal.SIGKILL)
+        assert process.wait(200) == 0
+        assert "A worker died" in process.err.read_text()
+        assert not re.search("raylet|Traceback", process.out.read_text() + process.err.read_text())
+    else:
+        process.send_signal(signal.SIGKILL if kill == "driver" else signal.SIGINT)
+        started = time.monotonic()
+        assert process.wait(60) == (-signal.SIGKILL if kill == "driver" else 130)
+        assert time.monotonic() - started < 30
+        until = time.monotonic() + 30
+        while set(attackers()) & set(workers):  # none stays behind
+            assert time.monotonic() < until
+            time.sleep(0.1)
+        assert Started(line, tmp_path, tmp_path / "again").wait(200) == 0
+    whole = clipguard.bench(datasets="emoji-food", n_samples=40, attacks="apgd-ce", eps="1,4", device="cpu")
+    assert BenchResult.load(tmp_path / "out").samples.equals(whole.samples)
+
+
+def test_an_address_where_nothing_answers_is_refused_at_once(capfd: pytest.CaptureFixture[str]) -> None:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    started = time.monotonic()
+    assert run(["bench", "--ray", f"127.0.0.1:{port}"]) == 2
+    assert time.monotonic() - started < 10
+    assert len(capfd.readouterr().err.strip().splitlines()) == 1
+    for address in ("x:y", "ray://nowhere.invalid:1", "127.0.0.1:99999999"):
+        assert run(["bench", "--ray", address]) == 2
+        assert address in capfd.readouterr().err
+
+
+def test_without_ray_the_extra_is_named(capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda _name: None)
+    assert run(["bench", "--workers", "2"]) == 2
+    assert 'pip install "clipguard[ray]"' in capfd.readouterr().err
+
+
+@pytest.mark.parametrize("options", [["--engine", "reference"], ["--device", "cuda:1"]])
+def test_what_workers_cannot_follow_is_refused(options: list[str], capfd: pytest.CaptureFixture[str]) -> None:
+    assert run(["bench", "--workers", "2", *options]) == 2
+    assert "workers" in capfd.readouterr().err
