@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
+from tiny_models import write_model
 from torch import Tensor, nn
 
 from clipguard.attacks.engine.engine import Engine
 from clipguard.attacks.engine.options import EngineOptions, Fill
 from clipguard.attacks.engine.outcome import Example
-from clipguard.attacks.engine.passes.batch_invariance import find_fill
+from clipguard.attacks.engine.passes.batch_invariance import Filling, find_fill
 from clipguard.attacks.engine.passes.evaluator import Evaluator
 from clipguard.attacks.recipes import parse_recipe
 from clipguard.attacks.threat import ThreatModel
@@ -23,7 +26,8 @@ class Kernels(nn.Module):
     """A linear model on (1, 2, 2) images that rounds as the kernels of some library may.
 
     `kind` "tail": rows beyond the last multiple of 4 differ; "shape": the number of rows counts; "place": the row's
-    place in the batch does. `amount` is by how much the first logit differs.
+    place in the batch does; "few": fewer than 8 rows do; "least": fewer than 16. `amount` is by how much the first
+    logit differs.
     """
 
     least_rows = 16
@@ -40,23 +44,32 @@ class Kernels(nn.Module):
             "tail": (place >= n // 4 * 4).float(),
             "shape": torch.full((n,), float(n)),
             "place": place % 7.0,
+            "few": torch.full((n,), float(n < 8)),
+            "least": torch.full((n,), float(n < 16)),
         }[self.kind]
         logits = x.flatten(1)[:, :2]
         return logits + self.amount * torch.stack([difference, torch.zeros(n)], dim=1)
 
 
 @pytest.mark.parametrize(
-    ("kind", "fill", "holds"),
-    [("none", "least", True), ("tail", "multiple", True), ("shape", "full", True), ("place", "alone", False)],
+    ("kind", "filling"),
+    [
+        ("none", Filling("least", True, 4)),
+        ("few", Filling("least", True, 8)),
+        ("least", Filling("least", True)),
+        ("tail", Filling("multiple", True, 4)),
+        ("shape", Filling("full", True)),
+        ("place", Filling("alone", False)),
+    ],
 )
 @pytest.mark.parametrize("batch_size", [BATCH, 33])
-def test_the_cheapest_fill_that_holds_is_found(kind: str, fill: Fill, holds: bool, batch_size: int) -> None:
-    assert find_fill(Kernels(kind).eval(), (1, 2, 2), batch_size) == (fill, holds)
-    assert find_fill(Kernels(kind).eval(), (1, 2, 2), batch_size, gradients=False) == (fill, holds)
+def test_the_cheapest_fill_that_holds_is_found(kind: str, filling: Filling, batch_size: int) -> None:
+    assert find_fill(Kernels(kind).eval(), (1, 2, 2), batch_size) == filling
+    assert find_fill(Kernels(kind).eval(), (1, 2, 2), batch_size, gradients=False) == filling
 
 
 def test_a_compiled_search_promises_nothing_but_decides_as_ever() -> None:
-    assert find_fill(Kernels("tail").eval(), (1, 2, 2), BATCH, compiled=True) == ("multiple", False)
+    assert find_fill(Kernels("tail").eval(), (1, 2, 2), BATCH, compiled=True) == Filling("multiple", False, 4)
 
 
 def test_where_no_fill_holds_an_image_decides_alone() -> None:
@@ -75,14 +88,15 @@ def test_where_no_fill_holds_an_image_decides_alone() -> None:
     assert {prediction(place, "alone") for place in range(8)} == {1}
 
 
-def test_an_embedded_model_holds_with_what_is_found_here() -> None:
+@pytest.mark.parametrize("name", ["tiny", "vit"])
+def test_a_real_model_holds_with_what_is_found_here(name: str, tmp_path: Path) -> None:
     """Bytes where the self-test says that they hold, in batches and at places that it did not try."""
     data = load_dataset("emoji-food")
-    model = load_model("tiny")
+    model = load_model(name if name == "tiny" else f"local-dir:{write_model(tmp_path, name)}")
     classifier, preprocess = model.classifier(data.class_names, data.templates), model.preprocess()
-    fill, holds = find_fill(classifier, (3, 48, 48), 64)
-    evaluator = Evaluator(classifier, 64, fill=fill)
     x = torch.stack([preprocess(data.image(i)) for i in range(64)])
+    filling = find_fill(classifier, tuple(x.shape[1:]), 64)
+    evaluator = Evaluator(classifier, 64, fill=filling.fill, small_rows=filling.small_rows)
 
     def look(rows: Tensor) -> tuple[Tensor, ...]:
         logits, loss, gradient = evaluator.gradient(rows, lambda z, _start, _stop: z.logsumexp(dim=1) - z[:, 0])
@@ -90,12 +104,12 @@ def test_an_embedded_model_holds_with_what_is_found_here() -> None:
 
     whole = look(x)
     order = torch.randperm(64, generator=torch.Generator().manual_seed(3))
-    for n in (1, 2, 5, 15, 16, 17, 22, 33, 47, 64):
-        for rows in (order[:n], torch.arange(64 - n, 64)):
+    for n in (*range(1, 18), 22, 33, 47, 64):
+        for rows in (order[:n], torch.arange(n), torch.arange(64 - n, 64)):
             buffer = torch.empty(x[rows].numel() + n)  # and at an odd offset in memory
             view = buffer[n:].view_as(x[rows]).copy_(x[rows])
             for part, all_of_them in zip(look(view), whole, strict=True):
-                if holds:
+                if filling.holds:
                     assert torch.equal(part, all_of_them[rows]), n
                 else:
                     torch.testing.assert_close(part, all_of_them[rows], rtol=1e-3, atol=1e-4)

@@ -15,6 +15,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from clipguard.attacks.engine import cycles, rows, verification
 from clipguard.attacks.engine import engine as engine_module
 from clipguard.attacks.engine.engine import Engine
+from clipguard.attacks.engine.options import Fill
 from clipguard.attacks.engine.passes.batching import filled, fixed_sizes
 from clipguard.attacks.methods import fab
 from clipguard.core.eps import Norm
@@ -142,3 +143,17 @@ def test_rows_are_filled_up_to_few_sizes(batch_size: int, sizes: list[int]) -> N
         assert len(rows) == min(size for size in sizes if size >= n)
         assert torch.equal(rows[:n], x[:n])
         assert not rows[n:].any()
+
+
+@pytest.mark.parametrize("fill", ["least", "multiple"])
+@pytest.mark.parametrize("batch_size", [64, 14, 3])
+def test_few_rows_are_filled_up_to_a_multiple_of_those_that_round_alike(fill: Fill, batch_size: int) -> None:
+    x = uniform(batch_size, 1, 2, 2)
+    least = min(16, batch_size)
+    for n in range(1, batch_size + 1):
+        sizes = [min(4 * k, least) for k in range(1, 5)] if n <= least else [n if fill == "least" else -(-n // 16) * 16]
+        rows = filled(x[:n], fill, 16, batch_size, small=4)
+        assert len(rows) == min(size for size in sizes if size >= n)
+        assert torch.equal(rows[:n], x[:n])
+        assert not rows[n:].any()
+        assert len(filled(x[:n], "full", 16, batch_size, small=4)) == batch_size

@@ -24,7 +24,7 @@ def tests_made(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[int]:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     made: list[int] = []
     look = invariance._holds
-    monkeypatch.setattr(invariance, "_holds", lambda e, x, **k: made.append(len(x)) or look(e, x, **k))
+    monkeypatch.setattr(invariance, "_holds", lambda e, x, *a, **k: made.append(len(x)) or look(e, x, *a, **k))
     return made
 
 
@@ -54,12 +54,16 @@ def test_an_answer_that_cannot_be_read_or_kept_is_found_again(
 ) -> None:
     answer = measure().run["batch_invariant"]
     (kept,) = (tmp_path / "cache").rglob("*.json")
-    assert json.loads(kept.read_text())["answer"] == answer["tiny"]
-    kept.write_text("{")
-    made = len(tests_made)
-    monkeypatch.setattr(benchmark, "_answers", {})  # as in another process
-    assert measure().run["batch_invariant"] == answer
-    assert len(tests_made) > made
+    content = json.loads(kept.read_text())
+    assert {"small_rows": content["answer"]["small_rows"], **answer["tiny"]} == content["answer"]
+    of_old = json.dumps(content | {"answer": answer["tiny"]})  # as the self-test before told it
+    other = json.dumps(content | {"answer": content["answer"] | {"small_rows": 3}})
+    for damaged in ("{", of_old, other):
+        kept.write_text(damaged)
+        made = len(tests_made)
+        monkeypatch.setattr(benchmark, "_answers", {})  # as in another process
+        assert measure().run["batch_invariant"] == answer
+        assert len(tests_made) > made
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
     assert measure().run["batch_invariant"] == answer

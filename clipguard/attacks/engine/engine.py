@@ -59,7 +59,13 @@ class Engine:
         options = replace(options, stop_cycles=options.stop_cycles and recipe.eot == 1)
         self.threat, self.options = threat, options
         self.evaluator = Evaluator(
-            model, options.batch_size or 1, options.precision, recipe.eot, options.compile, options.fill
+            model,
+            options.batch_size or 1,
+            options.precision,
+            recipe.eot,
+            options.compile,
+            options.fill,
+            options.small_rows,
         )
         ascending = sorted(eps_values)
         self._cases = Caseload(recipe, ascending, options, note)

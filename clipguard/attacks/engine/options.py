@@ -29,6 +29,8 @@ class EngineOptions:
         stop_cycles: whether a run that comes back to a point ends (see cycles.py). Only for models that give a row the
             same bits in every pass; outcomes are the same, with fewer passes.
         fill: how passes are filled up with black images, so that an outcome does not depend on the batch.
+        small_rows: passes of fewer rows than the model's `least_rows` are filled up to a multiple of these, where the
+            fill is "least" or "multiple"; None for `least_rows` itself.
 
     Raises:
         AttackError: for a value of the wrong type or out of range.
@@ -41,6 +43,7 @@ class EngineOptions:
     compile: bool = False
     keep_images: bool = False
     fill: Fill = "least"
+    small_rows: int | None = None
     stop_cycles: bool = False
 
     def __post_init__(self) -> None:

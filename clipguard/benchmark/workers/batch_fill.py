@@ -7,7 +7,7 @@ import json
 import logging
 import os
 import platform
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from clipguard.attacks.engine.options import EngineOptions
-from clipguard.attacks.engine.passes.batch_invariance import FILLS, find_fill
+from clipguard.attacks.engine.passes.batch_invariance import FILLS, SMALL_ROWS, Filling, find_fill
 from clipguard.attacks.engine.passes.evaluator import Evaluator
 from clipguard.core.files.atomic_files import write_bytes
 from clipguard.core.records.provenance import versions
@@ -24,11 +24,11 @@ from clipguard.models.classifier import ZeroShotClassifier
 from clipguard.models.loading import LoadedModel
 from clipguard.models.module_model import FORMAT
 
-TEST = 2  # increase it when the self-test changes: answers of another one are not used
+TEST = 3  # increase it when the self-test changes: answers of another one are not used
 PACKAGES = ("torch", "torchvision", "open_clip_torch", "timm")
 KERNEL_VARIABLES = ("ATEN_", "CUBLAS_", "CUDNN_", "DNNL_", "KMP_", "MKL_", "NVIDIA_", "OMP_", "ONEDNN_", "TORCH_")
 log = logging.getLogger("clipguard")
-_answers: dict[Path, BatchInvariance] = {}  # in this process: the cache may not be writable
+_answers: dict[Path, Filling] = {}  # in this process: the cache may not be writable
 
 
 def settle_fill(
@@ -65,7 +65,7 @@ def settle_fill(
     answer = (_answers.get(file) or _read(file)) if is_known else None
     if answer is None:
         log.info("Self-test: do the results of %s depend on the batch, on this processor?", model.info.name)
-        fill, holds = find_fill(
+        answer = find_fill(
             classifier,
             tuple(image.shape),
             batch_size,
@@ -73,13 +73,14 @@ def settle_fill(
             compiled=options.compile,
             gradients=attacked,
         )
-        answer = {"holds": holds, "fill": fill}
         if is_known:
-            _keep(file, {"key": key, "answer": answer})
+            _keep(file, {"key": key, "answer": asdict(answer)})
     _answers[file] = answer
-    if not answer["holds"]:
+    if not answer.holds:
         log.warning("%s: %s", model.info.name, NO_PROMISE)
-    return replace(options, batch_size=batch_size, fill=answer["fill"], stop_cycles=answer["holds"]), answer
+    options = replace(options, batch_size=batch_size, stop_cycles=answer.holds)
+    options = replace(options, fill=answer.fill, small_rows=answer.small_rows)
+    return options, {"holds": answer.holds, "fill": answer.fill}
 
 
 NO_PROMISE = (
@@ -104,14 +105,15 @@ def _folder() -> Path:
     return (Path(cache) if cache else Path("~/.cache").expanduser()) / "clipguard" / "batch-invariance"
 
 
-def _read(file: Path) -> BatchInvariance | None:
+def _read(file: Path) -> Filling | None:
     """An answer that was kept; None if there is none, or none that can be read: then the test is made again."""
     try:
         answer = json.loads(file.read_text(encoding="utf-8"))["answer"]
-        holds, fill = answer["holds"], answer["fill"]
+        filling = Filling(answer["fill"], answer["holds"], answer["small_rows"])
     except (OSError, ValueError, KeyError, TypeError):
         return None
-    return {"holds": holds, "fill": fill} if isinstance(holds, bool) and fill in FILLS else None
+    is_right = isinstance(filling.holds, bool) and filling.fill in FILLS and filling.small_rows in (None, *SMALL_ROWS)
+    return filling if is_right else None
 
 
 def _keep(file: Path, content: dict[str, Any]) -> None:

@@ -35,7 +35,9 @@ def fixed_sizes(batch_size: int) -> list[int]:
     return sorted({min(SMALLEST_FIXED, batch_size), -(-batch_size // 2), batch_size})
 
 
-def filled(x: Tensor, fill: Fill, least: int, batch_size: int, *, fixed: bool = False) -> Tensor:
+def filled(
+    x: Tensor, fill: Fill, least: int, batch_size: int, *, small: int | None = None, fixed: bool = False
+) -> Tensor:
     """The rows (B, C, H, W) with black images below, so that a row's bits do not depend on their number.
 
     Args:
@@ -43,13 +45,15 @@ def filled(x: Tensor, fill: Fill, least: int, batch_size: int, *, fixed: bool = 
         fill: up to `least` rows, a multiple of them, or a whole batch; "alone" adds nothing.
         least: see `least_rows`.
         batch_size: of the run.
+        small: fewer rows than `least` are filled up to a multiple of these, where `fill` says up to `least`.
         fixed: up to one of `fixed_sizes`.
     """
-    least = min(least, batch_size)
-    rows = {"least": least, "multiple": -(-len(x) // least) * least, "full": batch_size, "alone": 0}[fill]
+    n, least = len(x), min(least, batch_size)
+    fewest = least if small is None or n > least else min(-(-n // small) * small, least)
+    rows = {"least": fewest, "multiple": -(-n // fewest) * fewest, "full": batch_size, "alone": 0}[fill]
     if fixed:
-        rows = next((size for size in fixed_sizes(batch_size) if size >= max(rows, len(x))), rows)
-    missing = rows - len(x)
+        rows = next((size for size in fixed_sizes(batch_size) if size >= max(rows, n)), rows)
+    missing = rows - n
     if missing <= 0:
         return x
     return torch.cat([x, x.new_zeros(missing, *x.shape[1:])])

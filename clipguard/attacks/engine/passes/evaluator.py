@@ -53,6 +53,7 @@ class Evaluator:
         compile: whether the search runs the compiled model; `verify` takes the model as it is.
         fill: how passes are filled up (see `filled`; black images are not counted). "alone": they are not, but `verify`
             passes every image by itself.
+        small_rows: what passes of few images are filled up to (see `filled`, there `small`).
     """
 
     def __init__(
@@ -63,8 +64,9 @@ class Evaluator:
         eot: int = 1,
         compile: bool = False,
         fill: Fill = "least",
+        small_rows: int | None = None,
     ) -> None:
-        self.model, self.precision, self.eot, self.fill = model, precision, eot, fill
+        self.model, self.precision, self.eot, self.fill, self.small_rows = model, precision, eot, fill, small_rows
         self.costs = Costs(eot, on_gpu=any(p.is_cuda for p in chain(model.parameters(), model.buffers())))
         self._batching = Batching(batch_size, eot)
         self._compiled = CompiledModel(model, precision) if compile else None
@@ -168,7 +170,8 @@ class Evaluator:
         return logits_at(precision, self.model, rows)[: len(x)].float()
 
     def _filled(self, x: Tensor, *, fixed: bool) -> Tensor:
-        return filled(x, self.fill, least_rows(self.model), self.batch_size, fixed=fixed)
+        least = least_rows(self.model)
+        return filled(x, self.fill, least, self.batch_size, small=self.small_rows, fixed=fixed)
 
 
 def require_finite(values: Tensor, index: Callable[[int], int], where: str) -> None:
