@@ -250,6 +250,28 @@ def test_a_compiled_tower_trains_the_same_resumes_and_leaves_plain_weights(
     assert losses(tmp_path / "plain") == pytest.approx(losses(tmp_path / "compiled"), rel=1e-4)
 
 
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs g++")
+@pytest.mark.usefixtures("fresh_compiler")
+def test_a_compiled_tower_computes_activations_twice_where_asked(
+    vit: str, images: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    given: dict[str, Any] = {"steps": 2, "attack_steps": 1, **EXACT}
+    plain = trained(vit, images, tmp_path / "plain", **given)
+    config = make_config(vit, images, compile=True, grad_checkpointing=True, **given)
+    trainer = make_trainer(config, tmp_path / "both")
+    with caplog.at_level(logging.WARNING, "clipguard"):
+        trainer.settle(None)
+        trainer.train(Silent(), 0)
+    assert not [r for r in caplog.records if r.name == "clipguard" and r.levelno >= logging.WARNING]
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] > 0
+    without = kept(make_trainer(make_config(vit, images, **given), tmp_path / "memory"))
+    with trainer.model.image.through(trainer.step.tower):
+        assert kept(trainer) < without / 4
+    assert largest_difference(plain, state(trainer)) < 1e-5
+    assert losses(tmp_path / "plain") == pytest.approx(losses(tmp_path / "both"), rel=1e-4)
+
+
 @pytest.mark.usefixtures("fresh_compiler")
 def test_without_a_working_compiler_training_goes_on(
     vit: str, images: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
