@@ -79,6 +79,15 @@ def attack_memory(content: dict[str, Any]) -> str:
     return table(("model", "batch", "attack", "memory, of a plain gradient's"), rows)
 
 
+def few_images(content: dict[str, Any]) -> str:
+    rows = []
+    for r in content["results"]:
+        seconds = (min(r["before"]), min(r["after"]))
+        rows.append((r["model"], r["images"], f"`{r['attack']}`", r["rows"], spread(r["times faster"], 2), *seconds))
+    headings = ("model", "images", "attack", "filled up to", "times faster (range)", "CPU s with 16 rows", "CPU s")
+    return table(headings, rows)
+
+
 def head_cost(content: dict[str, Any]) -> str:
     rows = [
         (n, *(r[way] for way in ("product", "exact", "rows"))) for n, r in content["milliseconds_by_classes"].items()
@@ -119,6 +128,7 @@ SECTIONS: dict[str, tuple[str, Callable[[dict[str, Any]], str]]] = {
     "startup": ("Start-up", startup),
     "attack_speed": ("clipguard beside the reference library", attack_speed),
     "attack_memory": ("Memory of a step", attack_memory),
+    "few_images": ("Passes of few images", few_images),
     "head_cost": ("Exact cosines", head_cost),
     "allocator": ("Memory that the process keeps", allocator),
     "loading": ("Clean accuracy beside a bare loop", loading),
