@@ -34,7 +34,7 @@ class Step:
 
 STEPS = [
     Step("startup", 4),
-    Step("few_images", 10),
+    Step("few_images", 5),
     Step("head_cost", 5),
     Step("profile_attack", 20),
     Step("attack_memory", 15),
