@@ -64,7 +64,7 @@ def attack_speed(content: dict[str, Any]) -> str:
     for name, entry in content.items():
         for variant, summary in entry["summary"].items():
             times = summary["times faster than the reference"]
-            fewer = (summary[f"times fewer {which} passes"] for which in ("forward", "backward"))
+            fewer = (summary[f"times fewer {which} passes"] or "–" for which in ("forward", "backward"))
             rows.append((name, entry["n"], variant, spread([times[k] for k in ("median", "min", "max")], 2), *fewer))
     headings = ("work", "images", "mode", "times faster (range)", "times fewer forward passes", "backward passes")
     return table(headings, rows)
