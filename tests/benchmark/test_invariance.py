@@ -10,9 +10,9 @@ import pytest
 
 import clipguard
 from clipguard.attacks.engine.passes import batch_invariance as invariance
-from clipguard.benchmark.workers import batch_fill as benchmark
 from clipguard.benchmark.results.result import BenchResult
 from clipguard.benchmark.results.table import caption
+from clipguard.benchmark.workers import batch_fill as benchmark
 from clipguard.cli import run
 
 FAST = {"datasets": ["emoji-food"], "attacks": ["pgd-2"], "eps": ["4"], "n_samples": 4, "device": "cpu", "store": None}

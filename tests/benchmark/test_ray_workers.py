@@ -57,7 +57,8 @@ def assert_same(one: BenchResult, other: BenchResult) -> None:
         {"workers": 2, "resolution": "native", "norm": "l2", "eps": "0.5", "batch_size": 3},
     ],
 )
-def test_any_number_of_workers_gives_the_rows_of_one_process(cluster: None, options: dict[str, object]) -> None:
+@pytest.mark.usefixtures("cluster")
+def test_any_number_of_workers_gives_the_rows_of_one_process(options: dict[str, object]) -> None:
     alone = bench(**{name: value for name, value in options.items() if name != "workers"})
     together = bench(**options)
     assert_same(alone, together)
@@ -80,7 +81,8 @@ class HereOnly:
         return self.images[index]  # type: ignore[index]
 
 
-def test_workers_go_on_from_what_is_stored_with_images_they_are_sent(cluster: None, tmp_path: Path) -> None:
+@pytest.mark.usefixtures("cluster")
+def test_workers_go_on_from_what_is_stored_with_images_they_are_sent(tmp_path: Path) -> None:
     bench(n_samples=8, eps="1", store=tmp_path)
     data = clipguard.load_dataset("emoji-food")
     data.images = HereOnly(data.images)  # type: ignore[assignment]
@@ -113,19 +115,22 @@ def pictures() -> tuple[np.ndarray, np.ndarray]:
     return draw.integers(0, 255, (12, 8, 8, 3), dtype=np.uint8), draw.integers(0, 4, 12)
 
 
-def test_modules_and_arrays_go_to_workers(cluster: None) -> None:
+@pytest.mark.usefixtures("cluster")
+def test_modules_and_arrays_go_to_workers() -> None:
     given = {"models": Small().eval(), "datasets": pictures(), "classes": "a,b,c,d"}
     assert bench(**given, workers=2).samples.equals(bench(**given).samples)
 
 
 @pytest.mark.slow
-def test_images_that_kill_their_worker_are_an_error_that_names_them(cluster: None) -> None:
+@pytest.mark.usefixtures("cluster")
+def test_images_that_kill_their_worker_are_an_error_that_names_them() -> None:
     with pytest.raises(ClipguardError, match="3 workers died while they attacked image"):
         bench(models=Small(breaks=True).eval(), datasets=pictures(), classes="a,b,c,d", workers=2)
 
 
 @pytest.mark.slow
-def test_an_error_in_a_worker_is_the_same_error(cluster: None) -> None:
+@pytest.mark.usefixtures("cluster")
+def test_an_error_in_a_worker_is_the_same_error() -> None:
     x, labels = pictures()
     messages = []
     for workers in (1, 2):
@@ -136,7 +141,8 @@ def test_an_error_in_a_worker_is_the_same_error(cluster: None) -> None:
     assert "classes" in messages[0]
 
 
-def test_adversarial_images_are_those_of_one_process(cluster: None, tmp_path: Path) -> None:
+@pytest.mark.usefixtures("cluster")
+def test_adversarial_images_are_those_of_one_process(tmp_path: Path) -> None:
     for workers in ("1", "2"):
         assert run(["-q", "attack", "-n", "6", "--workers", workers, "-o", str(tmp_path / workers)]) == 0
     for name in ("adversarial.safetensors", "samples.parquet", "grid.png"):
@@ -158,7 +164,8 @@ def when_attacked(process: Started) -> list[int]:
 
 
 @pytest.mark.parametrize(
-    "kill", ["worker", pytest.param("interrupt", marks=pytest.mark.slow), pytest.param("driver", marks=pytest.mark.slow)]
+    "kill",
+    ["worker", pytest.param("interrupt", marks=pytest.mark.slow), pytest.param("driver", marks=pytest.mark.slow)],
 )
 def test_a_run_survives_a_killed_worker_and_goes_on_after_its_own_end(kill: str, tmp_path: Path) -> None:
     line = ["bench", *ATTACK, "--store", "store", "-o", "out"]

@@ -29,6 +29,8 @@ def connected(address: str | None, workers: int | None, device: str) -> Iterator
     Raises:
         ClipguardError: where there is none.
     """
+    if address not in (None, "auto"):
+        _reach(address)
     if ray.is_initialized():
         yield
         return
@@ -66,8 +68,6 @@ def _start(workers: int, device: str, quiet: dict[str, Any]) -> None:
 
 def _join(address: str, quiet: dict[str, Any]) -> None:
     """A cluster that runs."""
-    if address != "auto":
-        _reach(address)
     try:
         ray.init(address, **({} if address.startswith("ray://") else quiet))
     except Exception as error:  # nothing there, another version of Ray or Python: of many types
