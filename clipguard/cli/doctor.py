@@ -46,7 +46,6 @@ NOT_OF_DOCTOR = (
     "precision",
     "compile",
     "workers",
-    "ray",
     "decoders",
     "text",
 )

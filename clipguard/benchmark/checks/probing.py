@@ -79,18 +79,18 @@ def probe_images(
 ) -> Probed:
     """The findings of `PROBE_CHECKS` about a classifier on its device."""
     evaluator = ChargedEvaluator(classifier, PROBED_IMAGES)
-    subject = Subject(
-        evaluator,
-        images.x.to(device),
-        torch.from_numpy(images.labels).long().to(device),
-        images.index.tolist(),
-        plan.norm,
-        plan.eps[-1].pixels,
-        plan.seed,
-        class_names,
-    )
+    subject = subject_of(plan, evaluator, images, device, plan.eps[-1].pixels, class_names)
     findings = list(probe(subject, recipe))
     return Probed(findings, evaluator.costs.settled())
+
+
+def subject_of(
+    plan: BenchPlan, evaluator: Evaluator, images: ProbedImages, device: str, eps: float, class_names: Sequence[str]
+) -> Subject:
+    """A model and images as the checks take them; `eps` in pixels of [0,1]."""
+    labels = torch.from_numpy(images.labels).long().to(device)
+    index = images.index.tolist()
+    return Subject(evaluator, images.x.to(device), labels, index, plan.norm, eps, plan.seed, class_names)
 
 
 @dataclass

@@ -38,6 +38,7 @@ from clipguard.benchmark.workers.worker import Tally, Texts
 from clipguard.core.errors import ClipguardError, first_line
 from clipguard.core.notices import notice
 from clipguard.models.loading import ModelInfo
+from clipguard.sanity.checks import Finding
 
 T = TypeVar("T")
 CLEAN_BLOCK = 64  # images of a block at least where each takes one pass
@@ -117,6 +118,11 @@ class RayWorkers:
         """See `Workers.describe`."""
         lines: list[str] = self._ask("describe", self.job_reference)
         return lines
+
+    def examine(self, recipe: Recipe, images: ProbedImages, transfer_from: str | None) -> list[Finding]:
+        """See `Workers.examine`."""
+        findings: list[Finding] = self.heard(self._ask("examine", self.job_reference, recipe, images, transfer_from))
+        return findings
 
     def predict(self, images: Sequence[Tensor]) -> list[Tensor]:
         """See `Workers.predict`."""

@@ -28,6 +28,7 @@ from clipguard.core.notices import Notice, noticing
 from clipguard.data.dataset import ZeroShotDataset
 from clipguard.data.images import EncodedImage, EncodedImages
 from clipguard.models.loading import ModelInfo
+from clipguard.sanity.checks import Finding
 
 T = TypeVar("T")
 RETRIES = 2  # of what comes before and after the attack, where the worker dies
@@ -176,6 +177,13 @@ class RemoteWorker:
     def probe(self, run: Fetch[Run], job: Job, recipe: Recipe, images: ProbedImages) -> Said[Probed]:
         """See `Worker.probe`."""
         return self._said(lambda: self._at(run, job).probe(recipe, images))
+
+    @ray.method(max_task_retries=RETRIES)
+    def examine(
+        self, run: Fetch[Run], job: Job, recipe: Recipe, images: ProbedImages, transfer_from: str | None
+    ) -> Said[list[Finding]]:
+        """See `Worker.examine`."""
+        return self._said(lambda: list(self._at(run, job).examine(recipe, images, transfer_from)))
 
     @ray.method(max_task_retries=RETRIES)
     def predict(self, run: Fetch[Run], job: Job, images: Sequence[Tensor]) -> Said[list[Tensor]]:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+import logging
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
 from itertools import groupby
@@ -21,7 +22,7 @@ from clipguard.attacks.engine.reference import ReferenceEngine
 from clipguard.attacks.inputs import explained
 from clipguard.attacks.recipes import Recipe
 from clipguard.attacks.threat import ThreatModel
-from clipguard.benchmark.checks.probing import Probed, ProbedImages, probe_images
+from clipguard.benchmark.checks.probing import Probed, ProbedImages, probe_images, subject_of
 from clipguard.benchmark.images import Preprocess
 from clipguard.benchmark.objects import Objects
 from clipguard.benchmark.plan import BenchPlan
@@ -37,7 +38,10 @@ from clipguard.models.classifier import ZeroShotClassifier
 from clipguard.models.description import describe_model
 from clipguard.models.loading import LoadedModel, ModelInfo
 from clipguard.models.module_model import FORMAT
+from clipguard.sanity.checks import Finding
+from clipguard.sanity.doctor import examine
 
+log = logging.getLogger("clipguard")
 Texts = tuple[Sequence[str], Sequence[str]]  # class names and templates
 
 
@@ -102,6 +106,9 @@ class Workers(Protocol):
 
     def predict(self, images: Sequence[Tensor]) -> list[Tensor]:
         """(classes,) softmax of each image (3, H, W), which may differ in size."""
+
+    def examine(self, recipe: Recipe, images: ProbedImages, transfer_from: str | None) -> Iterable[Finding]:
+        """All findings of the doctor; `transfer_from` names the model whose adversarial images are tried."""
 
 
 @dataclass
@@ -239,6 +246,26 @@ class Worker:
     def probe(self, recipe: Recipe, images: ProbedImages) -> Probed:
         """Make the sanity checks that take passes of their own."""
         return probe_images(self.plan, self.classifier, recipe, images, self.device, self.task.dataset.class_names)
+
+    def examine(self, recipe: Recipe, images: ProbedImages, transfer_from: str | None) -> Iterator[Finding]:
+        """All findings of the doctor; see `Workers`."""
+        plan, dataset, other = self.plan, self.task.dataset, None
+        if transfer_from:
+            model = self.objects.model(transfer_from, plan, self.device)
+            for line in describe_model(model):
+                log.info(line)
+            # It resizes inside, so that it takes the images of the other's size.
+            duplicates = plan.duplicate_names
+            other = model.classifier(dataset.class_names, dataset.templates, "native", duplicates=duplicates)
+        subject = subject_of(
+            plan,
+            Evaluator(self.classifier, plan.batch_size or CPU_BATCH),
+            images,
+            self.device,
+            plan.eps[0].pixels,
+            dataset.class_names,
+        )
+        yield from examine(subject, recipe, other)
 
     def predict(self, images: Sequence[Tensor]) -> list[Tensor]:
         """(classes,) softmax of each image (3, H, W), which may differ in size; see `Workers`.
