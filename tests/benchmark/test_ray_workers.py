@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import signal
 import socket
 import subprocess
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -214,3 +216,53 @@ def test_without_ray_the_extra_is_named(capfd: pytest.CaptureFixture[str], monke
 def test_what_workers_cannot_follow_is_refused(options: list[str], capfd: pytest.CaptureFixture[str]) -> None:
     assert run(["bench", "--workers", "2", *options]) == 2
     assert "workers" in capfd.readouterr().err
+
+
+@pytest.mark.slow
+def test_two_nodes_of_a_cluster_share_a_run_and_one_of_them_may_go() -> None:
+    from ray.cluster_utils import Cluster
+
+    ray.shutdown()
+    nodes = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
+    second = nodes.add_node(num_cpus=1)
+    try:
+        alone = bench(n_samples=40, attacks="apgd-ce")
+        results: list[BenchResult] = []
+        work = threading.Thread(
+            target=lambda: results.append(bench(n_samples=40, attacks="apgd-ce", ray=nodes.address))
+        )
+        work.start()
+        until = time.monotonic() + 120
+        while len(attackers()) < 2 and work.is_alive():
+            assert time.monotonic() < until
+            time.sleep(0.1)
+        nodes.remove_node(second, allow_graceful=False)
+        work.join(300)
+        assert_same(alone, results[0])
+    finally:
+        ray.shutdown()
+        nodes.shutdown()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", range(10))
+def test_runs_that_are_killed_at_random_end_in_the_same_table(seed: int, tmp_path: Path) -> None:
+    draw = np.random.default_rng(seed)
+    line = ["bench", *ATTACK, "--store", "store", "-o", "out", "--workers", f"{draw.integers(2, 4)}"]
+    for number in range(20):
+        process = Started(line, tmp_path, tmp_path / f"run{number}")
+        with contextlib.suppress(AssertionError):  # too late
+            workers = when_attacked(process)
+            time.sleep(draw.uniform(0, 4))
+            what = draw.choice(["worker", "driver", "head"]) if number < 3 else "worker"
+            if what == "driver":
+                process.send_signal(signal.SIGKILL)
+            elif what == "worker":
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(int(draw.choice(workers)), signal.SIGKILL)
+            else:
+                subprocess.run(["pkill", "-9", "-P", str(process.pid), "gcs_server"], check=False)
+        if process.wait(300) == 0:
+            break
+    whole = clipguard.bench(datasets="emoji-food", n_samples=40, attacks="apgd-ce", eps="1,4", device="cpu")
+    assert BenchResult.load(tmp_path / "out").samples.equals(whole.samples)
