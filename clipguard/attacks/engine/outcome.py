@@ -25,7 +25,7 @@ class Example:
     known: Mapping[float, EpsOutcome] = field(default_factory=dict)
 
 
-@dataclass
+@dataclass(slots=True)
 class EpsOutcome:
     """How an image fared at one eps.
 
@@ -48,7 +48,7 @@ class EpsOutcome:
     image: Tensor | None = None
 
 
-@dataclass
+@dataclass(slots=True)
 class ImageOutcome:
     """One image at all eps, in ascending order of eps."""
 

@@ -83,7 +83,7 @@ class Case:
             here = self.outcomes.get(eps_index)
             if here is not None and (carried.robust or not here.robust):
                 carried = here
-            eps_outcomes.append(replace(carried, eps=eps))
+            eps_outcomes.append(carried if carried.eps == eps else replace(carried, eps=eps))
         return ImageOutcome(
             self.example.index, self.example.label, self.clean_prediction, self.clean_margin, eps_outcomes
         )

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import cast
 
 import pandas as pd
 import torch
@@ -43,9 +44,11 @@ class Recalled:
 def recall_outcomes(cell: StoredCell | None, plan: BenchPlan, task: Task, eps: Sequence[float]) -> Recalled:
     """What a cell of the store knows of the images of a task at these eps (pixels of [0,1]); nothing without a cell."""
     segments = cell.segments() if cell else []
-    known = _known_outcomes(segments, task, table_unit(plan.norm))
+    hashes = pd.Series(task.hashes, dtype="string")
+    known = _known_outcomes(segments, hashes, pd.Series(task.labels()), table_unit(plan.norm))
     mode: EpsMode = "independent" if plan.engine == "reference" else plan.eps_mode
-    examples = [Example(i, torch.empty(0), label, known.get(i, {})) for i, label in task.labels().items()]
+    no_pixels = torch.empty(0)
+    examples = [Example(i, no_pixels, label, known.get(i, {})) for i, label in task.labels().items()]
     outcomes = [outcome for example in examples if (outcome := recall(example, list(eps), mode))]
     if plan.engine == "reference" and len(outcomes) < len(examples):  # outcomes of one batch belong together
         outcomes, known = [], {}
@@ -53,32 +56,40 @@ def recall_outcomes(cell: StoredCell | None, plan: BenchPlan, task: Task, eps: S
         known.pop(outcome.index)
     results = {0.0, *eps}
     reused = len(outcomes) * len(results) + sum(len(results & set(part)) for part in known.values())
-    return Recalled(outcomes, known, reused, len(examples) * len(results), _share_of_costs(segments, task))
+    return Recalled(outcomes, known, reused, len(examples) * len(results), _share_of_costs(segments, hashes))
 
 
-def _known_outcomes(segments: list[Segment], task: Task, unit: int) -> dict[int, KnownOutcomes]:
+def _known_outcomes(
+    segments: list[Segment], hashes: pd.Series[str], labels: pd.Series[int], unit: int
+) -> dict[int, KnownOutcomes]:
     """The rows of these very images (same pixels, index and label), by index and eps."""
-    labels = task.labels()
+    rows = distinct(segments)
+    asked = rows[_are_of(rows, hashes) & (rows["index"].map(labels) == rows["label"])]
     known: dict[int, dict[float, EpsOutcome]] = defaultdict(dict)
-    for row in distinct(segments).to_dict("records"):
-        index, eps = row["index"], row["eps"] / unit
-        if task.hashes.get(index) == row["image"] and labels[index] == row["label"]:
-            broken_by = None if pd.isna(row["broken_by"]) else row["broken_by"]
-            distance = row["distance"] / unit
-            known[index][eps] = EpsOutcome(eps, row["robust"], row["adv_pred"], broken_by, distance, row["margin"])
+    columns = ("index", "eps", "robust", "adv_pred", "broken_by", "distance", "margin")
+    values = [asked[name].tolist() for name in columns]  # column by column: a store may hold millions of rows
+    for index, typed, robust, prediction, broken_by, distance, margin in zip(*values, strict=True):
+        eps, by = typed / unit, broken_by if isinstance(broken_by, str) else None
+        known[index][eps] = EpsOutcome(eps, robust, prediction, by, distance / unit, margin)
     return dict(known)
 
 
-def _share_of_costs(segments: list[Segment], task: Task) -> StageCosts:
+def _are_of(rows: pd.DataFrame, hashes: pd.Series[str]) -> pd.Series[bool]:
+    """Whether each row's index and pixels are those of an image, whose hashes are by index."""
+    return (rows["index"].map(hashes) == rows["image"]).fillna(False).astype(bool)
+
+
+def _share_of_costs(segments: list[Segment], hashes: pd.Series[str]) -> StageCosts:
     """What the rows of these images took: of each segment, their share of its rows."""
     total: dict[str, dict[str, float]] = {}
     for segment in segments:
-        rows = zip(segment.rows["index"], segment.rows["image"], strict=True)
-        share = sum(task.hashes.get(index) == image for index, image in rows) / len(segment.rows)
+        share = sum(_are_of(segment.rows, hashes).tolist()) / len(segment.rows)
         for entry in sum_costs(segment.cost_log):
             for stage, cost in entry["stages"].items():
                 sums = total.setdefault(stage, {})
-                total[stage] = sums | {name: sums.get(name, 0.0) + share * value for name, value in cost.items()}
+                total[stage] = sums | {
+                    name: sums.get(name, 0.0) + share * value for name, value in cast(dict[str, float], cost).items()
+                }
     return {stage: _rounded(cost) for stage, cost in total.items()}
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Sequence
-from typing import TypedDict, get_type_hints
+from typing import TypedDict, cast, get_type_hints
 
 import pandas as pd
 
@@ -33,7 +33,9 @@ SAMPLE_COLUMNS = {name: _DTYPES[hint] for name, hint in get_type_hints(Sample).i
 
 def sample_frame(rows: Sequence[Sample]) -> pd.DataFrame:
     """Per-image rows with the documented columns and types."""
-    return pd.DataFrame(rows, columns=list(SAMPLE_COLUMNS)).astype(SAMPLE_COLUMNS)
+    plain = cast(Sequence[dict[str, object]], rows)
+    columns = {name: [row[name] for row in plain] for name in SAMPLE_COLUMNS}  # much faster than row by row
+    return pd.DataFrame(columns, columns=list(SAMPLE_COLUMNS)).astype(SAMPLE_COLUMNS)
 
 
 def parquet_bytes(frame: pd.DataFrame) -> bytes:
