@@ -42,8 +42,8 @@ def bench(
         eps: a number is pixels of [0,1] (`4 / 255`), a text is as on the command line (`"4"`, `"4/255"`, `"1,4,8"`, in
             units of 1/255 for linf).
         attacks: one or more: names as `--attack` takes them, attacks such as `APGD(iterations=50)`, or recipes.
-        store: a folder; what it holds is not computed again, and what is computed goes there (docs/store.md). Not for
-            modules, whose code cannot be told apart.
+        store: a folder or `s3://BUCKET/PREFIX`; what it holds is not computed again, and what is computed goes there
+            (docs/store.md). Not for modules, whose code cannot be told apart.
         probes: also the sanity checks that take passes of their own (docs/doctor.md).
         options: the other settings, by name; whatever is given wins over the protocol.
 
@@ -71,4 +71,4 @@ def open_store(store: str | Path | None, objects: Objects) -> Store | None:
     check_type("`store`", store, str | Path | None)
     if store is not None and any(isinstance(model, ModuleModel) for model in objects.models.values()):
         raise ClipguardError("`store` is for checkpoints: the code of a module is no part of a key. Leave it out.")
-    return None if store is None else Store(Path(store))
+    return None if store is None else Store(store)

@@ -22,7 +22,7 @@ from clipguard.core.errors import ClipguardError, did_you_mean, first_line
 from clipguard.core.files.config_files import read_config_file
 from clipguard.core.settings import Setting, read_settings, setting, settings_of
 
-DEFAULT_STORE = Path("runs/store")
+DEFAULT_STORE = "runs/store"
 CONFIG_HELP = "TOML, YAML or JSON file of settings, named as in Python or as the options."
 CONFIG_HELP_OF_RUNS = f"{CONFIG_HELP[:-1]}; or the results.json or run.json of an earlier run."
 Command = Callable[..., None]
@@ -46,9 +46,10 @@ class FilesOfModels:
 class Stored:
     """What becomes of outcomes beside the result."""
 
-    store: Path | None = setting(
+    store: str | None = setting(
         DEFAULT_STORE,
-        "Folder of stored results: what is there is not computed again (docs/store.md).",
+        "Folder of stored results, or s3://BUCKET/PREFIX: what is there is not computed again (docs/store.md).",
+        metavar="PATH",
         off="--no-store",
         none="none",
     )

@@ -30,7 +30,9 @@ EXAMPLES = """
 DAMAGE = 1
 log = logging.getLogger("clipguard")
 app = typer.Typer(help="Look after stored results: list, check, tidy up, export (docs/store.md).", epilog=EXAMPLES)
-StoreOption = Annotated[Path, typer.Option("--store", help="Folder of stored results.")]
+StoreOption = Annotated[
+    str, typer.Option("--store", metavar="PATH", help="Folder of stored results, or s3://BUCKET/PREFIX.")
+]
 
 
 class Format(str, Enum):
@@ -52,16 +54,17 @@ def list_cells(store: StoreOption = DEFAULT_STORE, output_format: FormatOption =
     from clipguard.cli.console.render import print_rows
     from clipguard.store.maintenance import Summary, open_store, summaries
 
-    found = summaries(open_store(store))
+    place = open_store(store)
+    found = summaries(place)
     if output_format is Format.json:
         echo_data(json.dumps([summary.to_dict() for summary in found], indent=2))
     elif found:
         print_rows(Summary.HEADINGS, [summary.cells() for summary in found])
         total = sum(summary.bytes for summary in found)
         cells = "1 cell" if len(found) == 1 else f"{len(found)} cells"
-        echo(f"{cells}, {sum(s.results for s in found):,} results, {total / 1e6:.1f} MB in {store}")
+        echo(f"{cells}, {sum(s.results for s in found):,} results, {total / 1e6:.1f} MB in {place.path}")
     else:
-        echo(f"{store} is empty.")
+        echo(f"{place.path} is empty.")
 
 
 @app.command()
@@ -103,6 +106,7 @@ def gc(
     Safe beside running benchmarks: nothing that they need is lost.
     """
     from clipguard.store.maintenance import open_store, remove, select, tidy
+    from clipguard.store.places import listed
 
     place = open_store(store)
     merged, parts = tidy(place)
@@ -111,7 +115,7 @@ def gc(
     chosen = select(place, _seconds(older_than), model, dataset) if filtered else []
     for summary in chosen:
         echo(f"{'Removed' if yes else 'Would remove'}: {', '.join(summary.cells())}")
-    files = sorted((store / "damaged").glob("*")) if damaged else []
+    files = listed(place.path / "damaged", "*") if damaged else []
     for path in files:
         echo(f"{'Removed' if yes else 'Would remove'}: {path}")
     if not chosen and not files:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Collection, Iterable
 from dataclasses import asdict, dataclass
@@ -13,6 +14,7 @@ from typing import Any, ClassVar, TypedDict
 import pandas as pd
 
 from clipguard.core.errors import OutputError, ResultError
+from clipguard.store.places import Place, RemotePath, open_place
 from clipguard.store.probes import PROBES, probe_files, read_probes
 from clipguard.store.store import CELLS, COLUMNS, KEY, MARKER, PARTS, Store, StoredCell, canonical, distinct
 
@@ -73,8 +75,9 @@ class Summary:
         return asdict(self)
 
 
-def open_store(path: Path) -> Store:
+def open_store(place: str | Path | RemotePath) -> Store:
     """A store that exists. Raises ResultError if there is none."""
+    path = open_place(place)
     if not (path / MARKER).is_file():
         raise ResultError(f"There is no store at {path}; name one with `store`.")
     return Store(path)
@@ -131,7 +134,7 @@ def select(store: Store, age: float, model: str | None, dataset: str | None) -> 
     ]
 
 
-def remove(store: Store, cells: Collection[str], files: Iterable[Path]) -> None:
+def remove(store: Store, cells: Collection[str], files: Iterable[Place]) -> None:
     """Remove cells, what their probes found, and files for good.
 
     A writer that is at work in a cell makes it again.
@@ -150,7 +153,8 @@ def remove(store: Store, cells: Collection[str], files: Iterable[Path]) -> None:
             for path in [*folder.glob("*.parquet"), folder / KEY]:
                 path.unlink(missing_ok=True)
             if folder.is_dir() and not any(folder.iterdir()):
-                folder.rmdir()
+                with contextlib.suppress(OSError, OutputError):  # a writer was faster, or a reader has a file open
+                    folder.rmdir()
         gone = set(cells)
         for path in probe_files(store):
             probes = read_probes(store, path) if gone else None

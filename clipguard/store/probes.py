@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from pathlib import Path
 from typing import TypedDict, cast
 
 from clipguard.core.errors import first_line
 from clipguard.core.records.run import StageCosts
 from clipguard.sanity.checks import Finding, Verdict
+from clipguard.store.places import Place, listed
 from clipguard.store.store import Store, canonical, sha256
 
 PROBES = "probes"  # their folder
@@ -42,14 +42,14 @@ class StoredProbes(TypedDict):
     costs: StageCosts
 
 
-def probe_file(store: Store, key: ProbeKey) -> Path:
+def probe_file(store: Store, key: ProbeKey) -> Place:
     """The file of a key, whether or not it is there."""
     return store.path / PROBES / f"{sha256(canonical(key).encode())}.json"
 
 
-def probe_files(store: Store) -> list[Path]:
+def probe_files(store: Store) -> list[Place]:
     """All that are there, by name."""
-    return sorted((store.path / PROBES).glob("*.json"))
+    return listed(store.path / PROBES, "*.json")
 
 
 def write_probes(store: Store, key: ProbeKey, findings: Sequence[Finding], costs: StageCosts) -> None:
@@ -66,7 +66,7 @@ def write_probes(store: Store, key: ProbeKey, findings: Sequence[Finding], costs
     store.write(probe_file(store, key), f"{canonical(whole)}\n".encode())
 
 
-def read_probes(store: Store, path: Path) -> StoredProbes | None:
+def read_probes(store: Store, path: Place) -> StoredProbes | None:
     """The content of a file; None if there is none. A damaged one is set aside with a warning."""
     try:
         content = json.loads(path.read_bytes())

@@ -1,17 +1,20 @@
 """The store: how every image fared at every eps, under a hash of all that can change it (docs/store.md).
 
 No file in it is ever changed. Writers only add segments, whose names are the SHA-256 of their content, so any number of
-processes can share a store without locks, and a damaged segment shows.
+processes and machines can share a store without locks, and a damaged segment shows.
 """
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import hashlib
 import io
 import json
 import logging
 import os
 import tempfile
+import time
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,15 +25,19 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from clipguard.core.errors import OutputError, ResultError, first_line
+from clipguard.core.files.atomic_files import sync
 from clipguard.core.files.output import make_folders
 from clipguard.core.records.run import CostLogEntry, add_costs
 from clipguard.core.records.samples import SAMPLE_COLUMNS, Sample
+from clipguard.store.places import Place, RemotePath, listed, open_place
 
 FORMAT = 1
 MARKER, CELLS, DAMAGED, PARTS, KEY = "store.json", "cells", "damaged", "parts", "_key.json"
 COLUMNS = {"cell": "string", "image": "string"} | SAMPLE_COLUMNS
 ROW_KEY = ["index", "image", "label", "eps"]
 COST_LOG = b"clipguard"  # key in a segment's metadata
+# Seconds between readings of a cell whose files went away meanwhile. Other machines may see old names for a while.
+PAUSES = (0.0, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0)
 log = logging.getLogger("clipguard")
 
 
@@ -55,12 +62,12 @@ class StoredSample(Sample):
 class Segment:
     """Rows that were written together (`COLUMNS`), and who computed how many of them, when, at what cost."""
 
-    path: Path
+    path: Place
     rows: pd.DataFrame
     cost_log: list[CostLogEntry]
 
     @classmethod
-    def parse(cls, path: Path, content: bytes) -> Segment:
+    def parse(cls, path: Place, content: bytes) -> Segment:
         """Raises ValueError for what is no segment, or not the one that its name and folder say."""
         if sha256(content) != path.stem:
             raise ValueError("its content is not what was written")
@@ -72,11 +79,11 @@ class Segment:
 
 
 class Store:
-    """A folder of cells; made when the first result is written."""
+    """A folder of cells, or a prefix of an object store; made when the first result is written."""
 
-    def __init__(self, path: Path) -> None:
-        """Raises ResultError for a folder that holds something else, or a store of another format."""
-        self.path = path
+    def __init__(self, place: str | Path | RemotePath) -> None:
+        """Raises ResultError for a place that holds something else or a store of another format, or does not answer."""
+        self.path = path = open_place(place)
         try:
             # Nothing but parts: another process is just making it, or was killed when it did.
             holds = path.is_dir() and any(entry.name != PARTS for entry in path.iterdir())
@@ -96,59 +103,80 @@ class Store:
 
     def cells(self) -> list[StoredCell]:
         """All cells, by name; the key of one whose `_key.json` is damaged is empty."""
-        folders = sorted(p for p in (self.path / CELLS).glob("*") if p.is_dir())
+        folders = [folder for folder in listed(self.path / CELLS, "*") if folder.is_dir()]
         return [StoredCell(self, folder.name, read_key(folder)) for folder in folders]
 
-    def set_aside(self, path: Path, why: str) -> None:
+    def set_aside(self, path: Place, why: str) -> None:
         """Move a damaged file out of its cell. Raises OutputError if the disk does not let us."""
         place = self.path / DAMAGED / f"{path.parent.name}-{path.name}"
         try:
-            place.parent.mkdir(exist_ok=True)
-            path.replace(place)
+            if isinstance(place, Path) and isinstance(path, Path):
+                place.parent.mkdir(exist_ok=True)
+                path.replace(place)
+            else:
+                place.write_bytes(path.read_bytes())
+                path.unlink()
         except FileNotFoundError:
             return  # another process was faster
         except OSError as error:
             raise OutputError(f"{path} is damaged ({why}) and cannot be moved: {error.strerror}.") from error
         log.warning("%s is damaged (%s): set aside as %s; its results are computed again.", path, why, place)
 
-    def write(self, path: Path, content: bytes) -> None:
+    def write(self, path: Place, content: bytes) -> None:
         """Write a file whole or not at all, and durably. Raises OutputError if the disk does not take it."""
         try:
             if not (self.path / MARKER).exists():
-                make_folders(self.path, [])
-                self._replace(self.path / MARKER, f"{canonical({'format': FORMAT})}\n".encode())
-            self._replace(path, content)
+                if isinstance(self.path, Path):
+                    make_folders(self.path, [])
+                self._put(self.path / MARKER, f"{canonical({'format': FORMAT})}\n".encode())
+            self._put(path, content)
         except OSError as error:
             raise OutputError(
                 f"The store {self.path} takes no more results ({error.strerror or error}). What was stored is safe: "
                 "make room and run the same command again, and it goes on from there."
             ) from error
 
+    def _put(self, path: Place, content: bytes) -> None:
+        if isinstance(path, RemotePath):
+            path.write_bytes(content)  # an object is there whole or not at all
+        else:
+            self._replace(path, content)
+
     def _replace(self, path: Path, content: bytes) -> None:
         """As core/files/atomic_files.py, durably; but parts lie together, where `gc` finds those of killed writers, and
         the folder of the file may be removed meanwhile.
         """
-        parts = self.path / PARTS
+        parts = Path(self.path / PARTS)  # type: ignore[arg-type]
         parts.mkdir(exist_ok=True)
-        number, part = tempfile.mkstemp(dir=parts)
+        number, name = tempfile.mkstemp(dir=parts)
+        part = Path(name)
         try:
             with os.fdopen(number, "wb") as file:
                 file.write(content)
                 file.flush()
-                os.fsync(file.fileno())
-            Path(part).chmod(0o644)
-            while True:
-                path.parent.mkdir(parents=True, exist_ok=True)
-                try:
-                    Path(part).replace(path)
-                    break
-                except FileNotFoundError:  # `store gc` has just removed the folder
-                    if not Path(part).exists():
-                        raise
-            _sync(path.parent)
+                sync(file.fileno())
+            with contextlib.suppress(PermissionError):  # a file system without modes
+                part.chmod(0o644)
+            _rename(part, path)
+            sync(path.parent)
         except BaseException:
-            Path(part).unlink(missing_ok=True)
+            part.unlink(missing_ok=True)
             raise
+
+
+def _rename(part: Path, path: Path) -> None:
+    """Give a part its name, in a folder that `store gc` may just be removing."""
+    while True:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            part.replace(path)
+            return
+        except FileNotFoundError:
+            if part.exists():
+                continue  # the folder went away
+            if not path.exists():
+                raise
+            return  # NFS asked twice, and only the first answer was lost
 
 
 @dataclass(frozen=True)
@@ -160,30 +188,35 @@ class StoredCell:
     key: Mapping[str, Any]
 
     @property
-    def folder(self) -> Path:
+    def folder(self) -> Place:
         """Where its segments are."""
         return self.store.path / CELLS / self.name
 
     def segments(self) -> list[Segment]:
         """All that are whole, by name; damaged ones are set aside with a warning."""
-        while True:
-            segments = self._read()
-            if segments is not None:
-                return segments
+        for pause in PAUSES:
+            time.sleep(pause)
+            segments, whole = self._read()
+            if whole:
+                break
+        return segments  # what could not be seen yet is computed again at worst
 
-    def _read(self) -> list[Segment] | None:
-        """The segments, or None if one went away meanwhile: another process has merged it into a new one."""
-        segments = []
-        for path in sorted(self.folder.glob("*.parquet")):
+    def _read(self) -> tuple[list[Segment], bool]:
+        """The segments, and whether none went away meanwhile: another process has merged it into a new one."""
+        segments, whole = [], True
+        for path in listed(self.folder, "*.parquet"):
             try:
                 segments.append(Segment.parse(path, path.read_bytes()))
             except FileNotFoundError:
-                return None
+                whole = False
             except (OSError, ValueError, KeyError, TypeError) as error:  # pyarrow's errors are ValueErrors and OSErrors
-                self.store.set_aside(path, first_line(error))
-        return segments
+                if isinstance(error, OSError) and error.errno == errno.ESTALE:  # removed by another machine
+                    whole = False
+                else:
+                    self.store.set_aside(path, first_line(error))
+        return segments, whole
 
-    def add(self, rows: pd.DataFrame, cost_log: list[CostLogEntry]) -> Path:
+    def add(self, rows: pd.DataFrame, cost_log: list[CostLogEntry]) -> Place:
         """Write a segment. Raises OutputError if the disk does not take it."""
         if read_key(self.folder) != self.key:
             self.store.write(self.folder / KEY, f"{canonical(self.key)}\n".encode())
@@ -231,19 +264,10 @@ def sum_costs(entries: Iterable[CostLogEntry]) -> list[CostLogEntry]:
     return list(totals.values())
 
 
-def read_key(folder: Path) -> dict[str, Any]:
+def read_key(folder: Place) -> dict[str, Any]:
     """The key of a cell's folder; empty if it is missing or not the one that gave the folder its name."""
     try:
         key = json.loads((folder / KEY).read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return {}
     return key if isinstance(key, dict) and sha256(canonical(key).encode()) == folder.name else {}
-
-
-def _sync(folder: Path) -> None:
-    """Make a rename last through a power cut."""
-    number = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(number)
-    finally:
-        os.close(number)

@@ -9,6 +9,7 @@ survive a crash of the machine, too.
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import re
 import secrets
@@ -16,6 +17,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+# What file systems answer that cannot bring a folder, or anything, to the disk by request.
+NO_SYNC = {errno.EINVAL, errno.EACCES, errno.EPERM, errno.EISDIR, errno.EBADF, errno.ENOTSUP, errno.ENOSYS}
 PART = re.compile(r"\..+\.[0-9a-f]{8}\.part")
 
 
@@ -52,10 +55,10 @@ def replacing(path: Path, *, durable: bool = False) -> Iterator[Path]:
     try:
         yield part
         if durable:
-            _sync(part)
+            sync(part)
         part.replace(path)
         if durable:
-            _sync(path.parent)
+            sync(path.parent)
     except BaseException:
         with contextlib.suppress(OSError):
             part.unlink(missing_ok=True)
@@ -82,10 +85,24 @@ def _part(path: Path) -> Path:
     return path.with_name(f".{path.name[:40]}.{secrets.token_hex(4)}.part")
 
 
-def _sync(path: Path) -> None:
-    """Bring a file's content, or a folder's names, to the disk."""
-    descriptor = os.open(path, os.O_RDONLY)
+def sync(file: Path | int) -> None:
+    """Bring a file's content, or a folder's names, to the disk, as far as its file system can.
+
+    Args:
+        file: a path, or the descriptor of an open file.
+
+    Raises:
+        OSError: if the disk does not take it.
+    """
     try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+        if isinstance(file, int):
+            os.fsync(file)
+            return
+        descriptor = os.open(file, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+    except OSError as error:
+        if error.errno not in NO_SYNC:
+            raise
