@@ -10,7 +10,6 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -280,6 +279,7 @@ def test_a_place_that_does_not_answer_is_one_line(
 def test_there_is_no_such_bucket(bucket: str) -> None:
     with pytest.raises(ResultError, match="no such bucket"):
         Store(f"s3://{bucket}-not/x")
+    place = open_place(f"s3://{bucket}")
+    (place / "x" / "y").write_bytes(b"")
     with pytest.raises(ResultError, match="no store of clipguard"):
-        (open_place(f"s3://{bucket}") / "x" / "y").write_bytes(b"")  # type: ignore[union-attr]
         Store(f"s3://{bucket}/x")
