@@ -155,7 +155,7 @@ class Store:
                 file.write(content)
                 file.flush()
                 sync(file.fileno())
-            with contextlib.suppress(PermissionError):  # a file system without modes
+            with contextlib.suppress(OSError):  # a file system without modes
                 part.chmod(0o644)
             _rename(part, path)
             sync(path.parent)
