@@ -24,6 +24,7 @@ from common import RESULTS, provenance, save
 
 FALLEN, RATIO, STANDING = 10.1, 100, 0.3  # passes of an image that falls, what survivors cost more, their share
 DEPTH = 101  # passes that follow one another in a survivor: one run of APGD; its ten runs may go side by side
+LONGEST = 5.0  # of a heavy tail: times what a survivor costs otherwise, for the iterations of an attack are bounded
 FLUSH = 5.0  # seconds between segments of the store
 FAILURES = 3600.0  # seconds between failures of a worker
 Rule = Callable[[int, int, int], int]  # images that are left, workers, blocks given so far -> images of the next block
@@ -59,7 +60,8 @@ class Setting:
         ahead: a worker takes the next block once its passes have fewer than `least` rows; else when it has done all.
         failures: whether workers fail.
         keeps: whether what a failed worker had stored counts; else its block is done again from the start.
-        tails: whether survivors' costs have a heavy tail, and workers' speeds differ, with 2 % at a third.
+        tails: whether survivors' costs have a heavy tail (Pareto 2.5, cut at `LONGEST`), and workers' speeds differ, by
+            10 % and 2 % of them by a factor of three.
         pieces: parts that a survivor is taken apart into, each an image of its own for whoever attacks it.
         request: seconds that giving out a block takes, one after the other for all workers.
         block: seconds that a worker spends on a block beside its passes.
@@ -126,7 +128,7 @@ def make_images(setting: Setting, draw: np.random.Generator) -> list[Image]:
     """Images in random order. Those that fall take one row at a time, survivors up to ten."""
     images = []
     survives = draw.random(setting.images) < STANDING
-    tails = draw.pareto(2.5, setting.images) * 1.5  # mean 1, infinite third moment
+    tails = np.minimum(draw.pareto(2.5, setting.images) * 1.5, LONGEST)
     fallen = draw.exponential(FALLEN, setting.images)
     for alive, tail, passes in zip(survives, tails, fallen, strict=True):
         if alive:
@@ -381,6 +383,7 @@ def main() -> None:
             "share_of_survivors": STANDING,
             "seconds_between_failures_of_a_worker": FAILURES,
             "seconds_between_segments": FLUSH,
+            "longest_of_a_heavy_tail": LONGEST,
             "seconds_of_a_request": Setting.request,
             "seconds_of_a_block": Setting.block,
             "machines": {name: vars(machine) for name, machine in machines().items()},
