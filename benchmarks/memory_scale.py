@@ -1,8 +1,9 @@
 """Does memory grow with the number of images?
 
-`python memory_scale.py` has `clipguard bench --attack none` measure the embedded model on synthetic parquet files of more
-and more images of 32 pixels, each in a process of its own, and takes the largest resident set of that process. Decoded
-images are kept up to two gigabytes, by design: 3,072 bytes of each of these. Writes `results/memory_scale.json`.
+`python memory_scale.py` has `clipguard bench --attack none` measure the embedded model on synthetic parquet files of
+more and more images of 32 pixels, each in a process of its own, and takes the largest resident set of that process.
+Decoded images are kept up to two gigabytes, by design: 3,072 bytes of each of these. Writes
+`results/memory_scale.json`.
 """
 
 from __future__ import annotations
