@@ -40,6 +40,9 @@ STEPS = [
     Step("attack_memory", 15),
     Step("allocator", 45),
     Step("loading", 5),
+    Step("scaling_simulation", 10),
+    Step("store_scale", 10),
+    Step("memory_scale", 5),
     Step("robust_tiny", 10, f"--out {ROBUST}", "a model that the next ones need"),
     Step("pgd_cycles", 30, f"--model tiny --model {ROBUST}"),
     Step(
