@@ -78,7 +78,7 @@ def _resident(process: int) -> int:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--images", nargs="+", type=int, default=[1000, 10_000, 40_000])
+    parser.add_argument("--images", nargs="+", type=int, default=[1000, 10_000, 100_000])
     args = parser.parse_args()
     rows = []
     with tempfile.TemporaryDirectory() as folder:
