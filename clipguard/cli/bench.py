@@ -77,7 +77,7 @@ def bench(given: dict[str, Any]) -> None:
         _run(plan, folder, how["store"], how["format"], how["probes"])
 
 
-def _run(plan: BenchPlan, folder: ResultFolder, store: Path | None, output_format: str, probes: bool) -> None:
+def _run(plan: BenchPlan, folder: ResultFolder, store: str | None, output_format: str, probes: bool) -> None:
     from clipguard.benchmark.runner import BenchRun
     from clipguard.cli.console.progress import RichProgress
     from clipguard.store.store import Store
