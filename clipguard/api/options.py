@@ -77,7 +77,7 @@ class FinetuneOptions(TypedDict, total=False):
     grad_checkpointing: bool
     compile: bool
     augment: Literal["none", "standard"]
-    workers: int | None
+    decoders: int | None
     norm: Literal["linf", "l2"]
     eps: str | float
     attack_steps: int

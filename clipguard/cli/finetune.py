@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
+from clipguard.cli.console import streams
 from clipguard.cli.console.terminal import echo, echo_data
 from clipguard.cli.options import (
     CONFIG_HELP_OF_RUNS,
@@ -55,6 +56,9 @@ log = logging.getLogger("clipguard")
 class Launch:
     """What is said of a run on the command line alone."""
 
+    workers: int = setting(
+        1, "Processes on this machine that train together, each with a part of every batch.", low=1, metavar="N"
+    )
     rendezvous_timeout: float = setting(
         60.0,
         "In which the other processes of a launch (torchrun and the like) must have come.",
@@ -86,6 +90,7 @@ def finetune(
             raise ClipguardError(
                 f"--resume goes on with the run's own settings; leave out `{next(iter(given), 'config')}`."
             )
+        _started_by_launcher(how["workers"])
         timeout = how["rendezvous_timeout"]
         with RichProgress() as progress, _how_to_resume() as at:
             result = resume_finetune(resume, progress, rendezvous_timeout=timeout, on_start=at)
@@ -96,6 +101,7 @@ def finetune(
             how = pop_settings(given, LAUNCH, from_file)
             settings = _resolve(given, from_file)
             check(settings)
+        _started_by_launcher(how["workers"])
         timeout = how["rendezvous_timeout"]
         out, command = Path(settings.out) if settings.out else None, shlex.join(["clipguard", *sys.argv[1:]])
         with RichProgress() as progress, _how_to_resume() as at:
@@ -106,6 +112,20 @@ def finetune(
         echo_data(result.to_json())
     else:
         print_scores(result)
+
+
+def _started_by_launcher(workers: int) -> None:
+    """Where several processes are to train and this is the only one, start them; the command ends when they do."""
+    if workers == 1:
+        return
+    from clipguard.finetuning.processes.launch import read_launch
+    from clipguard.finetuning.processes.local import start_processes
+
+    launched = read_launch().size
+    if launched == 1:
+        raise typer.Exit(start_processes(workers, sys.argv[1:]))
+    if launched != workers:
+        raise ClipguardError(f"{launched} processes were launched already: leave `workers` out.")
 
 
 def _resolve(given: dict[str, Any], from_file: dict[str, Any]) -> FinetuneConfig:
@@ -140,6 +160,10 @@ def _how_to_resume() -> Iterator[Callable[[Path], None]]:
     try:
         yield folders.append
     except KeyboardInterrupt:
+        from clipguard.finetuning.processes.launch import is_helper
+
+        if is_helper():
+            raise typer.Exit(streams.INTERRUPTED) from None
         if any((folder / "run.json").is_file() for folder in folders):
             echo(f"Stopped. Go on with: clipguard finetune --resume {shlex.quote(str(folders[0]))}", err=True)
         raise

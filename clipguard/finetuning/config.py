@@ -58,7 +58,7 @@ class FinetuneConfig:
     epochs: float | None = setting(2.0, "Instead of steps.", low=0, above=True, default_help="2 (tiny: 300 steps)")
     batch_size: int | None = setting(
         128,
-        "Images of one pass on one device, or auto: as many as fit.",
+        "Images of one pass, over all processes, or auto: as many as fit.",
         low=1,
         none="auto",
         default_help="128 (tiny: 64)",
@@ -66,14 +66,14 @@ class FinetuneConfig:
     accumulate: int = setting(1, "Passes a step.", low=1)
     effective_batch: int | None = setting(
         None,
-        "Images of one step on one device, in passes of at most the batch size.",
+        "Images of one step, over all processes, in passes of at most the batch size.",
         low=1,
         default_help="batch size x passes a step, both as they would be without auto",
     )
     grad_checkpointing: bool = setting(False, "Compute activations twice to save memory.")
     compile: bool = setting(False, "Train with torch.compile: minutes of start-up, then faster passes.")
     augment: Augment = setting("none", "none, or standard: crop and mirror.", default_help="none (tiny: standard)")
-    workers: int | None = setting(None, "Processes that make batches.", low=0, default_help="as many as pay")
+    decoders: int | None = setting(None, "Processes that make batches.", low=0, default_help="as many as pay")
 
     norm: Norm = setting("linf", "linf or l2.")
     eps: float = setting(
@@ -133,6 +133,7 @@ class FinetuneConfig:
 
         Raises FinetuneError for the settings of a newer clipguard.
         """
+        values = {"decoders" if name == "workers" else name: value for name, value in values.items()}  # its name once
         newer = sorted(values.keys() - {f.name for f in fields(cls)})
         if newer:
             raise FinetuneError(f"The run is of a newer clipguard: it has {', '.join(newer)}. Update clipguard.")
@@ -162,7 +163,7 @@ class FinetuneConfig:
 
     @property
     def images_per_batch(self) -> int:
-        """What is loaded at a time: the images of a pass, or of a whole step that is divided into passes."""
+        """What is loaded at a time, over all processes: images of a pass, or of a step that is divided into passes."""
         images = self.effective_batch or self.batch_size
         assert images is not None  # `check`
         return images

@@ -20,7 +20,7 @@ from clipguard.core.notices import Notice, noticing
 from clipguard.core.progress import Progress, Silent
 from clipguard.finetuning.checks import check
 from clipguard.finetuning.config import FinetuneConfig
-from clipguard.finetuning.data.batches import choose_workers
+from clipguard.finetuning.data.batches import choose_decoders
 from clipguard.finetuning.data.images import TrainingImages
 from clipguard.finetuning.data.sampler import ResumableBatchSampler
 from clipguard.finetuning.data.training_data import TrainingData, open_data
@@ -32,12 +32,15 @@ from clipguard.finetuning.output.record import (
     RUN_NAME,
     RunRecord,
     check_unchanged,
+    read_run,
     read_unfinished,
     start_record,
     to_json,
 )
 from clipguard.finetuning.output.result import FinetuneResult
-from clipguard.finetuning.processes import RENDEZVOUS_TIMEOUT, Team, joined
+from clipguard.finetuning.processes.meeting import RENDEZVOUS_TIMEOUT, joined
+from clipguard.finetuning.processes.team import Team
+from clipguard.finetuning.restart import ResumedFolder, begun_in, images_of_a_pass, settings_of_run, take_again
 from clipguard.finetuning.sources import NAMED, Sources
 from clipguard.finetuning.training.accelerator import accelerated, start_tracker
 from clipguard.finetuning.training.metrics import read_metrics
@@ -86,13 +89,12 @@ def run_finetune(
         name = f"{config.method.partition('(')[0]}-"
         return OutputFolder(out) if out else OutputFolder.by_default(config.model, name)
 
-    with (
-        noticing() as notices,
-        joined(choose_device(config.device), rendezvous_timeout) as team,
-        _taken(team, take, on_start) as folder,
-    ):
-        log.info("Settings: %s", ", ".join(f"{k} {v}" for k, v in config.to_dict().items() if v is not None))
-        return _run(config, sources, team, folder, command, None, progress or Silent(), notices)
+    with noticing() as notices, joined(choose_device(config.device), rendezvous_timeout) as team:
+        if earlier := team.remembered():
+            return _start_again(earlier, config, sources, team, command, progress or Silent(), notices, on_start)
+        with _taken(team, take, on_start) as folder:
+            log.info("Settings: %s", ", ".join(f"{k} {v}" for k, v in config.to_dict().items() if v is not None))
+            return _run(config, sources, team, folder, command, None, progress or Silent(), notices)
 
 
 def resume_finetune(
@@ -112,27 +114,43 @@ def resume_finetune(
         FinetuneError: if there is no such run, it is finished, its model or data have changed, or were in memory.
         OutputError: if it is still under way.
     """
-    config = FinetuneConfig.from_dict(read_unfinished(out)["config"])
+    run = read_run(out)
+    config = settings_of_run(run)
 
     def take() -> OutputFolder:
         return ResumedFolder(out, option="--resume")
 
-    with (
-        noticing() as notices,
-        joined(choose_device(config.device), rendezvous_timeout) as team,
-        _taken(team, take, on_start) as folder,
-    ):
+    with noticing() as notices, joined(choose_device(config.device), rendezvous_timeout) as team:
+        if earlier := team.remembered():
+            command = run["command"]
+            return _start_again(earlier, config, NAMED, team, command, progress or Silent(), notices, on_start)
         with team.agree():
-            before = read_unfinished(out)  # once more: it may have ended before the folder was ours
-        return _run(config, NAMED, team, folder, before["command"], before, progress or Silent(), notices)
+            read_unfinished(out)
+        with _taken(team, take, on_start) as folder:
+            with team.agree():
+                before = read_unfinished(out)  # once more: it may have ended before the folder was ours
+            return _run(config, NAMED, team, folder, before["command"], before, progress or Silent(), notices)
 
 
-class ResumedFolder(OutputFolder):
-    """The folder of an interrupted run."""
-
-    def may_go_on(self) -> bool:
-        """Yes; what is in it was looked at."""
-        return True
+def _start_again(
+    path: Path,
+    config: FinetuneConfig,
+    sources: Sources,
+    team: Team,
+    command: str,
+    progress: Progress,
+    notices: list[Notice],
+    on_start: Callable[[Path], None] | None,
+) -> FinetuneResult:
+    """What the processes before these did not finish, in the folder that they had taken."""
+    with _taken(team, lambda: take_again(path), on_start) as folder:
+        with team.agree():
+            before = begun_in(path)
+        if before is not None and before["complete"]:
+            return FinetuneResult(path, before if team.main else {**before, "complete": False})
+        if before is not None:
+            config = settings_of_run(before)
+        return _run(config, sources, team, folder, command, before, progress, notices)
 
 
 @dataclass(frozen=True)
@@ -154,6 +172,8 @@ def _taken(
             output = take()
     with output or nullcontext():
         path = team.share(output.path if output else None)
+        if output:
+            team.remember(path)
         if on_start and output:
             on_start(path)
         yield _RunFolder(path, output)
@@ -182,25 +202,26 @@ def _run(
             torch.manual_seed(config.seed)  # low-rank weights begin at random
             model, objective = make_objective(config, method, text_mode, loaded, data, accelerator.autocast)
             images = TrainingImages(data, loaded.preprocess(), config)
-            sampler = ResumableBatchSampler.of_run(
-                config, data.train, accelerator.process_index, accelerator.num_processes
-            )
-            validation = Validation(config, data, images, objective) if len(data.validation) else None
+            sampler = ResumableBatchSampler.of_run(config, data.train, team)
+            validation = Validation(config, data, images, objective, team) if len(data.validation) else None
         trainer = Trainer(config, accelerator, model, objective, images, sampler, validation, folder.path)
         with _memory_advice(config):
-            trainer.settle(before["resolved"].get("micro_batch") if before else None)
+            trainer.settle(images_of_a_pass(before) if before else None)
         with team.agree():
             run = start_record(config, command, loaded, data, trainer, device, notices, sources)
             if before is not None:
                 check_unchanged(before, run, folder.path)
-            cached = images.cache(np.concatenate([data.train, data.validation]), progress)
+        team.require_the_same(run["base"]["sha256"], "model")
+        team.require_the_same(run["dataset"]["fingerprint"], "data set")
+        cached = images.cache(np.concatenate([data.train, data.validation]), progress, team)
+        with team.agree():
             if folder.output:
                 folder.output.write_files({RUN_NAME: to_json(run)})
                 if test_images := choose_images(config, data):
                     log.info(announce(test_images))
         start_tracker(config, accelerator)
-        with _memory_advice(config), explain_lost_workers():
-            trainer.train(progress, choose_workers(config, cached, accelerator.device))
+        with _memory_advice(config), explain_lost_workers("decoders"):
+            trainer.train(progress, choose_decoders(config, cached, accelerator.device))
         if folder.output:
             _finish(config, sources, folder.output, run, loaded, data, trainer, progress)
             folder.output.write_files({RUN_NAME: to_json(run)})

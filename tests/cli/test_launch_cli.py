@@ -15,11 +15,11 @@ from forked import Started
 from racing import race
 
 from clipguard.cli import run
-from clipguard.finetuning.launch import LAUNCH_VARIABLES
+from clipguard.finetuning.processes.launch import LAUNCH_VARIABLES
 from clipguard.models.checkpoint.reader import hash_file
 
 FINETUNE = ["finetune", "--method", "tecoa", "--steps", "2", "--batch-size", "2", "--attack-steps", "1"]
-FINETUNE += ["--n-samples", "40", "--eval-samples", "4", "--device", "cpu", "--workers", "0", "--eval-every", "1"]
+FINETUNE += ["--n-samples", "40", "--eval-samples", "4", "--device", "cpu", "--decoders", "0", "--eval-every", "1"]
 
 
 @pytest.fixture(autouse=True)
@@ -55,7 +55,7 @@ def test_two_processes_share_a_folder_and_one_writes_and_tells(tmp_path: Path, p
     record = json.loads((folder / "run.json").read_text())
     assert record["complete"]
     assert record["resolved"]["processes"] == 2
-    assert record["resolved"]["images_per_step"] == 4
+    assert record["resolved"]["images_per_step"] == 2
     steps = [json.loads(line).get("step") for line in (folder / "metrics.jsonl").read_text().splitlines()]
     assert steps == [1, 1, 2, 2]  # a step and its validation, once
     assert record["sha256"] == hash_file(folder / "open_clip_model.safetensors")

@@ -23,7 +23,7 @@ from clipguard.cli import run
 BENCH = ["bench", "-d", "emoji-food", "-a", "none", "-n", "6", "--device", "cpu"]
 ATTACK = ["attack", "-a", "pgd-2", "-n", "2", "--device", "cpu"]
 FINETUNE = ["finetune", "--steps", "1", "--batch-size", "2", "--attack-steps", "1", "--n-samples", "40"]
-FINETUNE += ["--eval-samples", "4", "--device", "cpu", "--workers", "0"]
+FINETUNE += ["--eval-samples", "4", "--device", "cpu", "--decoders", "0"]
 FILES = {
     "bench": {"results.json", "results.csv", "results.md", "samples.parquet"},
     "attack": {"adversarial.safetensors", "samples.parquet", "grid.png", "run.json", "png"},

@@ -64,7 +64,7 @@ PLACES = {
         ("skipped", "members that are no image or label"),
     ],
     "data/templates.py": [("translated", "templates in quotes, lists, functions or JSON")],
-    "finetuning/launch.py": [
+    "finetuning/processes/launch.py": [
         ("skipped", "variables of accelerate that would change settings"),
         ("skipped", "variables of a launch of one process"),
     ],

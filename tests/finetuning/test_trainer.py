@@ -67,7 +67,7 @@ def test_the_attack_leaves_no_gradient_and_trains_nothing(vit: str, images: str,
     seen = Batch(model(), model.original_text(), 100.0, batch.labels)
     objective.perturb(model, batch.pixels, batch.keys, seen)
     assert [(p.requires_grad, p.grad) for p in model.parameters()] == before
-    terms = objective(model, batch, 0.0, forward=trainer.wrapped)
+    terms = objective(model, batch, 0.0, forward=trainer.model)
     sum(terms.losses.values()).backward()  # type: ignore[union-attr]
     trained_parameters = {id(p) for p in [*model.image_parameters(), *model.text_parameters()]}
     for parameter in model.parameters():
@@ -85,7 +85,7 @@ def test_the_gradient_is_that_of_the_terms_alone(vit: str, images: str, tmp_path
     trainer = make_trainer(make_config(vit, images), tmp_path)
     batch = next(iter_batches(trainer))
     model, objective = trainer.model, trainer.objective
-    losses, seen, _ = objective(model, batch, 0.0, forward=trainer.wrapped)
+    losses, seen, _ = objective(model, batch, 0.0, forward=trainer.model)
     sum(losses.values()).backward()  # type: ignore[union-attr]
     gradients = [p.grad.clone() for p in model.image_parameters() if p.grad is not None]
     x_adv, _ = objective.perturb(model, batch.pixels, batch.keys, seen)
@@ -102,7 +102,7 @@ def test_batch_norm_keeps_its_statistics_and_the_rest_trains(images: str, tmp_pa
     tower = trainer.model.image
     norms = [m for m in tower.modules() if isinstance(m, nn.BatchNorm2d)]
     before = [m.running_mean.clone() for m in norms if m.running_mean is not None]
-    trainer.objective(trainer.model, next(iter_batches(trainer)), 0.0, forward=trainer.wrapped)
+    trainer.objective(trainer.model, next(iter_batches(trainer)), 0.0, forward=trainer.model)
     assert tower.training
     assert tower.visual.training  # dropout and its like, after the attack's eval mode, too
     assert norms

@@ -17,10 +17,11 @@ from clipguard.core.progress import Silent
 from clipguard.finetuning.config import FinetuneConfig
 from clipguard.finetuning.data import images as training_images
 from clipguard.finetuning.data.augmentation import crop_and_mirror
-from clipguard.finetuning.data.batches import choose_workers, load_batches
+from clipguard.finetuning.data.batches import choose_decoders, load_batches
 from clipguard.finetuning.data.images import TrainingImages
 from clipguard.finetuning.data.sampler import ResumableBatchSampler
 from clipguard.finetuning.data.training_data import divide, open_data
+from clipguard.finetuning.processes.team import Team
 from clipguard.models import load_model
 
 ANIMALS = make_config("tiny", "emoji-animals")
@@ -43,10 +44,10 @@ def test_a_gpu_gets_as_many_processes_as_its_batches_take_work(monkeypatch: pyte
     monkeypatch.setattr("os.cpu_count", lambda: 12)
     cpu, cuda = torch.device("cpu"), torch.device("cuda")
     augmented = replace(ANIMALS, augment="standard")
-    assert [choose_workers(ANIMALS, cached, cpu) for cached in (True, False)] == [0, 12]
-    assert [choose_workers(ANIMALS, cached, cuda) for cached in (True, False)] == [2, 12]
-    assert choose_workers(augmented, True, cuda) == 12
-    assert choose_workers(replace(ANIMALS, workers=5), True, cpu) == 5
+    assert [choose_decoders(ANIMALS, cached, cpu) for cached in (True, False)] == [0, 12]
+    assert [choose_decoders(ANIMALS, cached, cuda) for cached in (True, False)] == [2, 12]
+    assert choose_decoders(augmented, True, cuda) == 12
+    assert choose_decoders(replace(ANIMALS, decoders=5), True, cpu) == 5
 
 
 def test_n_samples_limits_both_parts() -> None:
@@ -126,8 +127,9 @@ def test_a_step_takes_the_same_images_wherever_one_starts_and_however_they_are_d
     assert list(sampler(start=4)) == whole[4:]
     halves = list(sampler(batch_size=2, accumulate=2))
     assert [a + b for a, b in zip(halves[::2], halves[1::2], strict=True)] == whole
-    two = [list(sampler(batch_size=2, process=p, processes=2)) for p in range(2)]
-    assert [a + b for a, b in zip(*two, strict=True)] == whole
+    for n in (2, 3, 4):
+        parts = [list(sampler(team=Team(rank, n))) for rank in range(n)]
+        assert [[visit for batch in batches for visit in batch] for batches in zip(*parts, strict=True)] == whole
 
 
 @pytest.mark.parametrize("augment", ["none", "standard"])

@@ -97,7 +97,7 @@ def kept(trainer: Trainer) -> int:
     trainer.model.train()
     batch = next(load_batches(trainer.images, trainer.sampler, 0)).to(torch.device("cpu"))
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-        trainer.wrapped(batch.pixels)
+        trainer.model(batch.pixels)
     return sum(seen.values())
 
 

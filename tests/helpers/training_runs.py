@@ -20,6 +20,7 @@ from clipguard.finetuning.config import FinetuneConfig
 from clipguard.finetuning.data.images import TrainingImages
 from clipguard.finetuning.data.sampler import ResumableBatchSampler
 from clipguard.finetuning.data.training_data import open_data
+from clipguard.finetuning.processes.team import ALONE, Team
 from clipguard.finetuning.settings import resolve
 from clipguard.finetuning.training.objective import make_objective
 from clipguard.finetuning.training.trainer import Trainer
@@ -62,7 +63,7 @@ def make_config(model: str, dataset: str, method: str = "tecoa", **settings: Any
     return resolve({**SMALL, "method": method, "model": model, "dataset": dataset, "preset": "none", **settings})
 
 
-def make_trainer(config: FinetuneConfig, out: Path) -> Trainer:
+def make_trainer(config: FinetuneConfig, out: Path, team: Team = ALONE) -> Trainer:
     """A trainer as a run makes it, without validation."""
     method, text_mode = check(config)
     accelerator = Accelerator(cpu=config.device != "cuda", gradient_accumulation_steps=config.accumulate)
@@ -71,8 +72,8 @@ def make_trainer(config: FinetuneConfig, out: Path) -> Trainer:
     torch.manual_seed(config.seed)
     model, objective = make_objective(config, method, text_mode, loaded, data, accelerator.autocast)
     images = TrainingImages(data, loaded.preprocess(), config)
-    images.cache(data.train, Silent())
-    sampler = ResumableBatchSampler.of_run(config, data.train, 0, 1)
+    images.cache(data.train, Silent(), team)
+    sampler = ResumableBatchSampler.of_run(config, data.train, team)
     return Trainer(config, accelerator, model, objective, images, sampler, None, out)
 
 

@@ -130,8 +130,10 @@ def _end_with(parent: int | None) -> None:
 
 
 @contextmanager
-def explain_lost_workers() -> Iterator[None]:
+def explain_lost_workers(option: str = "workers") -> Iterator[None]:
     """A context in which the death of a worker is told in one line, wherever PyTorch notices it.
+
+    option: what says how many there are.
 
     Raises:
         ClipguardError: for a worker that was killed.
@@ -143,5 +145,5 @@ def explain_lost_workers() -> Iterator[None]:
             raise
         raise ClipguardError(
             "A process that decodes images was killed, perhaps for want of memory. Start the same command again, with "
-            "fewer `workers` (0: none)."
+            f"fewer `{option}` (0: none)."
         ) from error

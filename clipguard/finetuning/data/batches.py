@@ -16,7 +16,7 @@ from clipguard.finetuning.data.images import TrainingImages
 from clipguard.finetuning.data.sampler import ResumableBatchSampler
 from clipguard.models.preprocessing import from_8bit
 
-MOST_WORKERS = 16  # that are started without being asked for
+MOST_DECODERS = 16  # that are started without being asked for
 
 
 class ImageBatch(NamedTuple):
@@ -46,12 +46,12 @@ class ImageBatch(NamedTuple):
         return ImageBatch(pixels, None if self.labels is None else self.labels.to(device, non_blocking=True), self.keys)
 
 
-def load_batches(images: TrainingImages, sampler: ResumableBatchSampler, workers: int) -> Iterator[ImageBatch]:
-    """Batches in the order of the sampler; with workers, decoded ahead."""
+def load_batches(images: TrainingImages, sampler: ResumableBatchSampler, decoders: int) -> Iterator[ImageBatch]:
+    """Batches in the order of the sampler; with processes that decode, ahead of time."""
     loader: DataLoader[Any] = DataLoader(
         images,
         batch_sampler=sampler,
-        num_workers=workers,
+        num_workers=decoders,
         collate_fn=collate,
         pin_memory=torch.cuda.is_available(),
         worker_init_fn=prepare_worker,
@@ -66,13 +66,13 @@ def collate(rows: list[tuple[Tensor, int, int]]) -> ImageBatch:
     return ImageBatch(torch.stack(pixels), None if labels[0] < 0 else torch.tensor(labels), list(keys))
 
 
-def choose_workers(config: FinetuneConfig, cached: bool, device: torch.device) -> int:
+def choose_decoders(config: FinetuneConfig, cached: bool, device: torch.device) -> int:
     """Processes that make batches: none where they are decoded already, unless a GPU would wait for the rest of it.
 
     That is soon done without augmentation, and every process takes time to start.
     """
-    if config.workers is not None:
-        return config.workers
+    if config.decoders is not None:
+        return config.decoders
     if cached and device.type == "cpu":
         return 0
-    return min(2 if cached and config.augment == "none" else MOST_WORKERS, os.cpu_count() or 1)
+    return min(2 if cached and config.augment == "none" else MOST_DECODERS, os.cpu_count() or 1)

@@ -7,8 +7,10 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from clipguard.core.errors import FinetuneError
 from clipguard.finetuning.config import FinetuneConfig
 from clipguard.finetuning.data.training_data import Indices
+from clipguard.finetuning.processes.team import ALONE, Team
 
 
 @dataclass(frozen=True)
@@ -20,11 +22,11 @@ class ResumableBatchSampler:
     Args:
         train: (N,) indices of the training images.
         seed: of the shuffles.
-        batch_size: images of one batch of one process.
+        batch_size: images of one batch, over all processes.
         accumulate: batches a step.
         steps: where the run ends.
         start: steps that were done before.
-        process, processes: this process, from 0, and how many there are.
+        team: this process among those that share every batch.
     """
 
     train: Indices
@@ -33,16 +35,22 @@ class ResumableBatchSampler:
     accumulate: int
     steps: int
     start: int = 0
-    process: int = 0
-    processes: int = 1
+    team: Team = ALONE
 
     @classmethod
-    def of_run(cls, config: FinetuneConfig, train: Indices, process: int, processes: int) -> ResumableBatchSampler:
-        """That of a run's settings; a length in epochs becomes one in steps."""
+    def of_run(cls, config: FinetuneConfig, train: Indices, team: Team = ALONE) -> ResumableBatchSampler:
+        """That of a run's settings; a length in epochs becomes one in steps.
+
+        Raises:
+            FinetuneError: if a batch has fewer images than there are processes.
+        """
         steps = config.steps or 0
-        sampler = cls(
-            train, config.seed, config.images_per_batch, config.accumulate, steps, process=process, processes=processes
-        )
+        if config.images_per_batch < team.size:
+            what = "effective_batch" if config.effective_batch else "batch_size"
+            raise FinetuneError(
+                f"`{what}={config.images_per_batch}` is shared by {team.size} processes: give each at least one image."
+            )
+        sampler = cls(train, config.seed, config.images_per_batch, config.accumulate, steps, team=team)
         if config.epochs is None:
             return sampler
         return replace(sampler, steps=max(1, round(config.epochs * len(train) / sampler.images_per_step)))
@@ -50,15 +58,21 @@ class ResumableBatchSampler:
     @property
     def images_per_step(self) -> int:
         """Over all passes and processes."""
-        return self.batch_size * self.accumulate * self.processes
+        return self.batch_size * self.accumulate
+
+    @property
+    def images_per_process(self) -> int:
+        """Of one batch, at most: parts differ by one where it cannot be divided evenly."""
+        return -(-self.batch_size // self.team.size)
 
     def __iter__(self) -> Iterator[list[tuple[int, int]]]:
         epoch, order = -1, self.train
+        own = self.team.part(self.batch_size)
         for step in range(self.start, self.steps):
             for number in range(self.accumulate):
-                first = step * self.images_per_step + (number * self.processes + self.process) * self.batch_size
+                first = step * self.images_per_step + number * self.batch_size
                 batch = []
-                for position in range(first, first + self.batch_size):
+                for position in range(first + own.start, first + own.stop):
                     if position // len(order) != epoch:
                         epoch = position // len(order)
                         order = np.random.default_rng([self.seed, epoch]).permutation(self.train)

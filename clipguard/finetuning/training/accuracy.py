@@ -55,11 +55,6 @@ class Score:
     labels: tuple[int, ...]
     predictions: tuple[int, ...]
 
-    @property
-    def mean(self) -> float:
-        """Of clean and robust accuracy, in [0,1]: what the best checkpoint is best in."""
-        return (self.accuracies["clean"]["accuracy"] + self.accuracies["robust"]["accuracy"]) / 2
-
 
 def accuracy_of(correct: int, n: int) -> Accuracy:
     """The accuracy of `correct` of `n` images; n at least 1."""

@@ -30,7 +30,7 @@ def fitting_rows(step: Step, batch: ImageBatch) -> int:
     def gradient_pass(x: torch.Tensor) -> None:
         labels = None if images.labels is None else images.labels[:1].expand(len(x))
         for progress in PHASES:
-            step.gradient(ImageBatch(x, labels, images.keys[:1] * len(x)), progress, look=True)
+            step.try_alone(ImageBatch(x, labels, images.keys[:1] * len(x)), progress)
 
     try:
         if images.pixels.is_cuda:
@@ -41,8 +41,7 @@ def fitting_rows(step: Step, batch: ImageBatch) -> int:
             raise
         rows = PROBE_ROWS // 2
     step.forget()
-    everywhere = step.accelerator.gather(torch.tensor([rows], device=step.accelerator.device))
-    return int(everywhere.min())
+    return min(step.team.gather(rows))
 
 
 def compile_tower(step: Step, batch: ImageBatch) -> None:
@@ -56,7 +55,7 @@ def compile_tower(step: Step, batch: ImageBatch) -> None:
     step.tower = torch.compile(step.model.image.visual.forward, dynamic=False)
     try:
         for progress in PHASES:
-            step.gradient(batch, progress, look=True)
+            step.try_alone(batch, progress)
     except torch._dynamo.exc.TorchDynamoException as error:
         log.warning("This model cannot be compiled here; going on without `compile` (%s).", first_line(error))
         step.tower = None

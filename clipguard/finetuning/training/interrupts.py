@@ -13,17 +13,17 @@ log = logging.getLogger("clipguard")
 
 
 @contextmanager
-def interruptible() -> Iterator[Callable[[], int]]:
+def interruptible(*, helper: bool = False) -> Iterator[Callable[[], int]]:
     """Let Ctrl-C wait for the end of a step, to be asked about there (its number, or 0); a second one does not wait.
 
-    SIGTERM is treated alike where it has a handler, as on the command line.
+    SIGTERM is treated alike where it has a handler, as on the command line, and in a helper of another process.
     """
     pressed: list[int] = []
     if threading.current_thread() is not threading.main_thread():  # signals are the main thread's
         yield lambda: 0
         return
     before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-    if not callable(before[signal.SIGTERM]):
+    if not callable(before[signal.SIGTERM]) and not helper:
         del before[signal.SIGTERM]
 
     def restore() -> None:

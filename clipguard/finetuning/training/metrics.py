@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from clipguard.core.errors import FinetuneError
+from clipguard.finetuning.processes.team import ALONE, Team
 
 METRICS_NAME = "metrics.jsonl"
 # What a row has beside the loss and its terms.
@@ -23,7 +24,9 @@ StepRow = dict[str, float]  # "step", "loss", the loss terms by name, and some o
 class MetricsBuffer:
     """Collects scalars as they are, so that a GPU is not made to wait for each, and reads them all at once."""
 
-    def __init__(self) -> None:
+    def __init__(self, team: Team = ALONE, share: float = 1.0) -> None:
+        """`share`: how much of every batch is this process's; numbers are means over the images of all."""
+        self._team, self._share = team, share
         self._steps: list[tuple[int, dict[str, Tensor]]] = []
 
     def add(self, step: int, passes: list[dict[str, Tensor]], norms: Mapping[str, Tensor]) -> None:
@@ -40,12 +43,16 @@ class MetricsBuffer:
             FinetuneError: at the first step with a number that is NaN or infinite; it names both.
         """
         tensors = [value.float() for _, values in self._steps for value in values.values()]
-        numbers = iter(torch.stack(tensors).tolist() if tensors else [])
+        numbers = iter(self._mean(torch.stack(tensors)).tolist() if tensors else [])
         rows = [{"step": step} | {name: next(numbers) for name in values} for step, values in self._steps]
         self._steps.clear()
-        for row in rows:
-            _require_finite(row)
+        with self._team.agree():
+            for row in rows:
+                _require_finite(row)
         return rows
+
+    def _mean(self, numbers: Tensor) -> Tensor:
+        return self._team.sum(self._share * numbers) if self._team.size > 1 else numbers
 
 
 def _require_finite(row: StepRow) -> None:

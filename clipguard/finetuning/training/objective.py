@@ -32,7 +32,7 @@ class Terms(NamedTuple):
 
     Attributes:
         losses: terms of the loss by name, scalars; the loss is their sum.
-        batch: what the method computed them from.
+        batch: what the method computed them from, as far as it is this process's.
         attack: mean objective of the training attack, a scalar; None without one.
     """
 
@@ -59,7 +59,14 @@ class Objective:
     logit_scale: float
     autocast: Autocast
 
-    def __call__(self, model: TunedModel, images: ImageBatch, progress: float, forward: nn.Module) -> Terms:
+    def __call__(
+        self,
+        model: TunedModel,
+        images: ImageBatch,
+        progress: float,
+        forward: nn.Module,
+        whole: Callable[[Batch], Batch] | None = None,
+    ) -> Terms:
         """The terms of the loss for a batch.
 
         Args:
@@ -67,6 +74,7 @@ class Objective:
             images: the batch, on the model's device and in [0,1].
             progress: of the run, from 0 to 1.
             forward: the model as accelerate wrapped it, through which gradients flow; or the model itself.
+            whole: makes of this process's batch that of all, from which the loss is computed.
         """
         needs = self.method.needs(progress)
         x = images.pixels
@@ -87,7 +95,7 @@ class Objective:
                 adversarial=forward(x_adv) if "adversarial" in needs else None,
                 original_adversarial=self._embed_originally(x_adv) if "original_adversarial" in needs else None,
             )
-        return Terms(self.method.terms(batch, progress), batch, attack)
+        return Terms(self.method.terms(whole(batch) if whole else batch, progress), batch, attack)
 
     def perturb(self, model: TunedModel, x: Tensor, keys: list[int], batch: Batch) -> tuple[Tensor, Tensor]:
         """The training attack, on the image tower in eval mode; no weight gets a gradient.

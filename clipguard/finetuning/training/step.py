@@ -6,32 +6,94 @@ Nothing here reads a number from the device, so that a GPU is never made to wait
 from __future__ import annotations
 
 import logging
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
+from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 from torch.profiler import record_function
 
 from clipguard.attacks.engine.passes.batching import is_out_of_memory
 from clipguard.finetuning.config import FinetuneConfig
 from clipguard.finetuning.data.batches import ImageBatch
 from clipguard.finetuning.methods.base import Batch
-from clipguard.finetuning.training.objective import Objective, batch_accuracy
+from clipguard.finetuning.processes.gathering import gather_batch
+from clipguard.finetuning.processes.team import Team
+from clipguard.finetuning.training.objective import Objective, Terms, batch_accuracy
 from clipguard.finetuning.tuned.tuned_model import TunedModel
 
 log = logging.getLogger("clipguard")
 Scalars = dict[str, Tensor]
 
 
+class BatchLoss(nn.Module):
+    """The loss of this process's images, as one module: gradients meet those of other processes in one backward pass.
+
+    Args:
+        model: what is trained.
+        forward: the model as accelerate prepared it.
+        objective: says what the loss is.
+        batch_size: images of a batch, over all processes.
+        team: this process among others.
+    """
+
+    def __init__(
+        self, model: TunedModel, forward: nn.Module, objective: Objective, batch_size: int, team: Team
+    ) -> None:
+        super().__init__()
+        self.model, self.objective, self.batch_size, self.team = model, objective, batch_size, team
+        self._forward = [forward]  # in a list, so that it is no second module of the same weights
+        self._gathers = team.size > 1 and not objective.method.divisible()
+
+    def forward(self, images: ImageBatch, progress: float, *, alone: bool = False) -> tuple[Tensor, Terms]:
+        """The loss with its graph, and terms without; `alone`: of these images, whatever others do."""
+        whole = self._whole if self._gathers and not alone else None
+        losses, batch, attack = self.objective(self.model, images, progress, self._forward[0], whole)
+        loss = torch.stack(list(losses.values())).sum()
+        tensors: dict[str, Any] = {
+            name: value.detach() for name, value in vars(batch).items() if isinstance(value, Tensor)
+        }
+        return loss, Terms({n: term.detach() for n, term in losses.items()}, replace(batch, **tensors), attack)
+
+    def _whole(self, batch: Batch) -> Batch:
+        return gather_batch(batch, self.batch_size, self.team)
+
+    def weight(self, rows: int, own: int) -> float:
+        """What the loss of `rows` of this process's `own` images counts in the mean over processes.
+
+        It is the share of the whole batch, times the number of processes; the loss of a batch that is gathered counts
+        as it is.
+        """
+        if self._gathers:
+            return rows / own
+        return self.team.size * rows / self.batch_size if self.team.size > 1 else rows / own
+
+
+def averaged(loss: BatchLoss) -> DistributedDataParallel:
+    """The loss, such that its backward pass gives the mean of all processes' gradients.
+
+    Methods may leave weights alone for a while. To look for those also keeps the order of sums the same at every step,
+    so that a run that was started again ends with the same bits.
+    """
+    loss.register_parameter("unread", nn.Parameter(torch.zeros((), device=next(loss.parameters()).device)))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # of the name, which older versions of torch need
+        return DistributedDataParallel(loss, find_unused_parameters=True, broadcast_buffers=False)  # none changes
+
+
 class Step:
     """One step of the optimisers, over `accumulate` batches, each in parts of at most `rows` images.
 
     A part's loss counts by its share of the batch: that is the loss of the whole batch, for methods whose loss is a
-    mean over images. Where memory does not suffice and the size is clipguard's choice, parts are halved and the batch
-    begins again.
+    mean over images. Of several processes each has its part of the batch; where images meet in the loss, all compute it
+    from the embeddings of all. Where memory does not suffice and the size is clipguard's choice, parts are halved and
+    the batch begins again.
 
     Attributes:
         rows: images of a part at most; None: a batch is not divided.
@@ -46,11 +108,16 @@ class Step:
         wrapped: nn.Module,
         objective: Objective,
         optimizers: dict[str, torch.optim.Optimizer],
+        team: Team,
     ) -> None:
         """`wrapped`, `optimizers`: as accelerate prepared them."""
-        self.config, self.accelerator, self.objective = config, accelerator, objective
+        self.config, self.accelerator, self.team = config, accelerator, team
         self.model, self.wrapped, self.optimizers = model, wrapped, optimizers
-        self.rows = config.batch_size if config.effective_batch else None
+        self.loss = BatchLoss(model, wrapped, objective, config.images_per_batch, team)
+        self.synced: nn.Module = self.loss
+        if team.size > 1:
+            self.synced = averaged(self.loss)
+        self.rows = config.batch_size and -(-config.batch_size // team.size) if config.effective_batch else None
         self.tower: Callable[[Tensor], Any] | None = None
 
     def __call__(self, batches: Iterator[ImageBatch], progress: float, *, look: bool) -> tuple[list[Scalars], Scalars]:
@@ -69,7 +136,7 @@ class Step:
         for _ in range(self.config.accumulate):
             with record_function("clipguard: data"):
                 batch = next(batches)
-            with self.accelerator.accumulate(self.wrapped):
+            with self.accelerator.accumulate(self.synced):
                 passes.append(self._pass(batch, progress, look))
                 with record_function("clipguard: optimiser"):
                     if self.accelerator.sync_gradients:
@@ -86,7 +153,7 @@ class Step:
                 return self.gradient(batch, progress, look)
             except (MemoryError, RuntimeError) as error:
                 # Of several processes, the others would wait for this one's gradients.
-                halving = self.config.batch_size is None and self.rows != 1 and self.accelerator.num_processes == 1
+                halving = self.config.batch_size is None and self.rows != 1 and self.team.size == 1
                 if not (halving and is_out_of_memory(error)):
                     raise
             # Not above: the error's traceback still holds the memory.
@@ -107,23 +174,29 @@ class Step:
         scalars = []
         for number, part in enumerate(parts, 1):
             share = len(part.pixels) / len(batch.pixels)
+            weight = self.loss.weight(len(part.pixels), len(batch.pixels))
             last = number == len(parts)
-            with nullcontext() if last else self.accelerator.no_sync(self.wrapped):
-                scalars.append((share, self._part(part, share, progress, look)))
+            with nullcontext() if last else self.accelerator.no_sync(self.synced):
+                scalars.append((share, self._part(part, weight, progress, look, self.synced)))
         if len(parts) == 1:
             return scalars[0][1]
         names = scalars[0][1]
         return {name: torch.stack([share * values[name] for share, values in scalars]).sum() for name in names}
 
-    def _part(self, part: ImageBatch, share: float, progress: float, look: bool) -> Scalars:
-        """Add the gradient of the part's loss times its share; returns the part's scalars, without a graph."""
+    def try_alone(self, batch: ImageBatch, progress: float) -> None:
+        """A pass with gradients that no other process takes part in."""
+        self._part(batch, 1.0, progress, True, partial(self.loss, alone=True))
+
+    def _part(
+        self, part: ImageBatch, weight: float, progress: float, look: bool, of: Callable[..., tuple[Tensor, Terms]]
+    ) -> Scalars:
+        """Add the gradient of the part's loss times its weight; returns the part's scalars, without a graph."""
         images = part.to(self.accelerator.device)
         with self.model.image.through(self.tower):
             with record_function("clipguard: objective"):
-                losses, batch, attack = self.objective(self.model, images, progress, self.wrapped)
-            loss = torch.stack(list(losses.values())).sum()
+                loss, (losses, batch, attack) = of(images, progress)
             with record_function("clipguard: backward"):
-                self.accelerator.backward(loss if share == 1 else share * loss)
+                self.accelerator.backward(loss if weight == 1 else weight * loss)
             with record_function("clipguard: metrics"):
                 attacked = {} if attack is None else {"attack": attack}
                 scalars = {**attacked, **losses, "loss": loss, **self._accuracy(batch, images, look)}

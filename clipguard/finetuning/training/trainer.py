@@ -67,17 +67,19 @@ class Trainer:
         """`out`: folder of checkpoints and metrics."""
         self.config, self.accelerator, self.model, self.objective = config, accelerator, model, objective
         self.images, self.sampler, self.validation, self.out = images, sampler, validation, out
+        self.team = sampler.team
         self.steps = sampler.steps
         self.average = None
         if config.ema:
             self.average = MovingAverage(model, config.ema)
         optimizers = make_optimizers(config, model, objective.method.text_learning_rate())
-        self.wrapped, *prepared = accelerator.prepare(model, *optimizers.values())
-        self.optimizers = dict(zip(optimizers, prepared, strict=True))
-        self.step = Step(config, accelerator, model, self.wrapped, objective, self.optimizers)
+        wrapped = accelerator.prepare_model(model, evaluation_mode=True)  # mixed precision; the rest is `Step`'s
+        self.optimizers = {name: accelerator.prepare_optimizer(optimizer) for name, optimizer in optimizers.items()}
+        self.step = Step(config, accelerator, model, wrapped, objective, self.optimizers, self.team)
         self.position = Position()
         self.checkpoints = Checkpoints(out)
-        self.metrics = MetricsBuffer()
+        own = self.team.part(sampler.batch_size)
+        self.metrics = MetricsBuffer(self.team, (own.stop - own.start) / sampler.batch_size)
         self.warmup = round(WARMUP_SHARE * self.steps) if config.warmup_steps is None else config.warmup_steps
         self.eval_every = config.eval_every or max(1, self.steps // 5)
         self.save_every = config.save_every or self.eval_every
@@ -87,42 +89,46 @@ class Trainer:
         """Find what passes may take and compile the tower, where the settings ask for it; before `train`.
 
         Args:
-            rows: images of a pass, where an interrupted run has found out; else None.
+            rows: images of a pass of the interrupted run that is gone on with, which fit; else None.
         """
         finding = self.config.batch_size is None
+        most = self.step.rows or self.sampler.images_per_process
+        if rows is not None and rows < most and self.objective.method.divisible():
+            self.step.rows = rows  # it may have had more processes
         if not (finding or self.config.compile):
             return
         self.model.train()
         visits = next(iter(self.sampler))
         if finding:
             found = rows or fitting_rows(self.step, collate([self.images[visits[0]]]))
-            self.step.rows = min(found, self.sampler.batch_size)
+            self.step.rows = min(found, most)
             log.info("%d images a step, in passes of at most %d", self.sampler.batch_size, self.step.rows)
         if self.config.compile:
             compile_tower(self.step, collate([self.images[visit] for visit in visits[: self.step.rows]]))
 
-    def train(self, progress: Progress, workers: int) -> None:
+    def train(self, progress: Progress, decoders: int) -> None:
         """Run the loop.
 
         Args:
             progress: told of each step.
-            workers: processes that make batches.
+            decoders: processes that make batches.
 
         Raises:
             FinetuneError: at NaN.
             KeyboardInterrupt: at Ctrl-C, once a checkpoint is written.
         """
-        metrics_log = MetricsLog(self.out, self._restore(), writes=self.accelerator.is_main_process)
-        batches = load_batches(self.images, replace(self.sampler, start=self.position.step), workers)
+        metrics_log = MetricsLog(self.out, self._restore(), writes=self.team.main)
+        batches = load_batches(self.images, replace(self.sampler, start=self.position.step), decoders)
         progress.start(TRAINING, self.steps - self.position.step)
         self.model.train()
         self._read_at = time.perf_counter()
-        with interruptible() as interrupted, closing(metrics_log):
+        with interruptible(helper=not self.team.main) as interrupted, closing(metrics_log):
             while self.position.step < self.steps:
                 self._step(batches)
                 step, last = self.position.step, self.position.step == self.steps
+                ending = self.team.highest(interrupted())  # for all at the same step
                 validating = self.validation is not None and (step % self.eval_every == 0 or last)
-                saving = validating or step % self.save_every == 0 or last or bool(interrupted())
+                saving = validating or step % self.save_every == 0 or last or bool(ending)
                 # Nothing is saved that was not looked at: what is on the disk is free of NaN.
                 note = self._read(metrics_log) if saving or step % READ_EVERY == 0 else ""
                 progress.advance(note)
@@ -130,13 +136,14 @@ class Trainer:
                     self._validate(metrics_log, progress)
                 if saving:
                     self._save(metrics_log.size())
-                if number := interrupted():
-                    raise_interrupt(number)
+                    ending = self.team.highest(interrupted())
+                if ending:
+                    raise_interrupt(ending)
 
     def _step(self, batches: Iterator[ImageBatch]) -> None:
         """One step of the optimisers."""
         step = self.position.step
-        torch.manual_seed(random_key(self.config.seed, step, self.accelerator.process_index))  # dropout and its like
+        torch.manual_seed(random_key(self.config.seed, step, self.team.rank))  # dropout and its like
         factor = lr_factor(step, self.steps, self.warmup, self.config.schedule)
         for optimizer in self.optimizers.values():
             set_learning_rate(optimizer, factor)
@@ -163,15 +170,17 @@ class Trainer:
         """Score the model, or its moving average, and keep its weights if they are the best, or as good and newer."""
         assert self.validation is not None
         model = self.trained_model()
-        value, result = self.validation(model, progress, self.step.rows or self.sampler.batch_size)
+        whole = self.sampler.images_per_process if self.objective.method.divisible() else self.sampler.batch_size
+        value, result = self.validation(model, progress, self.step.rows or whole)
         step = self.position.step
         metrics_log.write([{"step": step, "validation": result}])
         self.accelerator.log({"validation": value}, step=step)
         log.info("Step %d of %d: %s on validation images", step, self.steps, describe_validation(result))
         if value >= self.position.best_value:
             self.position.best_step, self.position.best_value = step, value
-            if self.accelerator.is_main_process:
-                self.checkpoints.save_best(step, model.state_dict())
+            with self.team.agree():
+                if self.team.main:
+                    self.checkpoints.save_best(step, model.state_dict())
         if step < self.steps:
             progress.start(TRAINING, self.steps)
         self._read_at = time.perf_counter()
@@ -190,7 +199,9 @@ class Trainer:
         return model
 
     def _save(self, metrics_size: int) -> None:
-        if self.accelerator.is_main_process:
+        with self.team.agree():
+            if not self.team.main:
+                return
             state: TrainingState = {
                 "position": asdict(self.position),
                 "student": self.model.state_dict(),
@@ -199,7 +210,6 @@ class Trainer:
                 "metrics": metrics_size,
             }
             self.checkpoints.save(self.position.step, state, self.position.best_step)
-        self.accelerator.wait_for_everyone()
 
     def _restore(self) -> int:
         """Go on from the newest checkpoint, if there is one; returns the size that `metrics.jsonl` had."""

@@ -15,8 +15,9 @@ from clipguard.finetuning.config import FinetuneConfig
 from clipguard.finetuning.data.batches import collate
 from clipguard.finetuning.data.images import TrainingImages
 from clipguard.finetuning.data.random_keys import random_key
-from clipguard.finetuning.data.training_data import TrainingData
-from clipguard.finetuning.training.accuracy import Accuracies, score
+from clipguard.finetuning.data.training_data import Indices, TrainingData
+from clipguard.finetuning.processes.team import ALONE, Team
+from clipguard.finetuning.training.accuracy import Accuracies, accuracy_of, score
 from clipguard.finetuning.training.objective import Objective
 from clipguard.finetuning.tuned.image_tower import TunedClassifier
 from clipguard.finetuning.tuned.tuned_model import TunedModel
@@ -36,15 +37,20 @@ class ValidationLoss(TypedDict):
 
 
 class Validation:
-    """Scores a model in training; the higher value is the better one.
+    """Scores a model in training; the higher value is the better one. Of several processes each takes a part.
 
     Methods that are trained on labels are compared by accuracy, the others, which must not see any, by their loss.
     """
 
     def __init__(
-        self, config: FinetuneConfig, data: TrainingData, images: TrainingImages, objective: Objective
+        self,
+        config: FinetuneConfig,
+        data: TrainingData,
+        images: TrainingImages,
+        objective: Objective,
+        team: Team = ALONE,
     ) -> None:
-        self.config, self.data, self.images, self.objective = config, data, images, objective
+        self.config, self.data, self.images, self.objective, self.team = config, data, images, objective, team
         labels = np.zeros(len(data.images), dtype=np.int64) if data.labels is None else data.labels
         classes = max(1, len(data.class_names))
         chosen = stratified_subset(labels[data.validation], classes, config.eval_samples, config.seed)
@@ -75,31 +81,43 @@ class Validation:
         with torch.no_grad():
             text = model()
         classifier = TunedClassifier(model.image, text, self.objective.logit_scale).eval()
-        examples = self._examples(text.device)
-        scored = score(classifier, examples, len(self.indices), self.config, progress, "validation")
-        return scored.mean, scored.accuracies
+        own = self.indices[self.team.part(len(self.indices))]
+        correct = [0, 0]
+        with self.team.agree():
+            if len(own):
+                found = score(
+                    classifier, self._examples(own, text.device), len(own), self.config, progress, "validation"
+                )
+                correct = [found.accuracies["clean"]["correct"], found.accuracies["robust"]["correct"]]
+        clean, robust = (accuracy_of(n, len(self.indices)) for n in self.team.sum(torch.tensor(correct)).tolist())
+        return (clean["accuracy"] + robust["accuracy"]) / 2, {"clean": clean, "robust": robust}
 
-    def _examples(self, device: torch.device) -> Iterator[Example]:
+    def _examples(self, indices: Indices, device: torch.device) -> Iterator[Example]:
         assert self.data.labels is not None
-        for index in self.indices.tolist():
+        for index in indices.tolist():
             yield Example(index, self.images.pixels(index).to(device), int(self.data.labels[index]))
 
     def _by_loss(self, model: TunedModel, progress: Progress, rows: int) -> tuple[float, ValidationLoss]:
-        device = model.image.mean.device
-        progress.start("validation", len(self.indices))
+        batches = [self.indices[start : start + rows].tolist() for start in range(0, len(self.indices), rows)]
+        own = batches[self.team.rank :: self.team.size]
+        progress.start("validation", sum(map(len, own)))
         total = 0.0
-        for start in range(0, len(self.indices), rows):
-            indices = self.indices[start : start + rows].tolist()
-            items = [(self.images.pixels(i), -1, random_key(self.config.seed, EPOCH, i)) for i in indices]
-            batch = collate(items)
-            batch = batch._replace(pixels=batch.pixels.to(device))
-            with torch.no_grad():
-                terms = self.objective(model, batch, END_OF_TRAINING, forward=model)
-            total += len(indices) * float(sum(terms.losses.values()))
-            for _ in indices:
-                progress.advance()
-        loss = total / len(self.indices)
+        with self.team.agree():
+            for indices in own:
+                total += len(indices) * self._loss(model, indices)
+                for _ in indices:
+                    progress.advance()
+        loss = float(self.team.sum(torch.tensor(total, dtype=torch.float64))) / len(self.indices)
         return -loss, {"loss": loss, "n": len(self.indices)}
+
+    def _loss(self, model: TunedModel, indices: list[int]) -> float:
+        """Of these images, in one pass."""
+        items = [(self.images.pixels(i), -1, random_key(self.config.seed, EPOCH, i)) for i in indices]
+        batch = collate(items)
+        batch = batch._replace(pixels=batch.pixels.to(model.image.mean.device))
+        with torch.no_grad():
+            terms = self.objective(model, batch, END_OF_TRAINING, forward=model)
+        return float(sum(terms.losses.values()))
 
 
 def describe_validation(result: Accuracies | ValidationLoss) -> str:

@@ -1,4 +1,4 @@
-"""Several processes that train together: how they find each other, and what one decides for all.
+"""How processes that train together find each other, and what becomes of them when one is lost.
 
 What a launcher says of them (`launch.py`) may be wrong, so what is waited for is said, and waiting ends.
 """
@@ -11,62 +11,28 @@ import socket
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from datetime import timedelta
-from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
 from torch.distributed import PrefixStore, Store, TCPStore  # type: ignore[attr-defined]
 from torch.distributed.constants import default_pg_timeout
 
-from clipguard.core.errors import ClipguardError, FinetuneError, ToldElsewhereError, first_line
-from clipguard.finetuning.launch import Launch, cure, only, read_launch, tell_what_is_not_read, variables_set
+from clipguard.core.errors import FinetuneError, ToldElsewhereError, first_line
+from clipguard.finetuning.processes.launch import (
+    Launch,
+    cure,
+    is_supervised,
+    only,
+    read_launch,
+    tell_what_is_not_read,
+    variables_set,
+)
+from clipguard.finetuning.processes.team import ALONE, Team
 
-T = TypeVar("T")
 log = logging.getLogger("clipguard")
 RENDEZVOUS_TIMEOUT = 60.0  # seconds
 PATIENCE = 3.0  # seconds that launched processes may be apart without a word
-
-
-@dataclass(frozen=True)
-class Team:
-    """This process among those that train together."""
-
-    rank: int = 0
-    size: int = 1
-
-    @property
-    def main(self) -> bool:
-        """Whether this is the one that writes and tells."""
-        return self.rank == 0
-
-    def share(self, value: T | None) -> T:
-        """The main process's value, on all."""
-        values: list[Any] = [value]
-        if self.size > 1:
-            dist.broadcast_object_list(values, src=0)
-        shared: T = values[0]
-        return shared
-
-    @contextmanager
-    def agree(self) -> Iterator[None]:
-        """Do something that each process does: where one cannot, all raise its error, and none waits for another."""
-        error: ClipguardError | None = None
-        try:
-            yield
-        except ClipguardError as raised:
-            error = raised
-        said: list[str | None] = [None if error is None else str(error)]
-        if self.size > 1:
-            said = [None] * self.size
-            dist.all_gather_object(said, None if error is None else str(error))
-        first = next((rank for rank, text in enumerate(said) if text is not None), None)
-        if first is None:
-            return
-        if not self.main:
-            raise ToldElsewhereError(str(said[first]))
-        raise error or FinetuneError(f"Process {first}: {said[first]}")
 
 
 @contextmanager
@@ -80,7 +46,7 @@ def joined(device: str, timeout: float) -> Iterator[Team]:
         timeout: seconds in which all must have come.
 
     Raises:
-        FinetuneError: for variables that fit no launch, and when not all have come in time.
+        FinetuneError: for variables that fit no launch, when not all have come in time, and when one is lost later on.
     """
     launch = read_launch()
     if launch.size > 1 and device == "mps":
@@ -88,9 +54,10 @@ def joined(device: str, timeout: float) -> Iterator[Team]:
     tell_what_is_not_read(launch)
     if launch.size == 1:
         with only({}):
-            yield Team()
+            yield ALONE
         return
-    store, level = meet(launch, timeout), log.level
+    launcher, store = meet(launch, timeout)
+    level = log.level
     if device == "cuda":
         torch.cuda.set_device(launch.local_rank)
     backend = "cpu:gloo,cuda:nccl" if device.startswith("cuda") else "gloo"
@@ -98,22 +65,47 @@ def joined(device: str, timeout: float) -> Iterator[Team]:
     try:
         if launch.rank > 0:
             log.setLevel(logging.ERROR)
-        with only(launch.variables()):
-            yield Team(launch.rank, launch.size)
+        with only(launch.variables()), _lost_processes_told(launch):
+            yield Team(launch.rank, launch.size, launcher)
     finally:
         log.setLevel(level)
         if dist.is_initialized():
             dist.destroy_process_group()
 
 
-def meet(launch: Launch, timeout: float) -> Store:
+@contextmanager
+def _lost_processes_told(launch: Launch) -> Iterator[None]:
+    """Say that another process has ended, where nobody else does: a launcher that watches them, and what has ended.
+
+    Raises:
+        FinetuneError: in the main process, when another's end is noticed; ToldElsewhereError in the rest.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        if not (isinstance(error, dist.DistError) or "gloo" in str(error)):
+            raise
+        log.debug("A process of the run was lost", exc_info=True)
+        if launch.rank > 0 or is_supervised():
+            raise ToldElsewhereError(str(error)) from error
+        raise FinetuneError(
+            f"Another process of this run has ended ({first_line(error, 80)}): see what it said, and go on with"
+            " `resume`."
+        ) from error
+
+
+def meet(launch: Launch, timeout: float) -> tuple[Store | None, Store]:
     """The store through which all processes talk, once all have come; a wait of some seconds is told.
+
+    Returns:
+        What outlives these processes, if they are watched and started again, and what is for them alone.
 
     Raises:
         FinetuneError: if they have not all come after `timeout` seconds, or the port is another program's.
     """
     started, said = time.monotonic(), False
-    store: Store | None = None
+    store: TCPStore | None = None
+    attempt = f"clipguard/{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}"
     here, why = 1, ""
     while here < launch.size or store is None:
         waited = time.monotonic() - started
@@ -127,16 +119,17 @@ def meet(launch: Launch, timeout: float) -> Store:
         if store is None:
             store, why = _connect(launch)
             if store is not None:
-                store.add("arrived", 1)
+                store.add(f"{attempt}/arrived", 1)
         else:
-            here = store.add("arrived", 0)
+            here = store.add(f"{attempt}/arrived", 0)
         if here < launch.size:
             time.sleep(0.1)
     store.set_timeout(default_pg_timeout)
-    return PrefixStore("group", store)
+    kept = PrefixStore("clipguard/launch", store) if is_supervised() else None
+    return kept, PrefixStore(f"{attempt}/group", store)
 
 
-def _connect(launch: Launch) -> tuple[Store | None, str]:
+def _connect(launch: Launch) -> tuple[TCPStore | None, str]:
     """The store of the launcher, else the one that the first process opens; or why it is not there yet."""
     launcher_has_it = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
     serve = launch.rank == 0 and not launcher_has_it
@@ -156,8 +149,7 @@ def _connect(launch: Launch) -> tuple[Store | None, str]:
                 f"MASTER_PORT={launch.port} cannot be opened ({first_line(error, 80)}): name a free one, or {cure()}"
             ) from error
         return None, f" ({first_line(error, 80)})"
-    attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
-    return PrefixStore(f"clipguard/{attempt}", store), ""
+    return store, ""
 
 
 @contextmanager

@@ -62,6 +62,16 @@ def read_launch() -> Launch:
     return Launch(rank, size, _number(LOCAL_RANK) or 0, local_size, address, port)
 
 
+def is_supervised() -> bool:
+    """Whether torchrun, or what is built on it, watches the processes: it says when one is lost, and may start anew."""
+    return "TORCHELASTIC_RUN_ID" in os.environ
+
+
+def is_helper() -> bool:
+    """Whether another process of the launch is the one that tells."""
+    return os.environ.get("RANK", "0") not in ("", "0") and os.environ.get("WORLD_SIZE", "1") not in ("", "1")
+
+
 def variables_set() -> list[str]:
     """`NAME=VALUE` of each launch variable that is set."""
     return [f"{name}={os.environ[name]}" for name in LAUNCH_VARIABLES if name in os.environ]
