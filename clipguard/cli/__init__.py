@@ -125,4 +125,6 @@ def main() -> None:
     """Entry point of the console script and of `python -m clipguard`."""
     use_utf8()
     streams.prepare()
-    sys.exit(run())
+    code = run()
+    streams.heed_no_more()
+    sys.exit(code)

@@ -19,11 +19,13 @@ from clipguard.finetuning.processes.launch import Launch
 from clipguard.finetuning.processes.meeting import joined
 from clipguard.finetuning.training.metrics import read_metrics
 
+Row = dict[str, Any]
 Runs = Mapping[str, Mapping[str, Any]]  # settings by name
 
 
-def train_all(runs: Runs, n: int, folder: Path) -> dict[str, list[dict[str, Any]]]:
+def train_all(runs: Runs, n: int, folder: Path) -> dict[str, list[Row]]:
     """Train by each of the settings with n processes; the rows of each run's `metrics.jsonl`."""
+    folder.mkdir()
     with socket.socket() as found:
         found.bind(("127.0.0.1", 0))
         port = found.getsockname()[1]

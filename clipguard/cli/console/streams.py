@@ -34,6 +34,13 @@ def prepare() -> None:
         sys.stderr = open(os.devnull, "w", encoding="utf-8")  # noqa: PTH123, SIM115
 
 
+def heed_no_more() -> None:
+    """The command has ended: signals that come now find nothing to interrupt."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        if signal.getsignal(number) is _end:
+            signal.signal(number, signal.SIG_DFL)
+
+
 def require_stdout() -> None:
     """Raise OutputError if there is nowhere to print results."""
     if sys.stdout is None:

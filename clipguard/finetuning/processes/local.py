@@ -33,7 +33,7 @@ def start_processes(n: int, arguments: Sequence[str]) -> int:
         FinetuneError: if one was killed, which it could not say.
         KeyboardInterrupt: at Ctrl-C, once all have ended.
     """
-    logging.getLogger("torch.distributed.elastic").addFilter(lambda _: False)
+    _silence_torch()
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // n)))
     with tempfile.TemporaryDirectory() as logs:
         config = LaunchConfig(
@@ -58,11 +58,17 @@ def start_processes(n: int, arguments: Sequence[str]) -> int:
     return 0
 
 
+def _silence_torch() -> None:
+    """What its launcher logs of processes that end is said here."""
+    for name in list(logging.root.manager.loggerDict):
+        if name.startswith("torch.distributed.elastic"):
+            logging.getLogger(name).setLevel(logging.CRITICAL)
+
+
 def _exit_code(n: int, codes: dict[int, int]) -> int:
     """Of processes that failed; of those that were killed the others have not said anything."""
     killed = {rank: -code for rank, code in codes.items() if code < 0 and code != -signal.SIGTERM}
     for rank, number in killed.items():
-        raise FinetuneError(
-            f"Process {rank} of {n} was killed by {signal.Signals(number).name}: `resume` goes on from the last checkpoint."
-        )
-    return max(code for code in codes.values()) if max(codes.values()) > 0 else 128 + signal.SIGTERM
+        who = f"Process {rank} of {n} was killed by {signal.Signals(number).name}"
+        raise FinetuneError(f"{who}: `resume` goes on from the last checkpoint.")
+    return max(codes.values()) if max(codes.values()) > 0 else 128 + signal.SIGTERM

@@ -1,0 +1,102 @@
+"""Several processes compute what one does: every method's losses, the images of a step, validation."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from process_runs import Row, train_all
+from training_runs import SMALL
+
+from clipguard.core.errors import FinetuneError
+from clipguard.finetuning.data.sampler import ResumableBatchSampler
+from clipguard.finetuning.methods.registry import METHODS
+from clipguard.finetuning.output.record import RunRecord
+from clipguard.finetuning.processes.team import Team
+from clipguard.finetuning.restart import images_of_a_pass, settings_of_run
+
+# Those whose losses are reduced in ways of their own: sums over the batch, weights that rest, terms without images.
+SOME = [*METHODS, "pmg-aft(variant=repository)", "tima(schedule=iat_first)"]
+ALL = [*SOME, "fare(clean_weight=0.5)", "sim-clip(clean=tuned)", "tima(attack_loss=margin)"]
+ALL += [f"tima(text={mode})" for mode in ("encoder", "free", "frozen", "laat")]
+ALL += ["tima(takd_kind=feature,takd_student=clean)"]
+
+
+def runs(methods: list[str], model: str, dataset: str, **more: Any) -> dict[str, dict[str, Any]]:
+    """20 steps a method, with a smooth attack: the sign of a gradient that is nearly 0 makes much of rounding."""
+    smooth = {"norm": "l2", "eps": "0.5", "optimizer": "sgd", "lr": 0.003, "steps": 20, "attack_steps": 2}
+    return {m: {**SMALL, **smooth, "model": model, "dataset": dataset, "method": m, **more} for m in methods}
+
+
+def assert_same_curves(one: list[Row], many: list[Row]) -> None:
+    assert len(one) == len(many) == 20
+    for ours, theirs in zip(one, many, strict=True):
+        assert ours.keys() == theirs.keys()
+        loss, other = ours["loss"], theirs["loss"]
+        assert other == pytest.approx(loss, rel=1e-5, abs=1e-6)
+        for name in ("image_gradient", "text_gradient", "attack"):
+            if name in ours:
+                assert theirs[name] == pytest.approx(ours[name], rel=2e-3, abs=1e-5)
+
+
+def test_every_method_has_the_losses_of_one_process(vit: str, images: str, tmp_path: Path) -> None:
+    """With parts of 4 and 3 images."""
+    given = runs(SOME, vit, images, batch_size=7)
+    one, two = (train_all(given, n, tmp_path / str(n)) for n in (1, 2))
+    for method in given:
+        assert_same_curves(one[method], two[method])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("n", [2, 3, 4])
+def test_all_of_it_with_more_processes(n: int, vit: str, images: str, tmp_path: Path) -> None:
+    given = runs(ALL, vit, images, batch_size=8)
+    given |= {"parts": {**given["tima"], "batch_size": 4, "effective_batch": 8}}
+    given |= {"passes": {**given["pmg-aft(variant=repository)"], "batch_size": 4, "accumulate": 2}}
+    given |= {"lora": {**given["tecoa"], "lora": 2, "grad_clip": 0.5, "ema": 0.9, "grad_checkpointing": True}}
+    one, many = (train_all(given, processes, tmp_path / str(processes)) for processes in (1, n))
+    for method in given:
+        assert_same_curves(one[method], many[method])
+
+
+def test_the_parts_of_all_are_the_whole() -> None:
+    for n in range(12):
+        for size in range(1, 6):
+            parts = [list(range(n))[Team(rank, size).part(n)] for rank in range(size)]
+            assert [i for part in parts for i in part] == list(range(n))
+            assert max(map(len, parts)) - min(map(len, parts)) <= 1
+
+
+def test_a_batch_that_cannot_be_shared_is_refused(vit: str, images: str) -> None:
+    from training_runs import make_config
+
+    config = make_config(vit, images, batch_size=3)
+    with pytest.raises(FinetuneError, match=r"`batch_size=3` is shared by 4 processes"):
+        ResumableBatchSampler.of_run(config, torch.arange(8).numpy(), Team(0, 4))
+
+
+@pytest.mark.parametrize(
+    ("config", "resolved", "sizes", "rows"),
+    [
+        ({"batch_size": 8}, {"images_per_step": 8, "processes": 1}, (8, None), 8),
+        ({"batch_size": 8}, {"images_per_step": 8, "processes": 4}, (8, None), 2),
+        ({"batch_size": 8, "accumulate": 2}, {"images_per_step": 64, "processes": 4}, (32, None), 8),
+        (
+            {"batch_size": None, "effective_batch": 8},
+            {"images_per_step": 16, "processes": 2, "micro_batch": 4},
+            (None, 16),
+            4,
+        ),
+    ],
+)
+def test_a_run_of_several_processes_keeps_its_step_with_any_number(
+    config: dict[str, Any], resolved: dict[str, Any], sizes: tuple[int | None, int | None], rows: int
+) -> None:
+    """Also one that was begun when `batch_size` counted the images of a process, and decoders were workers."""
+    run: RunRecord = {"config": {**config, "workers": 3}, "resolved": resolved}  # type: ignore[typeddict-item]
+    settings = settings_of_run(run)
+    assert (settings.batch_size, settings.effective_batch) == sizes
+    assert settings.decoders == 3
+    assert images_of_a_pass(run) == rows
