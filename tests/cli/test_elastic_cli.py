@@ -1,4 +1,4 @@
-"""Processes of a run that are killed: the others end with one line, and a launcher that starts all again ends the run."""
+"""Processes of a run that are killed: the others end with one line, and started again they end the run as meant."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -40,9 +39,9 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 @pytest.fixture
-def launcher() -> Iterator[TCPStore]:
+def launcher() -> TCPStore:
     """The store of a launcher, through which the processes meet."""
-    yield TCPStore("127.0.0.1", 0, None, True, wait_for_workers=False)
+    return TCPStore("127.0.0.1", 0, None, True, wait_for_workers=False)
 
 
 def start(line: list[str], store: TCPStore, folder: Path, n: int = 2, attempt: int = 0) -> Starts:
@@ -65,7 +64,7 @@ def wait_for_steps(out: Path, steps: int, started: Starts) -> None:
     raise AssertionError(f"no checkpoint of {steps} steps in {out}")
 
 
-@pytest.mark.parametrize("rank", [0, 1])
+@pytest.mark.parametrize("rank", [0, pytest.param(1, marks=pytest.mark.slow)])
 def test_started_again_after_a_kill_the_run_ends_bit_identical(rank: int, launcher: TCPStore, place: Path) -> None:
     """In the folder that it had, whose name no command line says."""
     line = [*SETTINGS, "--no-evaluation"]
@@ -111,10 +110,12 @@ def losses(out: Path) -> list[float]:
     return [row["loss"] for row in rows if "loss" in row]
 
 
-def test_ctrl_c_in_one_process_ends_all_with_a_checkpoint(launcher: TCPStore, place: Path) -> None:
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_to_one_process_ends_all_with_a_checkpoint(number: int, launcher: TCPStore, place: Path) -> None:
     both = start([*SETTINGS, *MORE, "--out", "out"], launcher, place)
     wait_for_steps(place / "out", 3, both)
-    both[1].send_signal(signal.SIGINT)
+    both[1].send_signal(number)
     assert [one.wait(60) for one in both] == [130, 130]
     assert "finetune --resume out" in both[0].err.read_text()
     assert "Traceback" not in both[0].err.read_text() + both[1].err.read_text()
@@ -129,6 +130,7 @@ def test_an_error_of_a_helper_is_told_once(launcher: TCPStore, place: Path) -> N
     assert sum(one.err.read_text().count("Error: ") for one in both) == 1
 
 
+@pytest.mark.slow
 def test_without_a_launcher_that_watches_the_main_process_tells(place: Path) -> None:
     import socket
 

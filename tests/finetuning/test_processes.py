@@ -25,8 +25,8 @@ ALL += ["tima(takd_kind=feature,takd_student=clean)"]
 
 
 def runs(methods: list[str], model: str, dataset: str, **more: Any) -> dict[str, dict[str, Any]]:
-    """20 steps a method, with a smooth attack: the sign of a gradient that is nearly 0 makes much of rounding."""
-    smooth = {"norm": "l2", "eps": "0.5", "optimizer": "sgd", "lr": 0.003, "steps": 20, "attack_steps": 2}
+    """20 steps a method, with a smooth attack of one step: more of them, and signs of gradients, magnify rounding."""
+    smooth = {"norm": "l2", "eps": "3", "optimizer": "sgd", "lr": 0.003, "steps": 20, "attack_steps": 1}
     return {m: {**SMALL, **smooth, "model": model, "dataset": dataset, "method": m, **more} for m in methods}
 
 
