@@ -163,7 +163,7 @@ def _how_to_resume() -> Iterator[Callable[[Path], None]]:
         from clipguard.finetuning.processes.launch import is_helper
 
         if is_helper():
-            raise typer.Exit(streams.INTERRUPTED) from None
+            raise SystemExit(streams.INTERRUPTED) from None  # the main process tells
         if any((folder / "run.json").is_file() for folder in folders):
             echo(f"Stopped. Go on with: clipguard finetune --resume {shlex.quote(str(folders[0]))}", err=True)
         raise
