@@ -32,7 +32,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from clipguard.attacks.engine.passes.batching import CPU_BATCH
-from clipguard.core.environment.workers import choose_workers
+from clipguard.core.environment.decoders import choose_decoders
 from clipguard.data import ZeroShotDataset, load_dataset
 from clipguard.models.classifier import fast_memory_format
 
@@ -160,7 +160,7 @@ def main() -> None:
         print(bare(argparse.Namespace(**args.bare)))
         return
     n = len(load_dataset(args.data).subset(args.n, 0))
-    args.workers = choose_workers(args.workers, n)
+    args.workers = choose_decoders(args.workers, n)
     for work in WAYS.values():  # without the clock: data sets go into a cache, and clipguard tests the processor once
         work(argparse.Namespace(**{**vars(args), "n": args.batch_size}))
     content = {

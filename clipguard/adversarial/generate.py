@@ -26,7 +26,7 @@ from clipguard.benchmark.run_record import start_record
 from clipguard.benchmark.task import Task, open_task, read_task
 from clipguard.benchmark.workers.choice import open_workers
 from clipguard.benchmark.workers.worker import Workers
-from clipguard.core.environment.workers import explain_lost_workers
+from clipguard.core.environment.decoders import explain_lost_decoders
 from clipguard.core.notices import Notice, noticing
 from clipguard.core.progress import Progress, Silent
 from clipguard.core.records.prediction import Prediction
@@ -50,7 +50,7 @@ def attack_images(
         ClipguardError: for anything wrong with the plan, the model or the data, before the attack.
     """
     progress = progress or Silent()
-    with explain_lost_workers(), noticing() as notices:
+    with explain_lost_decoders(), noticing() as notices:
         plan.check()
         recipe = open_recipe(plan.attacks[0])
         recipe.check_perturbs()

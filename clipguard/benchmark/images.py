@@ -14,7 +14,7 @@ import PIL.Image
 import torch
 from torch import Tensor
 
-from clipguard.core.environment.workers import choose_workers, in_order
+from clipguard.core.environment.decoders import choose_decoders, in_order
 from clipguard.core.records.provenance import image_hash
 from clipguard.data.dataset import ImageDataset
 from clipguard.data.decoding import Change
@@ -65,7 +65,7 @@ class Images:
         Raises:
             DatasetError: for an image that cannot be decoded.
         """
-        workers = choose_workers(self.workers, len(indices))
+        workers = choose_decoders(self.workers, len(indices))
         items = ((chunk, self._room > 0) for chunk in _chunks(indices, workers))
         for results in in_order(self._check_chunk, items, workers):
             for index, checked, pixels in results:
@@ -101,7 +101,7 @@ class Images:
             preprocess: from a PIL image to such pixels, which are 8-bit levels (k / 255).
             device: where the pixels go.
         """
-        workers = choose_workers(self.workers, len(indices))
+        workers = choose_decoders(self.workers, len(indices))
         if not workers:
             for index in indices:
                 yield index, preprocess(self.image(index)).to(device)

@@ -22,7 +22,7 @@ from clipguard.benchmark.stored.session import StoreSession
 from clipguard.benchmark.task import Task, open_task
 from clipguard.benchmark.workers.choice import open_workers
 from clipguard.benchmark.workers.worker import Tally, Workers
-from clipguard.core.environment.workers import explain_lost_workers
+from clipguard.core.environment.decoders import explain_lost_decoders
 from clipguard.core.errors import AttackError
 from clipguard.core.notices import Notice, noticing
 from clipguard.core.progress import Progress, Silent
@@ -74,7 +74,7 @@ class BenchRun:
             ClipguardError: for anything wrong with the plan, the models or the data, before the first attack.
         """
         plan = self.plan
-        with explain_lost_workers(), noticing() as notices:
+        with explain_lost_decoders(), noticing() as notices:
             plan.check()
             recipes = _open_recipes(plan, self.objects)
             for name in plan.models:

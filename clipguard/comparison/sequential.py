@@ -19,7 +19,7 @@ from clipguard.comparison.paired_cells import compare_results
 from clipguard.comparison.result import Batches, Comparison
 from clipguard.comparison.rules import Rules
 from clipguard.core.checking import check_type
-from clipguard.core.environment.workers import explain_lost_workers
+from clipguard.core.environment.decoders import explain_lost_decoders
 from clipguard.core.errors import ClipguardError, ResultError
 from clipguard.core.notices import noticing
 from clipguard.core.progress import Progress
@@ -63,7 +63,7 @@ def compare_in_batches(
     if plan is None:
         raise ResultError("`sequential` is for models to bench; BASE and CANDIDATE are measured already. Leave it out.")
     check_first(first)
-    with explain_lost_workers(), noticing():  # of all batches, each once
+    with explain_lost_decoders(), noticing():  # of all batches, each once
         # All images: bad data shows now.
         tasks = [open_task(plan, name, progress, inputs.objects) for name in plan.datasets]
         order = {task.name: choose_images(plan, task.dataset).tolist() for task in tasks}

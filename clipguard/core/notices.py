@@ -35,13 +35,17 @@ def notice(kind: Kind, text: str) -> None:
         kind: of what was done.
         text: one line that names the input and the number of items. It is stored with results: change none lightly.
     """
-    entry: Notice = {"kind": kind, "text": text}
+    repeat({"kind": kind, "text": text})
+
+
+def repeat(entry: Notice) -> None:
+    """Say here, once in a run, what was noticed, here or in another process."""
     kept = _kept.get()
     if kept is not None:
         if entry in kept:
             return
         kept.append(entry)
-    log.warning(text)
+    log.warning(entry["text"])
 
 
 @contextmanager

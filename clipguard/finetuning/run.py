@@ -12,8 +12,8 @@ import numpy as np
 import torch
 
 from clipguard.attacks.engine.passes.batching import is_out_of_memory
+from clipguard.core.environment.decoders import explain_lost_decoders
 from clipguard.core.environment.device import choose_device
-from clipguard.core.environment.workers import explain_lost_workers
 from clipguard.core.errors import FinetuneError
 from clipguard.core.files.output import OutputFolder
 from clipguard.core.notices import Notice, noticing
@@ -220,7 +220,7 @@ def _run(
                 if test_images := choose_images(config, data):
                     log.info(announce(test_images))
         start_tracker(config, accelerator)
-        with _memory_advice(config), explain_lost_workers("decoders"):
+        with _memory_advice(config), explain_lost_decoders():
             trainer.train(progress, choose_decoders(config, cached, accelerator.device))
         if folder.output:
             _finish(config, sources, folder.output, run, loaded, data, trainer, progress)

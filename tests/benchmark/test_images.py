@@ -24,8 +24,8 @@ from clipguard.benchmark import task as task_module
 from clipguard.benchmark.images import CHUNK, Images
 from clipguard.benchmark.results.result import BenchResult
 from clipguard.cli import run
-from clipguard.core.environment import workers as workers_module
-from clipguard.core.environment.workers import FEW_IMAGES, MOST_WORKERS, choose_workers, in_order
+from clipguard.core.environment import decoders as decoders_module
+from clipguard.core.environment.decoders import FEW_IMAGES, MOST_DECODERS, choose_decoders, in_order
 from clipguard.core.errors import ClipguardError, DatasetError
 from clipguard.data import dataset as dataset_module
 from clipguard.data import load_dataset
@@ -143,7 +143,7 @@ def test_every_8_bit_level_comes_back_to_the_bit() -> None:
 
 @pytest.mark.slow
 def test_processes_that_are_not_forked_do_the_same(photos: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(workers_module, "CONTEXT", "spawn")
+    monkeypatch.setattr(decoders_module, "CONTEXT", "spawn")
     data = load_dataset(str(photos))
     images = Images(data, 2, images_module.KEPT_BYTES)
     assert dict(images.check(range(N))) == dict(Images(data, 0, 0).check(range(N)))
@@ -187,15 +187,15 @@ def test_an_error_of_a_worker_is_raised_as_it_was() -> None:
 
 def test_workers_are_started_where_they_pay(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(64)), raising=False)
-    assert choose_workers(None, FEW_IMAGES - 1) == 0
-    monkeypatch.setattr(workers_module, "CONTEXT", "fork")
-    assert choose_workers(None, FEW_IMAGES) == MOST_WORKERS
-    assert (choose_workers(3, 50), choose_workers(3, 1)) == (3, 1)
-    monkeypatch.setattr(workers_module, "CONTEXT", None)
-    assert (choose_workers(None, FEW_IMAGES), choose_workers(2, 9)) == (0, 2)
-    monkeypatch.setattr(workers_module, "CONTEXT", "fork")
+    assert choose_decoders(None, FEW_IMAGES - 1) == 0
+    monkeypatch.setattr(decoders_module, "CONTEXT", "fork")
+    assert choose_decoders(None, FEW_IMAGES) == MOST_DECODERS
+    assert (choose_decoders(3, 50), choose_decoders(3, 1)) == (3, 1)
+    monkeypatch.setattr(decoders_module, "CONTEXT", None)
+    assert (choose_decoders(None, FEW_IMAGES), choose_decoders(2, 9)) == (0, 2)
+    monkeypatch.setattr(decoders_module, "CONTEXT", "fork")
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0}, raising=False)
-    assert choose_workers(None, FEW_IMAGES) == 0
+    assert choose_decoders(None, FEW_IMAGES) == 0
 
 
 @pytest.mark.parametrize("value", ["-1", "many", "1.5"])

@@ -36,7 +36,7 @@ from clipguard.benchmark.workers.cluster import connected, resources_of_worker
 from clipguard.benchmark.workers.remote import Elsewhere, Job, RemoteWorker, Report, Run, Said
 from clipguard.benchmark.workers.worker import Tally, Texts
 from clipguard.core.errors import ClipguardError, first_line
-from clipguard.core.notices import notice
+from clipguard.core.notices import repeat
 from clipguard.models.loading import ModelInfo
 from clipguard.sanity.checks import Finding
 
@@ -147,7 +147,7 @@ class RayWorkers:
     def heard(self, said: Said[T]) -> T:
         """An answer, after what was said on the way to it is said here, each line once."""
         for entry in said.notices:
-            notice(entry["kind"], entry["text"])
+            repeat(entry)
         self._said |= {entry["text"] for entry in said.notices}
         for level, line in said.lines:
             if line not in self._said:

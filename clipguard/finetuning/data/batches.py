@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from clipguard.core.environment.workers import prepare_worker, signals_held
+from clipguard.core.environment.decoders import prepare_worker, signals_held
 from clipguard.finetuning.config import FinetuneConfig
 from clipguard.finetuning.data.images import TrainingImages
 from clipguard.finetuning.data.sampler import ResumableBatchSampler

@@ -1,4 +1,4 @@
-"""Worker processes: they decode and resize images ahead of time, while the model is busy with others."""
+"""Decoders: processes that decode and resize images ahead of time, while the model is busy with others."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from clipguard.core.errors import ClipguardError
 
-MOST_WORKERS = 8  # that are started without being asked for
+MOST_DECODERS = 8  # that are started without being asked for
 FEW_IMAGES = 1000  # for fewer, starting processes takes longer than they save
 CONTEXT = "fork" if sys.platform == "linux" else None  # what is in memory is shared; elsewhere PyTorch's own choice
 HELD = (signal.SIGINT, signal.SIGTERM)
@@ -27,12 +27,12 @@ Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 
-def choose_workers(asked: int | None, images: int) -> int:
+def choose_decoders(asked: int | None, images: int) -> int:
     """How many processes decode so many images.
 
     Args:
         asked: what the user wants, never more than images; None: none for few images, else one a
-            processor but one, and at most `MOST_WORKERS`.
+            processor but one, and at most `MOST_DECODERS`.
             None are started of themselves where that runs the user's script again (no fork), or is not allowed.
         images: to decode.
     """
@@ -41,25 +41,25 @@ def choose_workers(asked: int | None, images: int) -> int:
     if CONTEXT != "fork" or multiprocessing.current_process().daemon:
         return 0
     processors = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return 0 if images < FEW_IMAGES else min(MOST_WORKERS, processors - 1)
+    return 0 if images < FEW_IMAGES else min(MOST_DECODERS, processors - 1)
 
 
 def in_order(
-    work: Callable[[Item], Result], items: Iterable[Item], workers: int, *, pin: bool = False
+    work: Callable[[Item], Result], items: Iterable[Item], decoders: int, *, pin: bool = False
 ) -> Iterator[Result]:
     """`work` of every item, in the order of the items. The processes end with the iterator.
 
     Args:
         work: is pickled where processes are not forked, and so is what it returns.
         items: each is taken when a process is about to work on it, two a process ahead.
-        workers: processes; 0: the work is done here, when its result is asked for.
+        decoders: processes; 0: the work is done here, when its result is asked for.
         pin: whether to put results into memory from which GPUs copy by themselves, by their method `pin_memory`.
 
     Raises:
         ClipguardError: what `work` raised, as it was.
-        RuntimeError: for a process that died; see `explain_lost_workers`.
+        RuntimeError: for a process that died; see `explain_lost_decoders`.
     """
-    if not workers:
+    if not decoders:
         yield from map(work, items)
         return
     with warnings.catch_warnings():
@@ -68,7 +68,7 @@ def in_order(
             _Answers(work),
             sampler=items,
             batch_size=None,
-            num_workers=workers,
+            num_workers=decoders,
             collate_fn=_as_it_is,
             pin_memory=pin,
             worker_init_fn=prepare_worker,
@@ -130,13 +130,11 @@ def _end_with(parent: int | None) -> None:
 
 
 @contextmanager
-def explain_lost_workers(option: str = "workers") -> Iterator[None]:
-    """A context in which the death of a worker is told in one line, wherever PyTorch notices it.
-
-    option: what says how many there are.
+def explain_lost_decoders() -> Iterator[None]:
+    """A context in which the death of a decoder is told in one line, wherever PyTorch notices it.
 
     Raises:
-        ClipguardError: for a worker that was killed.
+        ClipguardError: for a decoder that was killed.
     """
     try:
         yield
@@ -145,5 +143,5 @@ def explain_lost_workers(option: str = "workers") -> Iterator[None]:
             raise
         raise ClipguardError(
             "A process that decodes images was killed, perhaps for want of memory. Start the same command again, with "
-            f"fewer `{option}` (0: none)."
+            "fewer `decoders` (0: none)."
         ) from error

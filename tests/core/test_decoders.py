@@ -7,7 +7,7 @@ import signal
 
 import pytest
 
-from clipguard.core.environment.workers import signals_held
+from clipguard.core.environment.decoders import signals_held
 
 
 @pytest.mark.skipif(not hasattr(signal, "pthread_sigmask"), reason="of POSIX")
