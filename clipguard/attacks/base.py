@@ -70,6 +70,10 @@ class Attack(ABC):
         """How often one image is attacked: restarts x targets, never more targets than other classes."""
         return self.restarts * max(1, min(self.targets, n_classes - 1))
 
+    def most_passes(self) -> int:
+        """Forward passes that one run takes at most; of an attack with a `finished` of its own, its own answer."""
+        return self.iterations + 1
+
     def choose_target(self, state: AttackState) -> Tensor:
         """(B,) the class a run aims at (the runner-up for untargeted attacks, which ignore it)."""
         n_targets = max(1, min(self.targets, state["ranking"].shape[1]))

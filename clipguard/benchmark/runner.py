@@ -76,7 +76,7 @@ class BenchRun:
         plan = self.plan
         with explain_lost_decoders(), noticing() as notices:
             plan.check()
-            recipes = _open_recipes(plan, self.objects)
+            recipes = open_recipes(plan, self.objects)
             for name in plan.models:
                 self.objects.check_model_name(name)
             with open_workers(plan, self.objects) as workers:
@@ -106,7 +106,8 @@ class BenchRun:
         return self.result
 
 
-def _open_recipes(plan: BenchPlan, objects: Objects) -> list[Recipe]:
+def open_recipes(plan: BenchPlan, objects: Objects) -> list[Recipe]:
+    """The attacks of a plan. Raises AttackError for what is none, and for two of one name."""
     recipes = [objects.recipe(name) for name in plan.attacks]
     if plan.eps_mode == "nested":  # outcomes at smaller eps are not what the attack alone would give: never unlabelled
         recipes = [replace(recipe, name=f"{recipe.name} [nested]") for recipe in recipes]

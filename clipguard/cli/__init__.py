@@ -25,6 +25,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 app.command("bench", epilog=bench.EXAMPLES)(bench.bench)
+app.command("plan", epilog=bench.PLAN_EXAMPLES)(bench.plan)
 app.command("compare", epilog=compare.EXAMPLES)(compare.compare)
 app.command("doctor", epilog=doctor.EXAMPLES)(doctor.doctor)
 app.command("report", epilog=report.EXAMPLES)(configurable(report.report))

@@ -1,13 +1,15 @@
-"""`clipguard bench`."""
+"""`clipguard bench`, and `clipguard plan`: what a bench run would take."""
 
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from clipguard.benchmark.plan import BenchPlan
+from clipguard.benchmark.planning.question import Question
 from clipguard.cli.console.terminal import echo_data
 from clipguard.cli.options import FILES_OF_MODELS, STORED, add_to_models, pop_settings, takes
 from clipguard.core.errors import ClipguardError
@@ -29,6 +31,17 @@ EXAMPLES = """
 `clipguard bench -m hf-hub:chs20/fare2-clip --protocol fare --data-root /data` — the field's 13 sets, as FARE does it
 
 `clipguard bench --norm l2 --eps 0.5,1 --format json > results.json`
+"""
+PLAN_EXAMPLES = """
+**Examples**
+
+`clipguard plan` — what `clipguard bench` would take: passes, time, memory
+
+`clipguard plan -m ViT-B-32:openai -d imagenet --attack autoattack --workers 8 --price 2.50` — and money, on eight GPUs
+
+`clipguard plan -d photos/ --pilot 0 --format json > plan.json` — bounds alone, which attack no image
+
+docs/planning.md says how it is reckoned.
 """
 log = logging.getLogger("clipguard")
 
@@ -54,7 +67,25 @@ class Sharded:
     )
 
 
-SETTINGS = settings_of(BenchPlan) | FILES_OF_MODELS | STORED | settings_of(Sharded) | settings_of(Delivery)
+@dataclass(frozen=True)
+class Planned:
+    """Whether the run is only planned."""
+
+    plan: bool = setting(False, "Only say what the run would take (docs/planning.md).")
+
+
+@dataclass(frozen=True)
+class Told:
+    """How a plan is told."""
+
+    format: Literal["table", "json"] = setting("table", "What stdout gets.", letter="-f")
+
+
+QUESTION = settings_of(Question)
+RUN = settings_of(BenchPlan) | FILES_OF_MODELS | STORED
+HOW = STORED | settings_of(Sharded) | settings_of(Planned) | QUESTION | settings_of(Delivery)
+SETTINGS = RUN | HOW
+PLAN_SETTINGS = RUN | QUESTION | settings_of(Told)
 
 
 @takes(SETTINGS)
@@ -63,18 +94,58 @@ def bench(given: dict[str, Any]) -> None:
     from clipguard.benchmark.protocols import make_plan
     from clipguard.benchmark.results.folder import ResultFolder
 
-    how = pop_settings(given, STORED | settings_of(Sharded) | settings_of(Delivery))
+    how = pop_settings(given, HOW)
     add_to_models(given)
-    plan = make_plan(**{"datasets": (), **given})
-    plan.check()
+    run = make_plan(**{"datasets": (), **given})
+    run.check()
+    if how["plan"]:
+        _refuse(how, ("shard", "out", "name"), "`plan` is of a whole run and makes no result; leave out `{}`.")
+        _tell_plan(run, how)
+        return
+    _refuse(how, QUESTION, "`{}` is for a plan; add `plan`, or leave it out.")
     if how["shard"] is not None:
-        _fill(plan, how)
+        _fill(run, how)
         return
     # Without a store, a run that is started again would lose the finished cells of the interrupted one.
-    known = plan if how["store"] else None
-    named, out = how["name"] or plan.models[0], how["out"]
+    known = run if how["store"] else None
+    named, out = how["name"] or run.models[0], how["out"]
     with ResultFolder(out, plan=known) if out else ResultFolder.by_default(named, plan=known) as folder:
-        _run(plan, folder, how["store"], how["format"], how["probes"])
+        _run(run, folder, how["store"], how["format"], how["probes"])
+
+
+@takes(PLAN_SETTINGS)
+def plan(given: dict[str, Any]) -> None:
+    """Say what `clipguard bench` would take with the same options: passes, time, memory and money."""
+    from clipguard.benchmark.protocols import make_plan
+
+    how = pop_settings(given, STORED | QUESTION | settings_of(Told))
+    add_to_models(given)
+    _tell_plan(make_plan(**{"datasets": (), **given}), how)
+
+
+def _tell_plan(plan: BenchPlan, how: dict[str, Any]) -> None:
+    from clipguard.benchmark.planning.planner import plan_run
+    from clipguard.cli.console.plan_table import print_estimate
+    from clipguard.cli.console.progress import RichProgress
+    from clipguard.store.store import Store
+
+    if how["format"] not in ("table", "json"):
+        raise ClipguardError(f"A plan is a table or json; leave out `format={how['format']}`.")
+    store = Store(how["store"]) if how["store"] else None
+    with RichProgress() as progress:
+        question = Question(how["price"], how["pilot"])
+        estimate = plan_run(plan, question, progress, store, probes=how["probes"])
+    if how["format"] == "json":
+        echo_data(estimate.to_json())
+    else:
+        print_estimate(estimate, kept=store is not None)
+
+
+def _refuse(how: Mapping[str, Any], names: Iterable[str], why: str) -> None:
+    """Raises ClipguardError for the first of these that was given."""
+    for name in names:
+        if how[name] != HOW[name].default:
+            raise ClipguardError(why.format(name))
 
 
 def _run(plan: BenchPlan, folder: ResultFolder, store: str | None, output_format: str, probes: bool) -> None:

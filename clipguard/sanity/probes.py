@@ -22,6 +22,7 @@ LOGIT_CHANGE_RTOL = (
 LEAST_LOGIT_RANGE = 1e-2  # of the size of the logits: what counts as their range at least; 0 where all prompts are one
 TIED_CLASSES_RTOL = 1e-5  # of the range of the logits: columns nearer than this are one class
 CONSTANT_GRADIENT_RTOL = 1e-5  # relative change of a gradient across the ball, below which it is constant
+MOST_PASSES = 13  # forward, an image: of all checks
 ASCENT_STEPS = 4  # of the ascent whose loss must rise
 SOFTMAX_SATURATION_MARGIN = 16.6  # lead in logits beyond which float32 rounds a softmax to 1: -log(2^-24)
 
@@ -39,7 +40,7 @@ def train_mode(model: nn.Module) -> Finding:
 def probe(subject: Subject, recipe: Recipe) -> Iterator[Finding]:
     """The cheap checks, in the order of `CHECKS`; some are "not checked" where an earlier one fails.
 
-    They take 13 forward and 7 backward passes an image. The caller's random state is left alone.
+    They take `MOST_PASSES` forward and 7 backward passes an image. The caller's random state is left alone.
 
     Args:
         subject: the model and the images.

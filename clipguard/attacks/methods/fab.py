@@ -138,6 +138,12 @@ class FABTargeted(Attack):
         there = here.mul_(OVERSHOOT).add_(flat)
         return torch.lerp(there, origin.mul_(OVERSHOOT).add_(clean), alpha).clamp_(0, 1).view_as(x)
 
+    def most_passes(self) -> int:
+        """Two a step, where each lands across the boundary and is pulled back; the first needs no check before it, and
+        the last one a check after it.
+        """
+        return 2 * self.iterations
+
     def finished(self, state: AttackState) -> Tensor:
         """All steps taken, and the point the last one led to evaluated."""
         return (state["walked"] >= self.iterations) & state["settled"]

@@ -23,7 +23,7 @@ def open_workers(plan: BenchPlan, objects: Objects, *, keep_images: bool = False
         ClipguardError: where Ray is needed and is not installed, or its cluster cannot be reached; for settings that
             several workers cannot follow.
     """
-    workers = _count(plan)
+    workers = count_workers(plan)
     if plan.ray is None and workers == 1:
         yield Worker(plan, objects, keep_images=keep_images)
         return
@@ -39,7 +39,7 @@ def open_workers(plan: BenchPlan, objects: Objects, *, keep_images: bool = False
         yield several
 
 
-def _count(plan: BenchPlan) -> int | None:
+def count_workers(plan: BenchPlan) -> int | None:
     """How many workers a plan asks for; None: as many as a cluster has room for."""
     if plan.workers is not None or plan.ray is not None:
         return plan.workers

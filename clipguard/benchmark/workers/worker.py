@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import groupby
 from typing import Any, Protocol
 
@@ -229,19 +229,24 @@ class Worker:
     ) -> Attacking:
         """Attack images of the data set at every eps of the plan, but for what is known of them."""
         task = self.task.only(np.array(indices, dtype=np.int64))
-        batch_invariance = self._settle_fill(task, bool(recipe.stages)) if self.plan.engine == "clipguard" else None
+        batch_invariance = self.settle_fill(task, bool(recipe.stages)) if self.plan.engine == "clipguard" else None
         engine_class = ReferenceEngine if self.plan.engine == "reference" else Engine
         threat, eps = ThreatModel(self.plan.norm, self.plan.quantize), [one.pixels for one in self.plan.eps]
         engine = engine_class(self.classifier, recipe, threat, eps, self.options, note)
         return _Here(engine, task, self.preprocess, self.device, known, batch_invariance)
 
-    def _settle_fill(self, task: Task, attacked: bool) -> BatchInvariance:
+    def settle_fill(self, task: Task, attacked: bool) -> BatchInvariance:
         """How passes are filled up from now on, so that an image's bits do not depend on its batch."""
         if attacked not in self._invariance:
             image = task.first(self.preprocess, self.device)
             self.options, answer = settle_fill(self.model, self.classifier, image, self.options, attacked=attacked)
             self._invariance[attacked] = answer
         return self._invariance[attacked]
+
+    def limit_batch(self, size: int | None) -> None:
+        """From now on so many rows a pass at most; None: as many as fit."""
+        self.fresh_options = replace(self.fresh_options, batch_size=size)
+        self.options, self._invariance = self.fresh_options, {}
 
     def probe(self, recipe: Recipe, images: ProbedImages) -> Probed:
         """Make the sanity checks that take passes of their own."""

@@ -1,0 +1,90 @@
+"""What a run would take, on the terminal."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+from rich.box import SIMPLE_HEAD
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from clipguard.benchmark.planning.estimate import Estimate, Span, Work
+from clipguard.cli.console.render import short
+
+UNITS = ((86400 * 3, "days", 86400), (3600 * 2, "h", 3600), (120, "min", 60))  # from how many seconds on, name, seconds
+
+
+def duration(seconds: float) -> str:
+    """In a unit that suits: `0.4 s`, `35 s`, `12 min`, `3.4 h`."""
+    for least, name, unit in UNITS:
+        if seconds >= least:
+            return f"{seconds / unit:.{0 if name == 'min' else 1}f} {name}"
+    return f"{seconds:.{0 if seconds >= 10 else 1}f} s"
+
+
+def count(number: float) -> str:
+    """With separators."""
+    return f"{number:,.0f}"
+
+
+def print_estimate(estimate: Estimate, kept: bool) -> None:
+    """A line a model, data set and attack, and what it all comes to, on stdout; `kept`: the pilots' results are."""
+    table = Table(box=SIMPLE_HEAD, padding=(0, 1), pad_edge=False)
+    several = len({work.model for work in estimate.work}) > 1
+    headings = [*(["model"] if several else []), "data set", "attack"]
+    for name in headings:
+        table.add_column(name)
+    for name in ("stored", "passes", "at least", "at most", "time"):
+        table.add_column(name, justify="right", no_wrap=True)
+    for work in estimate.work:
+        table.add_row(*_row(work, several))
+    console = Console()
+    console.print(table)
+    for line in estimate_lines(estimate, kept):
+        console.print(Text(line))
+
+
+def _row(work: Work, several: bool) -> list[Text]:
+    names = [*([work.model] if several else []), work.dataset, work.attack]
+    passes, seconds = work.passes, work.seconds
+    numbers = (
+        f"{count(work.stored)} of {count(work.asked)}",
+        "–" if passes.expected is None else count(passes.expected),
+        count(passes.least),
+        count(passes.most),
+        "–" if seconds.expected is None else duration(seconds.expected),
+    )
+    return [Text(short(name)) for name in names] + [Text(number) for number in numbers]
+
+
+def estimate_lines(estimate: Estimate, kept: bool) -> Iterator[str]:
+    """What it comes to, in sentences."""
+    stored, asked = (sum(getattr(work, name) for work in estimate.work) for name in ("stored", "asked"))
+    yield (
+        f"{count(estimate.cells)} cells, {count(estimate.images)} images; the store has {count(stored)} of "
+        f"{count(asked)} image results."
+    )
+    yield f"Forward passes, in images: {_span(estimate.passes, count)}."
+    workers = "1 worker" if estimate.workers == 1 else f"{estimate.workers} workers"
+    device = estimate.machine.get("gpu", estimate.machine["device"])
+    setup = duration(estimate.setup_seconds)
+    wall = _span(estimate.wall_seconds, duration)
+    yield f"Time with {workers} like this one ({device}): {wall}; {setup} of it before the first pass."
+    if estimate.cost is not None:
+        yield f"Cost at {estimate.price:g} a worker and hour: {_span(estimate.cost, lambda value: f'{value:,.2f}')}."
+    gib = {name: f"{mib / 1024:.1f} GiB" for name, mib in estimate.memory.items() if mib is not None}
+    if gib:
+        on_gpu = f", {gib['gpu']} of the GPU" if "gpu" in gib else ""
+        yield f"Memory of a worker, with {estimate.batch_size} rows a pass: {gib.get('host', 'unknown')}{on_gpu}."
+    if estimate.pilot["images"]:
+        kept_in = "; their results are in the store" if kept else ""
+        yield (
+            f"The estimate is from {count(estimate.pilot['images'])} images that were attacked in "
+            f"{duration(estimate.pilot['seconds'])}{kept_in}."
+        )
+
+
+def _span(span: Span, show: Callable[[float], str]) -> str:
+    between = f"at least {show(span.least)}, at most {show(span.most)}"
+    return between if span.expected is None else f"{show(span.expected)} expected, {between}"
