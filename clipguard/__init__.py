@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     from clipguard.api.doctor import doctor
     from clipguard.api.finetune import finetune
     from clipguard.api.listing import list_attacks, list_datasets, list_methods, list_models, list_protocols
+    from clipguard.api.plan import plan
     from clipguard.api.report import report
     from clipguard.attacks.base import Attack
     from clipguard.attacks.methods.apgd import APGD, APGDDLR, APGDTargeted
@@ -45,6 +46,7 @@ if TYPE_CHECKING:
     from clipguard.attacks.methods.pgd import CW, FGSM, PGD
     from clipguard.attacks.methods.square import Square
     from clipguard.attacks.recipes import Recipe
+    from clipguard.benchmark.planning.estimate import Estimate
     from clipguard.benchmark.results.result import BenchResult, Cell
     from clipguard.comparison.result import CellChange, Comparison
     from clipguard.data import ZeroShotDataset, load_dataset
@@ -72,6 +74,7 @@ _HOMES = {
     "load_dataset": "clipguard.data",
     "load_model": "clipguard.models",
     "merge": "clipguard.finetuning.merge",
+    "plan": "clipguard.api.plan",
     "report": "clipguard.api.report",
     "APGD": "clipguard.attacks.methods.apgd",
     "APGDDLR": "clipguard.attacks.methods.apgd",
@@ -88,6 +91,7 @@ _HOMES = {
     "Cell": "clipguard.benchmark.results.result",
     "CellChange": "clipguard.comparison.result",
     "Comparison": "clipguard.comparison.result",
+    "Estimate": "clipguard.benchmark.planning.estimate",
     "Finding": "clipguard.sanity.checks",
     "Findings": "clipguard.sanity.findings",
     "FinetuneResult": "clipguard.finetuning.output.result",
@@ -114,6 +118,7 @@ __all__ = [
     "ClipguardError",
     "Comparison",
     "DatasetError",
+    "Estimate",
     "FABTargeted",
     "Finding",
     "Findings",
@@ -147,6 +152,7 @@ __all__ = [
     "load_dataset",
     "load_model",
     "merge",
+    "plan",
     "report",
 ]
 

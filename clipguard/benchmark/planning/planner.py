@@ -17,7 +17,7 @@ from clipguard.attacks.threat import ThreatModel
 from clipguard.benchmark.checks.probing import PROBED_IMAGES
 from clipguard.benchmark.objects import Objects
 from clipguard.benchmark.plan import BenchPlan
-from clipguard.benchmark.planning.bounds import CLEAN, least_passes, most_passes
+from clipguard.benchmark.planning.bounds import CLEAN, VERIFICATION, least_passes, most_passes
 from clipguard.benchmark.planning.estimate import Estimate, Span, Work
 from clipguard.benchmark.planning.pilot import LEAST_ROWS, CleanSample, Pilot, pick, run_pilot
 from clipguard.benchmark.planning.question import Question
@@ -263,10 +263,18 @@ class _OneRecipe:
             name: {
                 "forward": round(forward, 1),
                 "backward": round(backward, 1),
-                "seconds": round(self.speed.seconds(name, forward, backward), 3),
+                "seconds": round(self._seconds_of(name, forward, backward, pilot), 3),
             }
             for name, (forward, backward) in passes.items()
         }
+
+    def _seconds_of(self, stage: str, forward: float, backward: float, pilot: Pilot) -> float:
+        """At the measured speed; of verifications, which are seldom many at once, at the pilot's."""
+        assert self.speed is not None
+        cost = pilot.costs.get(stage)
+        if stage == VERIFICATION and cost and cost.forward:
+            return forward * cost.seconds / cost.forward
+        return self.speed.seconds(stage, forward, backward)
 
     def _seconds(self, least: int, stages: dict[str, dict[str, float]] | None, most: Counter[str]) -> Span:
         if self.speed is None:
