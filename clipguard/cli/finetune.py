@@ -69,8 +69,18 @@ class Launch:
     format: Literal["table", "json"] = setting("table", "What stdout gets.", letter="-f")
 
 
-LAUNCH = settings_of(Launch)
-SETTINGS = settings_of(FinetuneConfig) | FILES_OF_MODELS | LAUNCH
+@dataclass(frozen=True)
+class Planned:
+    """Whether the run is only planned."""
+
+    plan: bool = setting(False, "Only say what the run would take: a few steps are timed (docs/planning.md).")
+    price: float | None = setting(
+        None, "Of this machine an hour, in any currency: a plan then says what the run would cost.", low=0
+    )
+
+
+LAUNCH, PLANNED = settings_of(Launch), settings_of(Planned)
+SETTINGS = settings_of(FinetuneConfig) | FILES_OF_MODELS | LAUNCH | PLANNED
 
 
 @takes(SETTINGS, config=False)
@@ -98,9 +108,14 @@ def finetune(
         with _told_once():
             from_file = read_config(config, SETTINGS) if config else {}
             require_one_norm(config, from_file, given)
-            how = pop_settings(given, LAUNCH, from_file)
+            how = pop_settings(given, LAUNCH | PLANNED, from_file)
             settings = _resolve(given, from_file)
             check(settings)
+            if how["price"] is not None and not how["plan"]:
+                raise ClipguardError("`price` is for a plan; add `plan`, or leave it out.")
+        if how["plan"]:
+            _tell_plan(settings, how)
+            return
         _started_by_launcher(how["workers"])
         timeout = how["rendezvous_timeout"]
         out, command = Path(settings.out) if settings.out else None, shlex.join(["clipguard", *sys.argv[1:]])
@@ -126,6 +141,23 @@ def _started_by_launcher(workers: int) -> None:
         raise typer.Exit(start_processes(workers, sys.argv[1:]))
     if launched != workers:
         raise ClipguardError(f"{launched} processes were launched already: leave `workers` out.")
+
+
+def _tell_plan(settings: FinetuneConfig, how: dict[str, Any]) -> None:
+    from clipguard.cli.console.plan_table import print_training_estimate
+    from clipguard.cli.console.progress import RichProgress
+    from clipguard.finetuning.planning import plan_finetune
+
+    if settings.out is not None:
+        raise ClipguardError("A `plan` writes no run; leave out `out`, or `plan`.")
+    if how["workers"] != 1:
+        raise ClipguardError("A `plan` is of one process; leave out `workers`, or `plan`.")
+    with RichProgress() as progress:
+        estimate = plan_finetune(settings, how["price"], progress)
+    if how["format"] == "json":
+        echo_data(estimate.to_json())
+    else:
+        print_training_estimate(estimate)
 
 
 def _resolve(given: dict[str, Any], from_file: dict[str, Any]) -> FinetuneConfig:

@@ -21,13 +21,14 @@ from clipguard.benchmark.planning.bounds import CLEAN, VERIFICATION, least_passe
 from clipguard.benchmark.planning.estimate import Estimate, Span, Work
 from clipguard.benchmark.planning.pilot import LEAST_ROWS, CleanSample, Pilot, pick, run_pilot
 from clipguard.benchmark.planning.question import Question
-from clipguard.benchmark.planning.speed import Speed, Stopwatch, peak_memory, start_memory
+from clipguard.benchmark.planning.speed import Speed, Stopwatch
 from clipguard.benchmark.runner import open_recipes
 from clipguard.benchmark.stored.recall import Recalled, recall_outcomes
 from clipguard.benchmark.stored.session import StoreSession
 from clipguard.benchmark.task import Task, open_task
 from clipguard.benchmark.workers.choice import count_workers
 from clipguard.benchmark.workers.worker import Worker
+from clipguard.core.environment.memory import peak_memory, watch_memory
 from clipguard.core.environment.workers import explain_lost_workers
 from clipguard.core.errors import ClipguardError
 from clipguard.core.progress import Progress, Silent
@@ -92,7 +93,7 @@ class Planner:
         for name in plan.models:
             self.objects.check_model_name(name)
         self.worker = Worker(plan, self.objects)
-        start_memory(self.worker.device)
+        watch_memory(self.worker.device)
         tasks = [open_task(plan, name, self.progress, self.objects) for name in plan.datasets]
         self.worker.check_models([(task.dataset.class_names, task.dataset.templates) for task in tasks])
         setup = time.perf_counter() - started

@@ -1,8 +1,7 @@
-"""How long passes take here at the batch size of a run, and how much memory: a few real steps of each attack."""
+"""How long passes take here at the batch size of a run: a few real steps of each attack."""
 
 from __future__ import annotations
 
-import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
@@ -108,21 +107,3 @@ class Stopwatch:
         for name, cost in engine.costs.items():
             costs[name] = Cost(cost.forward - before[name].forward, cost.backward - before[name].backward)
         return costs, spent
-
-
-def start_memory(device: str) -> None:
-    """Begin to watch a GPU's memory."""
-    if device.startswith("cuda"):
-        torch.cuda.reset_peak_memory_stats(device)
-
-
-def peak_memory(device: str) -> dict[str, float | None]:
-    """MiB that this process had at most, and that it had on the GPU since `start_memory`."""
-    gpu = torch.cuda.max_memory_reserved(device) / 2**20 if device.startswith("cuda") else None
-    host: float | None = None
-    if sys.platform != "win32":
-        import resource
-
-        unit = 1 if sys.platform == "darwin" else 2**10
-        host = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**20
-    return {name: None if value is None else round(value) for name, value in (("host", host), ("gpu", gpu))}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
@@ -11,6 +11,7 @@ from rich.text import Text
 
 from clipguard.benchmark.planning.estimate import Estimate, Span, Work
 from clipguard.cli.console.render import short
+from clipguard.finetuning.planning import TrainingEstimate
 
 UNITS = ((86400 * 3, "days", 86400), (3600 * 2, "h", 3600), (120, "min", 60))  # from how many seconds on, name, seconds
 
@@ -73,10 +74,7 @@ def estimate_lines(estimate: Estimate, kept: bool) -> Iterator[str]:
     yield f"Time with {workers} like this one ({device}): {wall}; {setup} of it before the first pass."
     if estimate.cost is not None:
         yield f"Cost at {estimate.price:g} a worker and hour: {_span(estimate.cost, lambda value: f'{value:,.2f}')}."
-    gib = {name: f"{mib / 1024:.1f} GiB" for name, mib in estimate.memory.items() if mib is not None}
-    if gib:
-        on_gpu = f", {gib['gpu']} of the GPU" if "gpu" in gib else ""
-        yield f"Memory of a worker, with {estimate.batch_size} rows a pass: {gib.get('host', 'unknown')}{on_gpu}."
+    yield f"Memory of a worker, with {estimate.batch_size} rows a pass: {_memory(estimate.memory)}."
     if estimate.pilot["images"]:
         kept_in = "; their results are in the store" if kept else ""
         yield (
@@ -88,3 +86,28 @@ def estimate_lines(estimate: Estimate, kept: bool) -> Iterator[str]:
 def _span(span: Span, show: Callable[[float], str]) -> str:
     between = f"at least {show(span.least)}, at most {show(span.most)}"
     return between if span.expected is None else f"{show(span.expected)} expected, {between}"
+
+
+def _memory(memory: Mapping[str, float | None]) -> str:
+    shown = {name: f"{mib / 1024:.1f} GiB" for name, mib in memory.items() if mib is not None}
+    return shown.get("host", "unknown") + (f", {shown['gpu']} of the GPU" if "gpu" in shown else "")
+
+
+def print_training_estimate(estimate: TrainingEstimate) -> None:
+    """What a fine-tuning run would take, in sentences on stdout."""
+    speed, validations = estimate.steps_per_second, estimate.validations
+    pace = f"{speed:.1f} a second" if speed >= 1 else f"{1 / speed:.1f} s each"
+    lines = [
+        f"{count(estimate.steps)} steps of {count(estimate.images_per_step)} images, {pace}: "
+        f"{duration(estimate.training_seconds)}.",
+        f"{validations} validations of {duration(estimate.validation_seconds)}, and "
+        f"{duration(estimate.setup_seconds)} before the first step.",
+        f"In all {duration(estimate.seconds)} on {estimate.machine.get('gpu', estimate.machine['device'])}, without "
+        "the scores before and after.",
+        f"Memory: {_memory(estimate.memory)}.",
+    ]
+    if estimate.cost is not None:
+        lines.append(f"Cost at {estimate.price:g} an hour: {estimate.cost:,.2f}.")
+    console = Console()
+    for line in lines:
+        console.print(Text(line))
