@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import time
+from pathlib import Path
 from typing import Any
 
 from common import provenance, save
@@ -35,7 +36,7 @@ def measure(model: str, eps: str, attack: str, seed: int, n_samples: int) -> dic
     assert planned.expected is not None
     assert estimate.seconds.expected is not None
     return {
-        "model": model,
+        "model": Path(model).name,
         "eps": eps,
         "attack": attack,
         "seed": seed,

@@ -45,6 +45,7 @@ STEPS = [
     Step("memory_scale", 5),
     Step("robust_tiny", 10, f"--out {ROBUST}", "a model that the next ones need"),
     Step("pgd_cycles", 30, f"--model tiny --model {ROBUST}"),
+    Step("plan_error", 10, f"--model tiny --eps 1,4 --model local-dir:{ROBUST} --eps 4,12"),
     Step(
         "attack_speed", 30, f"--name 'robust, autoattack-fast' --attack autoattack-fast --n 24 {ON_ROBUST} {VARIANTS}"
     ),

@@ -123,6 +123,24 @@ def pgd_cycles(content: dict[str, Any]) -> str:
     return table(headings, rows)
 
 
+def plan_error(content: dict[str, Any]) -> str:
+    rows = []
+    for r in content["summary"]:
+        spreads = (spread([r[name][key] for key in ("median", "least", "most")], 2) for name in ("passes", "seconds"))
+        within = (f"{r[name]['within']} of {r['seeds']}" for name in ("passes", "seconds"))
+        rows.append((r["model"], f"`{r['attack']}`", *spreads, *within, f"{r['inside_bounds']} of {r['seeds']}"))
+    headings = (
+        "model",
+        "attack",
+        "passes, planned over run (range)",
+        "seconds, planned over run",
+        f"passes within {content['factor']}",
+        f"seconds within {content['factor']}",
+        "run inside the bounds",
+    )
+    return table(headings, rows)
+
+
 SECTIONS: dict[str, tuple[str, Callable[[dict[str, Any]], str]]] = {
     "profile_attack": ("Share of an attack's time that the model takes", profile_attack),
     "startup": ("Start-up", startup),
@@ -133,6 +151,7 @@ SECTIONS: dict[str, tuple[str, Callable[[dict[str, Any]], str]]] = {
     "allocator": ("Memory that the process keeps", allocator),
     "loading": ("Clean accuracy beside a bare loop", loading),
     "pgd_cycles": ("PGD whose iterate repeats", pgd_cycles),
+    "plan_error": ("A plan beside its run", plan_error),
 }
 
 

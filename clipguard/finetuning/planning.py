@@ -21,12 +21,12 @@ from clipguard.core.progress import Progress, Silent
 from clipguard.core.records.provenance import Machine, machine
 from clipguard.finetuning.checks import check
 from clipguard.finetuning.config import FinetuneConfig
-from clipguard.finetuning.data.batches import ImageBatch, choose_workers, load_batches
+from clipguard.finetuning.data.batches import ImageBatch, choose_decoders, load_batches
 from clipguard.finetuning.data.images import TrainingImages
 from clipguard.finetuning.data.sampler import ResumableBatchSampler
 from clipguard.finetuning.data.training_data import open_data
-from clipguard.finetuning.launch import read_launch
-from clipguard.finetuning.processes import RENDEZVOUS_TIMEOUT, joined
+from clipguard.finetuning.processes.launch import read_launch
+from clipguard.finetuning.processes.meeting import RENDEZVOUS_TIMEOUT, joined
 from clipguard.finetuning.sources import NAMED, Sources
 from clipguard.finetuning.training.accelerator import accelerated
 from clipguard.finetuning.training.fitting import PHASES
@@ -136,13 +136,13 @@ def _measure(
         torch.manual_seed(config.seed)
         model, objective = make_objective(config, method, text_mode, loaded, data, accelerator.autocast)
         images = TrainingImages(data, loaded.preprocess(), config)
-        sampler = ResumableBatchSampler.of_run(config, data.train, 0, 1)
+        sampler = ResumableBatchSampler.of_run(config, data.train)
         validation = Validation(config, data, images, objective) if len(data.validation) else None
         trainer = Trainer(config, accelerator, model, objective, images, sampler, validation, nowhere)
         trainer.settle(None)
         cached = images.cache(np.concatenate([data.train, data.validation]), progress)
         enough = replace(sampler, steps=max(sampler.steps, len(PHASES) * (1 + TIMED_STEPS)))
-        batches = load_batches(images, enough, choose_workers(config, cached, accelerator.device))
+        batches = load_batches(images, enough, choose_decoders(config, cached, accelerator.device))
         setup = time.perf_counter() - started
         per_step = _seconds_a_step(trainer, batches, progress)
         once = _seconds_of_validation(trainer, progress)

@@ -28,8 +28,8 @@ from clipguard.benchmark.stored.session import StoreSession
 from clipguard.benchmark.task import Task, open_task
 from clipguard.benchmark.workers.choice import count_workers
 from clipguard.benchmark.workers.worker import Worker
+from clipguard.core.environment.decoders import explain_lost_decoders
 from clipguard.core.environment.memory import peak_memory, watch_memory
-from clipguard.core.environment.workers import explain_lost_workers
 from clipguard.core.errors import ClipguardError
 from clipguard.core.progress import Progress, Silent
 from clipguard.core.settings import check_settings
@@ -54,7 +54,7 @@ def plan_run(
         ClipguardError: for all that a run would refuse, and for what cannot be planned.
     """
     check_settings(question)
-    with explain_lost_workers():
+    with explain_lost_decoders():
         return Planner(plan, question, progress or Silent(), store, probes, objects or Objects()).estimate()
 
 
