@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import time
 from collections import Counter
 from collections.abc import Sequence
@@ -35,8 +34,6 @@ from clipguard.core.progress import Progress, Silent
 from clipguard.core.settings import check_settings
 from clipguard.sanity.probes import MOST_PASSES
 from clipguard.store.store import Store
-
-log = logging.getLogger("clipguard")
 
 
 def plan_run(
