@@ -65,7 +65,7 @@ def test_arrays_and_tables_train_what_a_folder_trains(vit: str, images: str, tmp
     model = clipguard.load_model(vit)
     named = finetune("tecoa", tmp_path / "named", model=vit, dataset=images)
     for name, data in (("arrays", arrays), ("table", table)):
-        given = finetune("tecoa", tmp_path / name, model=model, dataset=data, workers=1)
+        given = finetune("tecoa", tmp_path / name, model=model, dataset=data, decoders=1)
         assert (given.out / WEIGHTS_NAME).read_bytes() == (named.out / WEIGHTS_NAME).read_bytes()
         assert given.run["config"]["dataset"] == "in-memory"
         assert given.run["dataset"]["source"] == "memory"

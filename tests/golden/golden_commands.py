@@ -121,7 +121,20 @@ ALL_ATTACKS = (
     "fgsm,pgd-3,cw-3,apgd-ce(iterations=4,restarts=2),apgd-dlr(iterations=4),apgd-t(iterations=3,targets=2),"
     "fab-t(iterations=3,targets=2),square(queries=8),apgd-ce(iterations=3)+square(queries=6)"
 )
-HELP = ("bench", "compare", "doctor", "report", "attack", "finetune", "merge", "convert", "inspect", "store", "list")
+HELP = (
+    "plan",
+    "bench",
+    "compare",
+    "doctor",
+    "report",
+    "attack",
+    "finetune",
+    "merge",
+    "convert",
+    "inspect",
+    "store",
+    "list",
+)
 ERRORS = {
     "model": "bench -m tinny -d emoji-food",
     "quickgelu": "bench -m ViT-B-32:openai -d emoji-food",
