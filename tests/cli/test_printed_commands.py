@@ -95,7 +95,7 @@ def plain(plan: BenchPlan) -> dict[str, Any]:
 
 
 def test_no_field_of_a_plan_is_forgotten() -> None:
-    elsewhere = {"models", "datasets", "protocol", "overrides", "part", "workers"}  # workers are not stored
+    elsewhere = {"models", "datasets", "protocol", "overrides", "part", "workers", "ray", "decoders"}  # not stored
     assert set(VALUES) == {f.name for f in fields(BenchPlan)} - elsewhere
 
 
