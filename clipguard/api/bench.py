@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,7 @@ from clipguard.api.objects.kinds import AttackLike, Data, Model
 from clipguard.api.objects.named import Named
 from clipguard.api.options import BenchOptions, Eps
 from clipguard.benchmark.objects import Objects
+from clipguard.benchmark.plan import BenchPlan
 from clipguard.benchmark.protocols import make_plan
 from clipguard.benchmark.results.result import BenchResult
 from clipguard.benchmark.runner import run_plan
@@ -51,19 +52,19 @@ def bench(
         ClipguardError: for anything that cannot be run.
     """
     named = Named(models, datasets, attacks, options)
-    given: dict[str, Any] = dict(options)
-    if not _is_empty(eps):
+    check_type("`probes`", probes, bool)
+    place = open_store(store, named.objects)
+    return run_plan(plan_of(named, eps, options), store=place, probes=probes, objects=named.objects)
+
+
+def plan_of(named: Named, eps: Eps, options: Mapping[str, Any]) -> BenchPlan:
+    """The plan of what was given to `bench`. Raises ClipguardError for settings that no run could use."""
+    given = dict(options)
+    if eps is not None and not (isinstance(eps, (list, tuple)) and not eps):
         given["eps"] = eps
     if named.attacks:  # a text is taken apart at commas
         given["attacks"] = named.attacks
-    check_type("`probes`", probes, bool)
-    place = open_store(store, named.objects)
-    plan = make_plan(named.models, named.datasets, **given)
-    return run_plan(plan, store=place, probes=probes, objects=named.objects)
-
-
-def _is_empty(value: Any) -> bool:
-    return value is None or (isinstance(value, (list, tuple)) and not value)
+    return make_plan(named.models, named.datasets, **given)
 
 
 def open_store(store: str | Path | None, objects: Objects) -> Store | None:

@@ -4,18 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from typing_extensions import Unpack
 
-from clipguard.api.bench import open_store
+from clipguard.api.bench import open_store, plan_of
 from clipguard.api.objects.kinds import AttackLike, Data, Model
 from clipguard.api.objects.named import Named
 from clipguard.api.options import BenchOptions, Eps
 from clipguard.benchmark.planning.estimate import Estimate
 from clipguard.benchmark.planning.planner import plan_run
 from clipguard.benchmark.planning.question import Question
-from clipguard.benchmark.protocols import make_plan
 from clipguard.core.checking import check_type
 
 
@@ -43,12 +41,6 @@ def plan(
         ClipguardError: for anything that cannot be run or planned.
     """
     named = Named(models, datasets, attacks, options)
-    given: dict[str, Any] = dict(options)
-    if eps is not None and not (isinstance(eps, (list, tuple)) and not eps):
-        given["eps"] = eps
-    if named.attacks:  # a text is taken apart at commas
-        given["attacks"] = named.attacks
     check_type("`probes`", probes, bool)
-    place = open_store(store, named.objects)
-    run = make_plan(named.models, named.datasets, **given)
+    place, run = open_store(store, named.objects), plan_of(named, eps, options)
     return plan_run(run, Question(price, pilot), store=place, probes=probes, objects=named.objects)

@@ -176,9 +176,7 @@ def _fill(plan: BenchPlan, how: dict[str, Any]) -> None:
     from clipguard.store.store import Store
 
     shard = Shard.read(how["shard"])
-    for name, default in (("out", None), ("name", None), ("format", "table")):
-        if how[name] != default:
-            raise ClipguardError(f"A `shard` makes no table; leave out `{name}`, or `shard`.")
+    _refuse(how, ("out", "name", "format"), "A `shard` makes no table; leave out `{}`, or `shard`.")
     if how["store"] is None:
         raise ClipguardError("A `shard` leaves nothing but what it stores; leave out `store=none`.")
     if plan.engine == "reference":

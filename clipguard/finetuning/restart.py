@@ -50,7 +50,8 @@ def settings_of_run(run: RunRecord) -> FinetuneConfig:
     more images than the settings say, they are multiplied.
     """
     config = FinetuneConfig.from_dict(run["config"])
-    factor = run.get("resolved", {}).get("images_per_step", 0) // (config.images_per_batch * config.accumulate)
+    images = run.get("resolved", {}).get("images_per_step", 0)  # missing: it was killed before it knew
+    factor = max(1, images // (config.images_per_batch * config.accumulate))
     sizes = {name: getattr(config, name) for name in ("batch_size", "effective_batch")}
     return replace(config, **{name: size and factor * size for name, size in sizes.items()})
 

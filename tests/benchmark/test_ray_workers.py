@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import re
 import signal
@@ -125,6 +126,36 @@ def test_modules_and_arrays_go_to_workers() -> None:
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("cluster")
+def test_answers_that_come_block_by_block_are_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As they do through Ray Client."""
+    monkeypatch.setattr("ray.util.client.ray.is_connected", lambda: True)
+    assert_same(bench(), bench(workers=2))
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("cluster")
+def test_the_doctor_and_comparisons_work_there_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    commands = {
+        "doctor": ["doctor", "-n", "8", "--attack", "fgsm", "--format", "json"],
+        "compare": ["compare", "tiny", "tiny", "-n", "8", "-d", "emoji-food", "--attack", "fgsm", "--format", "json"],
+    }
+    for name, line in commands.items():
+        where = ["--ray", "auto"] if name == "doctor" else ["--workers", "2"]
+        said = []
+        for options in ([], where):
+            assert run([*line, *options]) == 0
+            stream = capfd.readouterr()
+            assert ("worker" in stream.err) == bool(options)
+            said.append(json.loads(stream.out))
+        key = "findings" if name == "doctor" else "cells"
+        assert said[0][key] == said[1][key]
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("cluster")
 def test_images_that_kill_their_worker_are_an_error_that_names_them() -> None:
     with pytest.raises(ClipguardError, match="3 workers died while they attacked image"):
         bench(models=Small(breaks=True).eval(), datasets=pictures(), classes="a,b,c,d", workers=2)
@@ -144,9 +175,10 @@ def test_an_error_in_a_worker_is_the_same_error() -> None:
 
 
 @pytest.mark.usefixtures("cluster")
-def test_adversarial_images_are_those_of_one_process(tmp_path: Path) -> None:
+def test_adversarial_images_are_those_of_one_process(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     for workers in ("1", "2"):
-        assert run(["-q", "attack", "-n", "6", "--workers", workers, "-o", str(tmp_path / workers)]) == 0
+        assert run(["attack", "-n", "6", "--workers", workers, "-o", str(tmp_path / workers)]) == 0
+        assert ("2 workers: cpu" in capfd.readouterr().err) == (workers == "2")
     for name in ("adversarial.safetensors", "samples.parquet", "grid.png"):
         assert (tmp_path / "1" / name).read_bytes() == (tmp_path / "2" / name).read_bytes()
 

@@ -100,3 +100,8 @@ def test_a_run_of_several_processes_keeps_its_step_with_any_number(
     assert (settings.batch_size, settings.effective_batch) == sizes
     assert settings.decoders == 3
     assert images_of_a_pass(run) == rows
+
+
+def test_a_run_that_was_killed_before_it_knew_its_step_keeps_its_settings() -> None:
+    run: RunRecord = {"config": {"batch_size": 6}}  # type: ignore[typeddict-item]
+    assert settings_of_run(run).batch_size == 6

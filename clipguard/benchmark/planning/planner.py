@@ -306,6 +306,4 @@ def _planned_workers(plan: BenchPlan) -> int:
     workers = count_workers(plan)
     if workers is None:
         raise ClipguardError("A plan does not ask a cluster how many workers it has room for; name `workers`, too.")
-    if workers > 1 and plan.device.startswith("cuda:"):
-        raise ClipguardError(f"`device={plan.device}` is one GPU; with several `workers` name `device=cuda`.")
     return workers

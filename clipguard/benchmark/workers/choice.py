@@ -27,10 +27,6 @@ def open_workers(plan: BenchPlan, objects: Objects, *, keep_images: bool = False
     if plan.ray is None and workers == 1:
         yield Worker(plan, objects, keep_images=keep_images)
         return
-    if plan.engine == "reference":
-        raise ClipguardError("`engine=reference` draws random numbers for a batch as a whole; leave out `workers`.")
-    if plan.device.startswith("cuda:"):
-        raise ClipguardError(f"`device={plan.device}` is one GPU; with several `workers` name `device=cuda`.")
     if importlib.util.find_spec("ray") is None:
         raise ClipguardError('Several `workers` need Ray: pip install "clipguard[ray]".')
     from clipguard.benchmark.workers.ray_workers import ray_workers
@@ -40,7 +36,16 @@ def open_workers(plan: BenchPlan, objects: Objects, *, keep_images: bool = False
 
 
 def count_workers(plan: BenchPlan) -> int | None:
-    """How many workers a plan asks for; None: as many as a cluster has room for."""
+    """How many workers a plan asks for; None: as many as a cluster has room for.
+
+    Raises:
+        ClipguardError: for settings that several workers cannot follow.
+    """
+    if plan.ray is not None or plan.workers not in (None, 1):
+        if plan.engine == "reference":
+            raise ClipguardError("`engine=reference` draws random numbers for a batch as a whole; leave out `workers`.")
+        if plan.device.startswith("cuda:"):
+            raise ClipguardError(f"`device={plan.device}` is one GPU; with several `workers` name `device=cuda`.")
     if plan.workers is not None or plan.ray is not None:
         return plan.workers
     gpus = _visible_gpus() if plan.device in ("auto", "cuda") and plan.engine != "reference" else 0

@@ -13,6 +13,7 @@ from typing import Any
 import ray
 import torch
 
+from clipguard.core.environment.device import processors
 from clipguard.core.errors import ClipguardError, first_line
 
 CONNECT_SECONDS = 5.0
@@ -58,7 +59,7 @@ def _keep_stdout_clean() -> None:
 def _start(workers: int, device: str, quiet: dict[str, Any]) -> None:
     """A cluster of this machine, which ends with this process."""
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    cpus = max(workers, _processors())
+    cpus = max(workers, processors())
     gpus = torch.cuda.device_count() if device in ("auto", "cuda") else 0
     try:
         ray.init("local", num_cpus=cpus, num_gpus=gpus, include_dashboard=False, **quiet)
@@ -115,7 +116,3 @@ def _at_most(workers: int | None, room: int, what: str) -> int:
     if workers is not None and workers > room:
         log.warning("%d `workers` are asked for; there is one %s for each of %d, which start.", workers, what, room)
     return min(workers or room, room)
-
-
-def _processors() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

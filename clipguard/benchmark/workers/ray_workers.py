@@ -86,7 +86,6 @@ class RayWorkers:
         self.starting = {one.begin.remote(self.run): one for one in self.actors}
         self.ready: list[Any] = []  # actors that are there
         self.without_images: set[Any] = set()
-        self.job: Job | None = None
         self._said: set[str] = set()
         self._jobs = 0
         self._wait_for_one()
@@ -108,8 +107,8 @@ class RayWorkers:
         self._jobs += 1
         dataset = replace(task.dataset, images=Elsewhere(len(task.dataset)))
         bare = replace(task, dataset=dataset, images=Images(dataset, 0, 0))
-        self.task, self.job = task, Job(self._jobs, name, bare, _in_store(task.dataset.images))
-        self.job_reference = ray.put(self.job)
+        self.task, job = task, Job(self._jobs, name, bare, _in_store(task.dataset.images))
+        self.job_reference = ray.put(job)
         self.without_images.clear()
         preprocess: Preprocess = self.heard(self._ask("take", self.job_reference))
         return preprocess
@@ -168,7 +167,7 @@ class RayWorkers:
 
     def _wait_for_one(self) -> None:
         while not (done := ray.wait(list(self.starting), timeout=PATIENCE_SECONDS)[0]):
-            log.warning("No worker is there yet: the cluster has no room for one now. Still waiting.")
+            log.warning("No worker is there yet: each starts, or waits for room in the cluster.")
         self.arrived(done[0])
 
     def begin_again(self, worker: Any) -> None:
@@ -223,7 +222,8 @@ class _Shared:
         self.workers, self.recipe, self.blocks, self.known, self.note = workers, recipe, blocks, known, note
         self._running: dict[Any, _Running] = {}  # by reference
         self._tallies: list[Tally] = []  # of blocks that are over
-        self._at_once = ray.util.client.ray.is_connected()  # type: ignore[no-untyped-call]  # Ray Client knows no answers that come one by one
+        # Ray Client knows no answers that come one by one.
+        self._at_once = ray.util.client.ray.is_connected()  # type: ignore[no-untyped-call]
 
     @property
     def passes(self) -> int:

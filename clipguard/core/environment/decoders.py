@@ -17,6 +17,7 @@ from typing import Generic, TypeVar
 import torch
 from torch.utils.data import DataLoader, Dataset
 
+from clipguard.core.environment.device import processors
 from clipguard.core.errors import ClipguardError
 
 MOST_DECODERS = 8  # that are started without being asked for
@@ -40,8 +41,7 @@ def choose_decoders(asked: int | None, images: int) -> int:
         return min(asked, images)
     if CONTEXT != "fork" or multiprocessing.current_process().daemon:
         return 0
-    processors = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return 0 if images < FEW_IMAGES else min(MOST_DECODERS, processors - 1)
+    return 0 if images < FEW_IMAGES else min(MOST_DECODERS, processors() - 1)
 
 
 def in_order(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+
 import torch
 
 from clipguard.core.environment.allocator import keep_memory
@@ -22,6 +24,11 @@ def choose_device(name: str) -> str:
     if device == "cpu":
         keep_memory()
     return device
+
+
+def processors() -> int:
+    """Those that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def check_device(device: str | torch.device) -> torch.device:
