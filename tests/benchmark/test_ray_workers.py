@@ -26,8 +26,7 @@ from clipguard.cli import run
 from clipguard.core.errors import ClipguardError
 
 ray = pytest.importorskip("ray")
-DATA = ["-d", "emoji-food", "-n", "40"]
-ATTACK = [*DATA, "--attack", "apgd-ce", "--eps", "1,4", "--device", "cpu"]
+ATTACK = ["-d", "emoji-food", "-n", "24", "-a", "apgd-ce(iterations=30)", "--eps", "1,4", "--device", "cpu"]
 
 
 @pytest.fixture(scope="module")
@@ -177,7 +176,9 @@ def test_an_error_in_a_worker_is_the_same_error() -> None:
 @pytest.mark.usefixtures("cluster")
 def test_adversarial_images_are_those_of_one_process(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     for workers in ("1", "2"):
-        assert run(["attack", "-n", "6", "--workers", workers, "-o", str(tmp_path / workers)]) == 0
+        assert (
+            run(["attack", "-n", "6", "--attack", "pgd-10", "--workers", workers, "-o", str(tmp_path / workers)]) == 0
+        )
         assert ("2 workers: cpu" in capfd.readouterr().err) == (workers == "2")
     for name in ("adversarial.safetensors", "samples.parquet", "grid.png"):
         assert (tmp_path / "1" / name).read_bytes() == (tmp_path / "2" / name).read_bytes()
@@ -221,7 +222,7 @@ def test_a_run_survives_a_killed_worker_and_goes_on_after_its_own_end(kill: str,
             assert time.monotonic() < until
             time.sleep(0.1)
         assert Started(line, tmp_path, tmp_path / "again").wait(200) == 0
-    whole = clipguard.bench(datasets="emoji-food", n_samples=40, attacks="apgd-ce", eps="1,4", device="cpu")
+    whole = bench(n_samples=24, attacks="apgd-ce(iterations=30)", eps="1,4")
     assert BenchResult.load(tmp_path / "out").samples.equals(whole.samples)
 
 
@@ -296,5 +297,5 @@ def test_runs_that_are_killed_at_random_end_in_the_same_table(seed: int, tmp_pat
                 subprocess.run(["pkill", "-9", "-P", str(process.pid), "gcs_server"], check=False)
         if process.wait(300) == 0:
             break
-    whole = clipguard.bench(datasets="emoji-food", n_samples=40, attacks="apgd-ce", eps="1,4", device="cpu")
+    whole = bench(n_samples=24, attacks="apgd-ce(iterations=30)", eps="1,4")
     assert BenchResult.load(tmp_path / "out").samples.equals(whole.samples)

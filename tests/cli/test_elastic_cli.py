@@ -91,6 +91,7 @@ def test_started_again_after_a_kill_the_run_ends_bit_identical(rank: int, launch
     assert f"local-dir:{out}" in complete[0].out.read_text()
 
 
+@pytest.mark.slow
 def test_a_run_of_three_goes_on_with_one(launcher: TCPStore, place: Path) -> None:
     line = [*SETTINGS, "--no-evaluation", "--out", "out", "--optimizer", "sgd"]
     three = start(line, launcher, place, 3)

@@ -263,7 +263,11 @@ def test_the_address_says_where(server: str, bucket: str, monkeypatch: pytest.Mo
         ("s3://bucket/x?frobnicate=1", "frobnicate"),
         ("hdfs://host/x", "must be a folder, s3://BUCKET/PREFIX"),
         ("s3:///x", "must be a folder, s3://BUCKET/PREFIX"),
-        ("gs://bucket/x?anonymous=true&scheme=http&endpoint_override=127.0.0.1:9", "cannot be used"),
+        pytest.param(
+            "gs://bucket/x?anonymous=true&scheme=http&endpoint_override=127.0.0.1:9",
+            "cannot be used",
+            marks=pytest.mark.slow,  # it is waited for
+        ),
     ],
 )
 def test_a_place_that_does_not_answer_is_one_line(
