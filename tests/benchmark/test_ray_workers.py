@@ -176,9 +176,8 @@ def test_an_error_in_a_worker_is_the_same_error() -> None:
 @pytest.mark.usefixtures("cluster")
 def test_adversarial_images_are_those_of_one_process(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     for workers in ("1", "2"):
-        assert (
-            run(["attack", "-n", "6", "--attack", "pgd-10", "--workers", workers, "-o", str(tmp_path / workers)]) == 0
-        )
+        line = ["attack", "-n", "6", "--attack", "pgd-10", "--workers", workers]
+        assert run([*line, "-o", str(tmp_path / workers)]) == 0
         assert ("2 workers: cpu" in capfd.readouterr().err) == (workers == "2")
     for name in ("adversarial.safetensors", "samples.parquet", "grid.png"):
         assert (tmp_path / "1" / name).read_bytes() == (tmp_path / "2" / name).read_bytes()

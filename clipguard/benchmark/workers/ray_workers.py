@@ -42,6 +42,7 @@ from clipguard.sanity.checks import Finding
 
 T = TypeVar("T")
 CLEAN_BLOCK = 64  # images of a block at least where each takes one pass
+FEWEST_ROWS = 16  # that a block begins with: passes of fewer are filled up with black images
 WAIT_SECONDS = 1.0
 PATIENCE_SECONDS = 20.0  # without a worker before that is said
 LOST = (ray.exceptions.ActorDiedError, ray.exceptions.ActorUnavailableError, ray.exceptions.OwnerDiedError)
@@ -81,6 +82,7 @@ class RayWorkers:
         count, resources = resources_of_worker(plan.device, workers)
         actor: Any = ray.remote(RemoteWorker)
         actor = actor.options(**resources, max_restarts=-1, max_task_retries=0)
+        self.plan = plan
         self.run = _in_store(Run(plan, replace(objects, datasets={}, recipes={}), str(Path.cwd()), keep_images))
         self.actors = [actor.remote() for _ in range(count)]
         self.starting = {one.begin.remote(self.run): one for one in self.actors}
@@ -135,7 +137,9 @@ class RayWorkers:
 
     def attack(self, recipe: Recipe, indices: Sequence[int], known: Mapping[int, KnownOutcomes], note: Note) -> _Shared:
         """See `Workers.attack`."""
-        blocks = Blocks(indices, len(self.actors), 1 if recipe.stages else CLEAN_BLOCK)
+        n_classes, n_eps = len(self.task.dataset.class_names), len(self.plan.eps)
+        runs = n_eps * sum(stage.runs(n_classes) for stage in recipe.stages)  # of an image, which go side by side
+        blocks = Blocks(indices, len(self.actors), -(-FEWEST_ROWS // runs) if runs else CLEAN_BLOCK)
         return _Shared(self, recipe, blocks, known, note)
 
     def probe(self, recipe: Recipe, images: ProbedImages) -> Probed:
