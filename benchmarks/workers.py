@@ -1,8 +1,8 @@
 """How much faster do two workers of one thread attack than one process of one thread?
 
 `python workers.py` attacks images of the embedded model that nearly all survive. One process and two workers take
-turns, on a machine with two processors that are otherwise idle. They must agree in every row. Seconds are those of the run,
-without the start of its first worker, with that of the second. Writes `results/workers.json`.
+turns, on a machine with two processors that are otherwise idle. They must agree in every row. Seconds are those of
+the run, without the start of its first worker, with that of the second. Writes `results/workers.json`.
 """
 
 from __future__ import annotations
