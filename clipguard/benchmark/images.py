@@ -67,12 +67,13 @@ class Images:
         """
         workers = choose_decoders(self.workers, len(indices))
         items = ((chunk, self._room > 0) for chunk in _chunks(indices, workers))
+        same: dict[frozenset[Change], frozenset[Change]] = {}  # one object for all images that decoding changed alike
         for results in in_order(self._check_chunk, items, workers):
             for index, checked, pixels in results:
                 if pixels is not None and pixels.nbytes <= self._room:
                     self._kept[index] = pixels
                     self._room -= pixels.nbytes
-                yield index, checked
+                yield index, checked._replace(changes=same.setdefault(checked.changes, checked.changes))
 
     def _check_chunk(self, item: tuple[list[int], bool]) -> list[tuple[int, Checked, Pixels | None]]:
         indices, keep = item

@@ -139,10 +139,10 @@ class _ModelOnTask:
             if self.run.shard:
                 continue
             if number == 0:
-                self.result.add([clean_sample(self.names, outcome) for outcome in outcomes])
+                self.result.add(clean_sample(self.names, outcome) for outcome in outcomes)
             if recipe.stages:
                 eps = self.plan.eps
-                self.result.add([s for o in outcomes for s in attacked_samples(self.names, recipe.name, o, eps)])
+                self.result.add(s for o in outcomes for s in attacked_samples(self.names, recipe.name, o, eps))
             log.info("%s on %s: %d images done", recipe.name, self.task.name, len(outcomes))
         if not self.run.shard:
             self._check(recipes)

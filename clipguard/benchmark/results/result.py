@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
@@ -119,7 +120,7 @@ class BenchResult:
             place.write(self, self.to_markdown())
         return Path(folder)
 
-    def add(self, rows: list[Sample] | pd.DataFrame) -> None:
+    def add(self, rows: Iterable[Sample] | pd.DataFrame) -> None:
         """Append the rows of one or more complete cells, and their summaries."""
         frame = rows if isinstance(rows, pd.DataFrame) else sample_frame(rows)
         keys = ["model", "dataset", "norm", "attack", "eps"]

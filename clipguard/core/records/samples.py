@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Sequence
+from collections.abc import Iterable
 from typing import TypedDict, cast, get_type_hints
 
 import pandas as pd
@@ -31,10 +31,12 @@ _DTYPES = {str: "string", str | None: "string", int: "int64", float: "float64", 
 SAMPLE_COLUMNS = {name: _DTYPES[hint] for name, hint in get_type_hints(Sample).items()}
 
 
-def sample_frame(rows: Sequence[Sample]) -> pd.DataFrame:
-    """Per-image rows with the documented columns and types."""
-    plain = cast(Sequence[dict[str, object]], rows)
-    columns = {name: [row[name] for row in plain] for name in SAMPLE_COLUMNS}  # much faster than row by row
+def sample_frame(rows: Iterable[Sample]) -> pd.DataFrame:
+    """Per-image rows with the documented columns and types. Rows that come one by one are not held all at once."""
+    columns: dict[str, list[object]] = {name: [] for name in SAMPLE_COLUMNS}
+    for row in cast(Iterable[dict[str, object]], rows):
+        for name, values in columns.items():
+            values.append(row[name])
     return pd.DataFrame(columns, columns=list(SAMPLE_COLUMNS)).astype(SAMPLE_COLUMNS)
 
 
