@@ -34,6 +34,10 @@ class NoGradientError(AttackError):
     """A model that passes no gradient to its input."""
 
 
+class DefenseError(ClipguardError):
+    """A defence that does not exist, or that cannot stand around this model."""
+
+
 class NonFiniteError(AttackError):
     """NaN or infinite values where numbers are needed."""
 

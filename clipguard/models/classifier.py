@@ -64,8 +64,11 @@ class ZeroShotClassifier(nn.Module):
 
     def forward(self, pixels: Tensor) -> Tensor:
         """Logits (B, C), float32, of pixels (B, 3, H, W) in [0,1]; under autocast only the image tower is cast."""
-        features = self.embed(pixels)
-        with torch.autocast(pixels.device.type, enabled=False):
+        return self.score(self.embed(pixels))
+
+    def score(self, features: Tensor) -> Tensor:
+        """Logits (B, C), float32, of image embeddings (B, D) of unit length."""
+        with torch.autocast(features.device.type, enabled=False):
             logits = self.logit_scale * exact_cosines(features.float(), self.text_grid)
             return logits if self.logit_bias is None else logits + self.logit_bias
 

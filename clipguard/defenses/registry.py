@@ -1,0 +1,85 @@
+"""Defences by name: `ttc`, `jpeg(quality=75)`, and chains of them: `jpeg+ttc`."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import fields
+from typing import Any, Literal, get_args, get_origin, get_type_hints
+
+from clipguard.core.errors import DefenseError, did_you_mean
+from clipguard.core.plugins import Registry
+from clipguard.core.spec import Value, parse_call
+from clipguard.defenses.base import Defense
+from clipguard.defenses.methods.ttc import TTC
+
+NAME = re.compile(r"[a-z][a-z0-9-]*")  # as `parse_call` reads it
+PLUS_BETWEEN = re.compile(r"\+(?![^(]*\))")  # a plus inside parentheses is of a number
+
+
+def _add_plugin(_: str, kind: Any) -> None:
+    """A defence of another package; the name of its entry point means nothing."""
+    if not (isinstance(kind, type) and issubclass(kind, Defense)):
+        raise DefenseError(f"it must be a subclass of clipguard.defenses.base.Defense, not {kind!r}")
+    register_defense(kind)
+
+
+DEFENSES: Registry[type[Defense]] = Registry({kind.name: kind for kind in (TTC,)}, "clipguard.defenses", _add_plugin)
+
+
+def register_defense(kind: type[Defense]) -> type[Defense]:
+    """Make one more defence known by its name. Can be a class decorator.
+
+    Args:
+        kind: a frozen dataclass with `name`, `summary` and `citation`; all its options have defaults.
+
+    Returns:
+        The same class.
+
+    Raises:
+        DefenseError: for a name that is taken, or that cannot be written where a defence is named.
+    """
+    if DEFENSES.get(kind.name, kind) is not kind:
+        raise DefenseError(f"There is a defence {kind.name!r} already; give {kind.__name__} another name.")
+    if not NAME.fullmatch(kind.name):
+        raise DefenseError(f"{kind.name!r} is no name of a defence: lower-case letters, digits and dashes, as in ttc.")
+    DEFENSES[kind.name] = kind
+    return kind
+
+
+def parse_defenses(text: str) -> tuple[Defense, ...]:
+    """Defences from `NAME` or `NAME(option=value,...)`, or several joined by `+`: an image meets the first one first.
+
+    Raises:
+        DefenseError: for an unknown name or option, or a value that makes no sense.
+    """
+    return tuple(_parse_one(part) for part in PLUS_BETWEEN.split(text))
+
+
+def _parse_one(text: str) -> Defense:
+    try:
+        name, options = parse_call(text)
+    except ValueError as error:
+        raise DefenseError(f"Defence {text!r}: {error}, as in ttc or jpeg(quality=75).") from None
+    if name not in DEFENSES:
+        raise DefenseError(f"Unknown defence {name!r}.{did_you_mean(name, DEFENSES)} Known are {', '.join(DEFENSES)}.")
+    kind = DEFENSES[name]
+    known, types = [field.name for field in fields(kind)], get_type_hints(kind)
+    for option, value in options.items():
+        if option not in known:
+            hint = did_you_mean(option, known)
+            has = ", ".join(known) or "none"
+            raise DefenseError(f"Defence {name!r} has no option {option!r}.{hint} It has {has}.")
+        _check(f"Defence {text!r}: {option}", value, types[option])
+    return kind(**options)
+
+
+def _check(what: str, value: Value, expected: Any) -> None:
+    """Raises DefenseError unless the value is of the option's type; its range is the defence's own matter."""
+    if get_origin(expected) is Literal:
+        if value not in get_args(expected):
+            raise DefenseError(f"{what} must be {' or '.join(get_args(expected))}, not {value}.")
+    elif expected is bool:
+        if not isinstance(value, bool):
+            raise DefenseError(f"{what} must be true or false, not {value}.")
+    elif isinstance(value, (bool, str)) or (expected is int and not isinstance(value, int)):
+        raise DefenseError(f"{what} must be a {'whole ' if expected is int else ''}number, not {value}.")
