@@ -37,7 +37,14 @@ if TYPE_CHECKING:
     from clipguard.api.convert import convert
     from clipguard.api.doctor import doctor
     from clipguard.api.finetune import finetune
-    from clipguard.api.listing import list_attacks, list_datasets, list_methods, list_models, list_protocols
+    from clipguard.api.listing import (
+        list_attacks,
+        list_datasets,
+        list_defenses,
+        list_methods,
+        list_models,
+        list_protocols,
+    )
     from clipguard.api.plan import plan
     from clipguard.api.report import report
     from clipguard.attacks.base import Attack
@@ -68,6 +75,7 @@ _HOMES = {
     "inspect": "clipguard.models.inspection",
     "list_attacks": "clipguard.api.listing",
     "list_datasets": "clipguard.api.listing",
+    "list_defenses": "clipguard.api.listing",
     "list_methods": "clipguard.api.listing",
     "list_models": "clipguard.api.listing",
     "list_protocols": "clipguard.api.listing",
@@ -146,6 +154,7 @@ __all__ = [
     "inspect",
     "list_attacks",
     "list_datasets",
+    "list_defenses",
     "list_methods",
     "list_models",
     "list_protocols",

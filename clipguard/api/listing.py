@@ -26,6 +26,13 @@ def list_attacks() -> list[str]:
     return [*SUITES, *ATTACKS]
 
 
+def list_defenses() -> list[str]:
+    """Names of defences at test time."""
+    from clipguard.defenses.registry import DEFENSES
+
+    return list(DEFENSES)
+
+
 def list_methods() -> list[str]:
     """Names of fine-tuning methods."""
     from clipguard.finetuning.methods.registry import METHODS

@@ -18,6 +18,11 @@ Eps = str | float | Sequence[str | float]  # "4", "4/255", "1,4,8", or pixels of
 class BenchOptions(TypedDict, total=False):
     """Settings of a bench run beside models, data sets, eps and attacks: the docs' page Settings says what they do."""
 
+    defense: str | None
+    threats: str | Sequence[str]
+    votes: int
+    draws: int
+    transfer_from: str | Sequence[str]
     norm: Literal["linf", "l2"]
     n_samples: int | Literal["all"] | None
     seed: int

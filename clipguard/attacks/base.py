@@ -29,6 +29,7 @@ class Attack(ABC):
         memoryless: whether the next point depends on nothing but this one and what stays the same within a run: then
             a run that comes back to a point is over (see engine/cycles.py). Not inherited by classes with steps of
             their own.
+        black_box: whether it never asks for a gradient.
         fixed: fields that make the attack what it is, and so are no options.
         loss: what each step raises.
         iterations: steps of one run.
@@ -41,6 +42,7 @@ class Attack(ABC):
     citation: ClassVar[str] = ""
     steps_in_name: ClassVar[bool] = False
     memoryless: ClassVar[bool] = False
+    black_box: ClassVar[bool] = False
     fixed: ClassVar[tuple[str, ...]] = ()
     loss: Loss
     iterations: int

@@ -8,14 +8,16 @@ from pathlib import Path
 from typing import Any, Literal
 
 from clipguard.core.eps import Eps, check_norm, eps_of_numbers
-from clipguard.core.errors import ClipguardError, ResultError, first_line
+from clipguard.core.errors import ClipguardError, ResultError, did_you_mean, first_line
 from clipguard.core.settings import check_settings, setting
 from clipguard.data.classes.names import ClassNames
 from clipguard.data.decoding import Decode
+from clipguard.defenses import THREATS
 
 DEFAULT_ATTACK = "autoattack-fast"
 ThreatResolution = Literal["model", "native", "mixed"]
 Resize = Literal["model", "crop256", "crop256-squash"]
+OF_DEFENSE = ("defense", "threats", "votes", "draws", "transfer_from")  # settings that mean nothing without a defence
 
 
 @dataclass(frozen=True)
@@ -55,6 +57,29 @@ class BenchPlan:
         letter="-a",
         many="calls",
         complete="attacks",
+    )
+    defense: str | None = setting(
+        None,
+        "A defence of `clipguard list defenses` around the model, as NAME(option=value); several joined by +, which an "
+        "image meets in that order.",
+        complete="defenses",
+    )
+    threats: tuple[str, ...] = setting(
+        THREATS,
+        "How a defended model is attacked: transfer (images made on the undefended model), adaptive (through the "
+        "defence), black-box (by queries); comma-separated.",
+        flag="--threat",
+        many="comma",
+    )
+    votes: int = setting(5, "Runs of a random defence that decide by majority, an odd number.", low=1)
+    draws: int = setting(8, "Runs of a random defence that each step of an adaptive attack averages over.", low=1)
+    transfer_from: tuple[str, ...] = setting(
+        (),
+        "Further models whose adversarial images are tried on the defended one; repeatable.",
+        many="repeat",
+        free=True,
+        default_help="none",
+        complete="models",
     )
     norm: Literal["linf", "l2"] = setting("linf", "linf or l2.")
     n_samples: int | None = setting(
@@ -153,7 +178,10 @@ class BenchPlan:
         values |= {name: str(value) for name, value in values.items() if isinstance(value, Path)}
         lists = {"datasets": list(self.datasets), "attacks": list(self.attacks), "eps": [r.typed for r in self.eps]}
         lists |= {"part": list(self.part)} if self.part else {}
-        return values | lists | {"overrides": dict(self.overrides)}
+        values |= lists | {"overrides": dict(self.overrides)}
+        if self.defense is None:
+            return {name: value for name, value in values.items() if name not in OF_DEFENSE}
+        return values | {"threats": list(self.threats), "transfer_from": list(self.transfer_from)}
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any], models: Sequence[str]) -> BenchPlan:
@@ -165,7 +193,8 @@ class BenchPlan:
         if newer:
             raise ResultError(f"The run is of a newer clipguard: its plan has {', '.join(newer)}. Update clipguard.")
         try:
-            read: dict[str, Any] = {n: tuple(values[n]) for n in ("datasets", "attacks", "part") if values.get(n)}
+            lists = ("datasets", "attacks", "part", "threats", "transfer_from")
+            read: dict[str, Any] = {n: tuple(values[n]) for n in lists if values.get(n)}
             read |= {"data_root": Path(values["data_root"])} if values.get("data_root") else {}
             norm = values.get("norm", "linf")
             check_norm(norm)
@@ -174,6 +203,10 @@ class BenchPlan:
         except (KeyError, TypeError, ValueError) as error:
             what = f"The plan of the run is damaged ({first_line(error)})"
             raise ResultError(f"{what}; bench the model again.") from error
+
+    def shown(self, model: str) -> str:
+        """What a model is called in tables and rows: a defended one is not the same."""
+        return model if self.defense is None else f"{model} + {self.defense}"
 
     def check(self) -> None:
         """Raises ClipguardError for values that no run could use."""
@@ -184,3 +217,25 @@ class BenchPlan:
                 raise ClipguardError(f"part must be two numbers from 0 on, the first below the second: {self.part!r}.")
         if self.resize != "model" and self.resolution == "native":
             raise ClipguardError("`resize` is for images that are attacked after it; leave out `resolution=native`.")
+        self._check_defense()
+
+    def _check_defense(self) -> None:
+        """Raises ClipguardError for a defence that does not exist, and what does not go with one or without."""
+        if self.defense is None:
+            given = [f.name for f in fields(self) if f.name in OF_DEFENSE and getattr(self, f.name) != f.default]
+            if given:
+                raise ClipguardError(f"`{given[0]}` is for defended models; add `defense`, or leave it out.")
+            return
+        from clipguard.defenses.registry import parse_defenses
+
+        parse_defenses(self.defense)
+        unknown = [threat for threat in self.threats if threat not in THREATS]
+        if unknown:
+            hint = did_you_mean(unknown[0], THREATS)
+            raise ClipguardError(f"`threats` {unknown[0]!r} is unknown.{hint} Use {', '.join(THREATS)}.")
+        if self.votes % 2 == 0:
+            raise ClipguardError(f"`votes` must be odd, so that a majority decides, not {self.votes}.")
+        refused = {"eps_mode": "nested", "engine": "reference", "compile": True}
+        for name, value in refused.items():
+            if getattr(self, name) == value:
+                raise ClipguardError(f"A `defense` is not attacked with `{name}={str(value).lower()}`; leave it out.")

@@ -9,7 +9,7 @@ from clipguard.benchmark.plan import BenchPlan
 from clipguard.benchmark.protocols import SETTINGS, make_plan
 from clipguard.core.eps import spell_eps
 from clipguard.core.errors import ClipguardError
-from clipguard.core.records.run import RunRecord
+from clipguard.core.records.run import RunRecord, model_names
 
 
 @dataclass(frozen=True)
@@ -27,7 +27,7 @@ def rerun(run: RunRecord) -> Rerun:
     if run.get("in_memory"):
         return Rerun("", f"No command line: {', '.join(run['in_memory'])} were objects in memory, given from Python.")
     try:
-        plan = BenchPlan.from_dict(run["plan"], list(run["models"]))
+        plan = BenchPlan.from_dict(run["plan"], model_names(run))
         defaults = make_plan(plan.models, plan.datasets, protocol=plan.protocol)
         of_norm = make_plan(plan.models, plan.datasets, protocol=plan.protocol, norm=plan.norm)
     except ClipguardError as error:

@@ -65,7 +65,7 @@ def start_record(
         "compile": plan.compile,
         "batch_size": plan.batch_size or "auto",
         "text": plan.text,
-        "models": {name: cast(ModelRecord, info.to_dict()) for name, info in infos.items()},
+        "models": {plan.shown(name): cast(ModelRecord, info.to_dict()) for name, info in infos.items()},
         "datasets": {task.name: task.record() for task in tasks},
         "attacks": {recipe.name: cast(AttackRecord, recipe.parameters()) for recipe in recipes},
         "batch_invariant": {},

@@ -7,10 +7,13 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
+import pandas as pd
+
 from clipguard.attacks.engine.outcome import EpsOutcome, Example, ImageOutcome
 from clipguard.attacks.recipes import Recipe
 from clipguard.benchmark.checks.findings import run_findings
 from clipguard.benchmark.checks.probing import Prober, switched_off
+from clipguard.benchmark.defended import defense_record, recipes_of, worst_case
 from clipguard.benchmark.objects import Objects
 from clipguard.benchmark.plan import BenchPlan
 from clipguard.benchmark.results.result import BenchResult
@@ -76,7 +79,7 @@ class BenchRun:
         plan = self.plan
         with explain_lost_decoders(), noticing() as notices:
             plan.check()
-            recipes = open_recipes(plan, self.objects)
+            recipes = recipes_of(plan, open_recipes(plan, self.objects))
             for name in plan.models:
                 self.objects.check_model_name(name)
             with open_workers(plan, self.objects) as workers:
@@ -94,6 +97,8 @@ class BenchRun:
         record["notices"], record["probes"] = notices, self.probes
         if self.objects.names():
             record["in_memory"] = self.objects.names()
+        if plan.defense is not None:
+            record["defense"] = defense_record(plan)
         self.result = BenchResult(record)
         for name in plan.models:
             for number, task in enumerate(tasks):
@@ -129,7 +134,7 @@ class _ModelOnTask:
     def __init__(self, run: BenchRun, result: BenchResult, workers: Workers, model: str, task: Task) -> None:
         self.run, self.plan, self.result, self.workers, self.task = run, run.plan, result, workers, task
         self.preprocess = workers.take(model, task)
-        self.names: RowNames = {"model": model, "dataset": task.name, "norm": self.plan.norm}
+        self.names: RowNames = {"model": self.plan.shown(model), "dataset": task.name, "norm": self.plan.norm}
         self.attacked_cells: list[str] = []  # of the store, by name
 
     def measure(self, recipes: Sequence[Recipe]) -> None:
@@ -144,6 +149,9 @@ class _ModelOnTask:
                 eps = self.plan.eps
                 self.result.add(s for o in outcomes for s in attacked_samples(self.names, recipe.name, o, eps))
             log.info("%s on %s: %d images done", recipe.name, self.task.name, len(outcomes))
+        if self.plan.defense is not None and len(recipes) > 1 and not self.run.shard:
+            samples = self._samples()
+            self.result.add(worst_case(samples[samples["attack"] != "none"]))
         if not self.run.shard:
             self._check(recipes)
 
@@ -203,18 +211,23 @@ class _ModelOnTask:
             }
         )
 
+    def _samples(self) -> pd.DataFrame:
+        """The rows of this model on this data set."""
+        samples = self.result.samples
+        return samples[(samples["model"] == self.names["model"]) & (samples["dataset"] == self.names["dataset"])]
+
     def _check(self, recipes: Sequence[Recipe]) -> None:
         """The sanity checks of all cells together; those of the predictions are said at once."""
-        samples = self.result.samples
-        samples = samples[(samples["model"] == self.names["model"]) & (samples["dataset"] == self.names["dataset"])]
+        samples = self._samples()
         prober = Prober(
             self.plan, self.workers.probe, self.task, self.preprocess, samples, self.run.store, self.attacked_cells
         )
-        probe = prober if self.run.probes else switched_off
+        defended = self.plan.defense is not None  # the probes are of what a defence stands around
+        probe = prober if self.run.probes and not defended else switched_off
         findings = entry(
             self.names["model"],
             self.names["dataset"],
-            run_findings(self.plan, self.task.dataset, recipes, samples, probe),
+            run_findings(self.plan, self.task.dataset, [] if defended else recipes, samples, probe),
         )
         if prober.costs or prober.stored:
             self.result.run["costs"].append(prober.cost_record(self.names))

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from clipguard.benchmark.plan import BenchPlan
+from clipguard.benchmark.plan import OF_DEFENSE, BenchPlan
 from clipguard.cli.console.terminal import echo_data
 from clipguard.cli.options import FILES_OF_MODELS, add_to_models, only_one, pop_settings, takes
 from clipguard.core.errors import ClipguardError
@@ -53,7 +53,7 @@ class Delivery:
     format: Literal["table", "json"] = setting("table", "What stdout gets.", letter="-f")
 
 
-NOT_OF_ATTACK = ("eps_mode", "engine", "text")
+NOT_OF_ATTACK = ("eps_mode", "engine", "text", *OF_DEFENSE)
 PLAN = {name: declared for name, declared in settings_of(BenchPlan).items() if name not in NOT_OF_ATTACK}
 PLAN |= {
     "models": PLAN["models"].but(help=PLAN["models"].help.replace("; repeatable", "")),

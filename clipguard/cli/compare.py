@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from clipguard.benchmark.plan import BenchPlan
+from clipguard.benchmark.plan import OF_DEFENSE, BenchPlan
 from clipguard.cli.console.terminal import echo, echo_data
 from clipguard.cli.options import STORED, pop_settings, takes
 from clipguard.comparison.rules import FailOn, Rules
@@ -75,6 +75,7 @@ MODELS_ONLY = (
     "eps",
     "norm",
     "attacks",
+    *OF_DEFENSE,
     "n_samples",
     "seed",
     "batch_size",

@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 import typer
 
-from clipguard.benchmark.plan import BenchPlan
+from clipguard.benchmark.plan import OF_DEFENSE, BenchPlan
 from clipguard.cli.console.terminal import echo_data
 from clipguard.cli.options import FILES_OF_MODELS, add_to_models, only_one, pop_settings, takes
 from clipguard.core.errors import ClipguardError
@@ -48,6 +48,7 @@ NOT_OF_DOCTOR = (
     "workers",
     "decoders",
     "text",
+    *OF_DEFENSE,
 )
 PLAN = {name: declared for name, declared in settings_of(BenchPlan).items() if name not in NOT_OF_DOCTOR}
 PLAN |= {

@@ -34,11 +34,12 @@ class What(str, Enum):
     datasets = "datasets"
     attacks = "attacks"
     methods = "methods"
+    defenses = "defenses"
     protocols = "protocols"
 
 
 def show(
-    what: Annotated[What, typer.Argument(help="models, datasets, attacks, methods or protocols")],
+    what: Annotated[What, typer.Argument(help="models, datasets, attacks, methods, defenses or protocols")],
     check: Annotated[
         bool, typer.Option("--check", help="datasets: say which can be opened here, and what is missing.")
     ] = False,
@@ -46,7 +47,7 @@ def show(
         Path | None, typer.Option("--data-root", help=settings_of(BenchPlan)["data_root"].full_help)
     ] = None,
 ) -> None:
-    """List the models, data sets, attacks, fine-tuning methods or protocols that can be named."""
+    """List the models, data sets, attacks, fine-tuning methods, defences or protocols that can be named."""
     if (check or data_root) and what is not What.datasets:
         raise ClipguardError("--check and --data-root are for `clipguard list datasets`; leave them out.")
     if data_root and not check:
@@ -55,7 +56,7 @@ def show(
         _check_datasets(data_root)
         return
     lists = {What.models: _models, What.datasets: _datasets, What.attacks: _attacks, What.methods: _methods}
-    (lists | {What.protocols: _protocols})[what]()
+    (lists | {What.protocols: _protocols, What.defenses: _defenses})[what]()
 
 
 def _protocols() -> None:
@@ -91,6 +92,20 @@ def _methods() -> None:
     for name, kind in METHODS.items():
         defaults = ", ".join(f"{field.name}={field.default}" for field in fields(kind))
         echo(f"{name:<10} {defaults or 'none'}")
+
+
+def _defenses() -> None:
+    from dataclasses import fields
+
+    from clipguard.defenses.registry import DEFENSES
+
+    for name, kind in DEFENSES.items():
+        echo(f"{name:<16} {kind.summary}{', random' if kind.random else ''}")
+    echo("\nOptions, as in --defense 'jpeg(quality=50)', and their defaults:")
+    for name, kind in DEFENSES.items():
+        defaults = ", ".join(f"{field.name}={field.default}" for field in fields(kind))
+        echo(f"{name:<16} {defaults or 'none'}")
+    echo("\nor several, which an image meets in that order: jpeg+ttc")
 
 
 def _attacks() -> None:

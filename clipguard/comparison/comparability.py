@@ -54,6 +54,9 @@ def unlike(one: RunRecord, other: RunRecord, sides: tuple[str, str] = ("BASE", "
         for name in RUN_FIELDS  # an older run may lack some
         if _value(one, name) != _value(other, name)
     ]
+    if one.get("defense") != other.get("defense"):
+        chains = [_chain(run) for run in (one, other)]
+        reasons.append(f"the defence is {chains[0]} in {sides[0]} and {chains[1]} in {sides[1]}")
     for name in _shared(one["datasets"], other["datasets"]):
         first: Mapping[str, object] = one["datasets"][name]
         second: Mapping[str, object] = other["datasets"][name]
@@ -66,6 +69,16 @@ def unlike(one: RunRecord, other: RunRecord, sides: tuple[str, str] = ("BASE", "
         if one["attacks"][name] != other["attacks"][name]
     ]
     return reasons
+
+
+def _chain(run: RunRecord) -> str:
+    """The defences of a run, and what else decides with them."""
+    record = run.get("defense")
+    if record is None:
+        return "none"
+    chain = " + ".join(str(defense) for defense in record["chain"])
+    others = {name: record[name] for name in ("votes", "draws", "transfer_from")}
+    return f"{chain} {others}"
 
 
 def _value(run: Mapping[str, Any], name: str) -> Any:

@@ -42,7 +42,8 @@ class Inputs:
         """The results of BASE and CANDIDATE: those of models are in what was measured; None if there are no models."""
         results = dict(self.read)
         if measured is not None:
-            results |= {side: measured.only(name) for side, name in self.names.items() if side not in results}
+            shown = self.plan.shown if self.plan else str
+            results |= {side: measured.only(shown(name)) for side, name in self.names.items() if side not in results}
         return results["BASE"], results["CANDIDATE"]
 
 

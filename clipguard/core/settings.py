@@ -45,7 +45,8 @@ class Setting:
         item: what a list holds.
         free: whether a list may be empty and hold a text twice.
         is_eps: whether it is in the units of eps, so that only `read_eps` can read it, which needs the norm.
-        complete: the registry whose names a shell completes ("attacks", "datasets", "methods", "models", "protocols").
+        complete: the registry whose names a shell completes ("attacks", "datasets", "defenses", "methods", "models",
+            "protocols").
         metavar: what stands for the value in the help.
     """
 

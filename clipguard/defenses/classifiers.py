@@ -26,11 +26,12 @@ class Undefended:
         model: pixels (B, 3, H, W) in [0,1] -> logits (B, classes), frozen and in eval mode. What else it has
             (`embed`, `score`, `text`, `preprocessing`) is what defences can ask for.
         prompts: its text side, if it has one.
+        count: is told of every pass.
     """
 
-    def __init__(self, model: nn.Module, prompts: Prompts | None = None) -> None:
+    def __init__(self, model: nn.Module, prompts: Prompts | None = None, count: PassCount | None = None) -> None:
         self.model, self.prompts = model, prompts
-        self.count = PassCount()
+        self.count = count or PassCount()
 
     @property
     def least_rows(self) -> int:

@@ -53,7 +53,7 @@ class Caseload:
 
     def add(self, clean: CleanPass) -> None:
         """Take in images of one shape whose clean predictions are known; those with an eps to face wait."""
-        x, predictions, margins = clean.x, clean.predictions, clean.margins
+        x, predictions, margins = clean.x, self._sure_predictions(clean), clean.margins
         others = clean.logits.scatter(1, clean.labels[:, None], -torch.inf)
         ranking = others.argsort(dim=1, descending=True, stable=True)[:, :-1]
         for i, example in enumerate(clean.examples):
@@ -68,6 +68,13 @@ class Caseload:
                 self._finish(number)
             elif self._next_eps(number, None):
                 self.waiting.append(number)
+
+    def _sure_predictions(self, clean: CleanPass) -> list[int]:
+        """What clean images are taken for; where that is not wrong with confidence, it is taken to be right."""
+        if self.options.confidence == 0:
+            return clean.predictions
+        columns = zip(clean.examples, clean.predictions, clean.margins, strict=True)
+        return [found if margin <= -self.options.confidence else e.label for e, found, margin in columns]
 
     def begin_waiting(self) -> Start:
         """The first unit of the image that waits longest."""
@@ -143,7 +150,9 @@ class Caseload:
         if eps_index not in work.eps_states:
             ahead = eps_index != work.eps_index and self.options.eps_mode != "nested"
             units = self._units(len(work.ranking) + 1, full=work.full or ahead)
-            work.eps_states[eps_index] = EpsState(units, work.clean_margin, image=self._clean_image(work))
+            work.eps_states[eps_index] = EpsState(
+                units, self.options.first_margin(work.clean_margin), image=self._clean_image(work)
+            )
         return Start(number, eps_index, work.eps_states[eps_index].begin(), work)
 
     def _units(self, n_classes: int, *, full: bool) -> list[Unit]:

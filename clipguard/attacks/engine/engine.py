@@ -45,6 +45,7 @@ class Engine:
         eps_values: in pixel units, in any order.
         options: how to run.
         note: is told of what is found at each eps as soon as it is.
+        judge: decides what an image is taken for, where `model` only stands in for it while attacks search.
     """
 
     def __init__(
@@ -55,6 +56,7 @@ class Engine:
         eps_values: Iterable[float],
         options: EngineOptions,
         note: Note = ignore_outcome,
+        judge: nn.Module | None = None,
     ) -> None:
         options = replace(options, stop_cycles=options.stop_cycles and recipe.eot == 1)
         self.threat, self.options = threat, options
@@ -66,16 +68,22 @@ class Engine:
             options.compile,
             options.fill,
             options.small_rows,
+            judge,
         )
         ascending = sorted(eps_values)
         self._cases = Caseload(recipe, ascending, options, note)
         self._pool = Pool((*recipe.stages, CONFIRMATION), ascending, threat, options)
-        self._verifier = Verifier(self.evaluator, threat, self._cases, options.keep_images)
+        self._verifier = Verifier(self.evaluator, threat, self._cases, options)
 
     @property
     def costs(self) -> dict[str, Cost]:
         """Passes and seconds by attack; "clean" and "verification" are the engine's own."""
         return self.evaluator.costs.settled()
+
+    @property
+    def passes(self) -> int:
+        """Forward passes so far, in images."""
+        return self.evaluator.costs.passes
 
     def run(self, examples: Iterable[Example]) -> Iterator[ImageOutcome]:
         """Attack all examples; outcomes come as images finish.

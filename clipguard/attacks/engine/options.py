@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Literal, get_args
 
@@ -31,6 +32,8 @@ class EngineOptions:
         fill: how passes are filled up with black images, so that an outcome does not depend on the batch.
         small_rows: passes of fewer rows than the model's `least_rows` are filled up to a multiple of these, where the
             fill is "least" or "multiple"; None for `least_rows` itself.
+        confidence: an image counts as broken only where z_y - max z_k is below minus this in its verification.
+            Infinity: every attack runs to its end, and what it found strongest is in the outcome's image.
 
     Raises:
         AttackError: for a value of the wrong type or out of range.
@@ -45,6 +48,11 @@ class EngineOptions:
     fill: Fill = "least"
     small_rows: int | None = None
     stop_cycles: bool = False
+    confidence: float = 0
+
+    def first_margin(self, clean_margin: float) -> float:
+        """The smallest margin before an attack: the clean image's, or none where its judge has another measure."""
+        return clean_margin if self.confidence == 0 else math.inf
 
     def __post_init__(self) -> None:
         check_type("`batch_size`", self.batch_size, int | None, AttackError)

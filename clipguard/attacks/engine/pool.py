@@ -88,7 +88,8 @@ class Pool:
         state = AttackState(run=run, step=torch.zeros_like(run))
         state["label"] = torch.tensor([work.example.label for work in works])
         state["eps"] = torch.tensor([self.eps_values[start.eps_index] for start in starts])
-        state["best_margin"] = torch.tensor([work.clean_margin for work in works])
+        clean = [self.options.first_margin(work.clean_margin) for work in works]
+        state["best_margin"] = torch.tensor(clean)
         state = AttackState({name: column.to(x0.device, non_blocking=True) for name, column in state.items()})
         state |= {"x0": x0, "ranking": torch.stack([work.ranking for work in works])}
         if self.options.keep_images:

@@ -103,6 +103,11 @@ class ReferenceEngine:
         """Passes and seconds by attack; "clean" and "verification" are the engine's own."""
         return self.evaluator.costs.settled()
 
+    @property
+    def passes(self) -> int:
+        """Forward passes so far, in images."""
+        return self.evaluator.costs.passes
+
     def run(self, examples: Iterable[Example]) -> Iterator[ImageOutcome]:
         """Outcomes batch by batch. Raises AttackError like the default engine."""
         stream = iter(examples)

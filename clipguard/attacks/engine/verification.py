@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -12,12 +13,15 @@ from torch import Tensor
 
 from clipguard.attacks import losses
 from clipguard.attacks.engine.caseload import Caseload
+from clipguard.attacks.engine.options import EngineOptions
 from clipguard.attacks.engine.outcome import EpsOutcome
 from clipguard.attacks.engine.passes.batching import join
 from clipguard.attacks.engine.passes.evaluator import Evaluator, require_finite
 from clipguard.attacks.engine.passes.joint_pass import Evaluation, Query
 from clipguard.attacks.engine.rows import Index, on_device, read
 from clipguard.attacks.threat import ThreatModel, per_row
+
+NOBODY: Index = np.zeros(0, dtype=np.int64)
 
 
 class Look:
@@ -74,11 +78,11 @@ class Verifier:
         evaluator: the model.
         threat: the ball.
         cases: whose units the rows are.
-        keep_images: whether outcomes carry the adversarial image.
+        options: of the engine.
     """
 
-    def __init__(self, evaluator: Evaluator, threat: ThreatModel, cases: Caseload, keep_images: bool) -> None:
-        self.evaluator, self.threat, self.cases, self.keep_images = evaluator, threat, cases, keep_images
+    def __init__(self, evaluator: Evaluator, threat: ThreatModel, cases: Caseload, options: EngineOptions) -> None:
+        self.evaluator, self.threat, self.cases, self.options = evaluator, threat, cases, options
 
     def judge(self, evaluations: Sequence[Evaluation]) -> list[Claims]:
         """The claims of each evaluation, verified in one pass; asks the device once.
@@ -96,7 +100,8 @@ class Verifier:
         for look, (finite, _) in zip(looks, answers, strict=True):
             if not finite.all():
                 self._explain(look.evaluation)
-        claims = self._verified(looks, [np.flatnonzero(claimed) for _, claimed in answers])
+        never = self.options.confidence == math.inf  # whatever is claimed
+        claims = self._verified(looks, [np.flatnonzero(claimed) if not never else NOBODY for _, claimed in answers])
         for look in looks:
             look.note_best()
         return claims
@@ -119,8 +124,8 @@ class Verifier:
             The positions of all broken rows, and the numbers of the images that matter.
         """
         query, (_, labels, predictions, margins, distances) = claims.query, verdicts
-        images = claims.x.cpu() if self.keep_images and len(claims.index) else None
-        broken, numbers = np.flatnonzero(predictions != labels), []
+        images = claims.x.cpu() if self.options.keep_images and len(claims.index) else None
+        broken, numbers = np.flatnonzero((predictions != labels) & (margins <= -self.options.confidence)), []
         for k in broken.tolist():
             number, eps_index, unit = query.rows.units[claims.index[k]].tolist()
             if not self.cases.wants(number, eps_index, unit):

@@ -73,6 +73,7 @@ class Square(Attack):
         "Andriushchenko et al. Square Attack: a query-efficient black-box adversarial attack via random search. "
         "ECCV 2020. arXiv:1912.00049"
     )
+    black_box: ClassVar[bool] = True
     queries: int = 5000
     restarts: int = 1
     loss: losses.Loss = losses.negative_margin

@@ -51,6 +51,8 @@ def plan_run(
         ClipguardError: for all that a run would refuse, and for what cannot be planned.
     """
     check_settings(question)
+    if plan.defense is not None:
+        raise ClipguardError("A plan reckons runs of undefended models; leave out `defense`.")
     with explain_lost_decoders():
         return Planner(plan, question, progress or Silent(), store, probes, objects or Objects()).estimate()
 

@@ -9,6 +9,7 @@ from typing import Any
 from clipguard.benchmark.plan import BenchPlan
 from clipguard.benchmark.results.result import RESULTS, SAMPLES, BenchResult
 from clipguard.core.files.output import OutputFolder
+from clipguard.core.records.run import model_names
 from clipguard.core.records.samples import parquet_bytes
 
 
@@ -16,8 +17,8 @@ def _is_unfinished(path: Path, plan: BenchPlan) -> bool:
     """Whether a folder holds an interrupted run of this plan, and so nothing that running it again would lose."""
     try:
         run = json.loads((path / RESULTS).read_text(encoding="utf-8"))["run"]
-        before = run["complete"], list(run["models"]), run["plan"]
-    except (OSError, ValueError, KeyError, TypeError):
+        before = run["complete"], model_names(run), run["plan"]
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return False
     return before == (False, list(plan.models), json.loads(json.dumps(plan.to_dict())))
 

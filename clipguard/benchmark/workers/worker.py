@@ -6,6 +6,7 @@ import logging
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field, replace
+from functools import partial
 from itertools import groupby
 from typing import Any, Protocol
 
@@ -23,6 +24,7 @@ from clipguard.attacks.inputs import explained
 from clipguard.attacks.recipes import Recipe
 from clipguard.attacks.threat import ThreatModel
 from clipguard.benchmark.checks.probing import Probed, ProbedImages, probe_images, subject_of
+from clipguard.benchmark.defended import DefenseOfPlan
 from clipguard.benchmark.images import Preprocess
 from clipguard.benchmark.objects import Objects
 from clipguard.benchmark.plan import BenchPlan
@@ -34,6 +36,7 @@ from clipguard.benchmark.workers.batch_fill import settle_fill
 from clipguard.core.environment.device import choose_device
 from clipguard.core.errors import AttackError
 from clipguard.core.records.run import BatchInvariance
+from clipguard.defenses.attacking.engine import DefendedEngine
 from clipguard.models.classifier import ZeroShotClassifier
 from clipguard.models.description import describe_model
 from clipguard.models.loading import LoadedModel, ModelInfo
@@ -115,7 +118,7 @@ class Workers(Protocol):
 class _Here:
     """An attack in this process."""
 
-    engine: Engine | ReferenceEngine
+    engine: Engine | ReferenceEngine | DefendedEngine
     task: Task
     preprocess: Preprocess
     device: str
@@ -128,7 +131,7 @@ class _Here:
 
     @property
     def passes(self) -> int:
-        return self.engine.evaluator.costs.passes
+        return self.engine.passes
 
     def tally(self) -> Tally:
         return Tally(self.engine.costs, self.engine.evaluator.batch_size, self.batch_invariance)
@@ -157,6 +160,8 @@ class Worker:
         self.device = choose_device(plan.device)
         self.fresh_options = engine_options(plan, self.device, keep_images=keep_images)
         self.place = Place.of(plan, self.device)
+        open_model = partial(objects.model, plan=plan, device=self.device)
+        self.defense = DefenseOfPlan(plan, open_model) if plan.defense is not None else None
         self._invariance: dict[bool, BatchInvariance] = {}  # of what is attacked, by whether gradients are needed
 
     def check_models(self, texts: Sequence[Texts]) -> dict[str, ModelInfo]:
@@ -222,7 +227,8 @@ class Worker:
     def key(self, recipe: Recipe, indices: Sequence[int]) -> dict[str, Any]:
         """The key of stored outcomes; see `cell_key`."""
         dataset = self.task.dataset.name
-        return cell_key(self.plan, self.model, self.classifier, dataset, recipe, self.options, list(indices))
+        key = cell_key(self.plan, self.model, self.classifier, dataset, recipe, self.options, list(indices))
+        return key if self.defense is None else {**key, "defense": self.defense.key(recipe)}
 
     def attack(
         self, recipe: Recipe, indices: Sequence[int], known: Mapping[int, KnownOutcomes], note: Note
@@ -230,9 +236,14 @@ class Worker:
         """Attack images of the data set at every eps of the plan, but for what is known of them."""
         task = self.task.only(np.array(indices, dtype=np.int64))
         batch_invariance = self.settle_fill(task, bool(recipe.stages)) if self.plan.engine == "clipguard" else None
-        engine_class = ReferenceEngine if self.plan.engine == "reference" else Engine
         threat, eps = ThreatModel(self.plan.norm, self.plan.quantize), [one.pixels for one in self.plan.eps]
-        engine = engine_class(self.classifier, recipe, threat, eps, self.options, note)
+        engine: Engine | ReferenceEngine | DefendedEngine
+        if self.defense is not None:
+            defended = self.defense.around(self.model, self.classifier, self.task.dataset)
+            engine = DefendedEngine(defended, recipe, threat, eps, self.options, note)
+        else:
+            engine_class = ReferenceEngine if self.plan.engine == "reference" else Engine
+            engine = engine_class(self.classifier, recipe, threat, eps, self.options, note)
         return _Here(engine, task, self.preprocess, self.device, known, batch_invariance)
 
     def settle_fill(self, task: Task, attacked: bool) -> BatchInvariance:

@@ -134,6 +134,17 @@ class ProtocolRecord(TypedDict):
     overrides: dict[str, Any]
 
 
+class DefenseRecord(TypedDict):
+    """The defences around the models of a run, and how they were attacked (docs/defenses.md)."""
+
+    chain: list[dict[str, Any]]
+    random: bool
+    threats: list[str]
+    votes: int
+    draws: int
+    transfer_from: list[str]
+
+
 class BatchInvariance(TypedDict):
     """Whether an image's bits are the same in any batch, and how passes are filled up for it."""
 
@@ -181,4 +192,10 @@ class RunRecord(_AlwaysRecorded, total=False):
     probes: bool
     in_memory: list[str]  # names of objects that were given from Python
     findings: list[FindingsRecord]
+    defense: DefenseRecord  # of runs with one
     labels: str  # `clipguard attack`: where they come from
+
+
+def model_names(run: RunRecord) -> list[str]:
+    """The models of a run as they were typed: defended ones have another name in its tables."""
+    return [str(record.get("name", shown)) for shown, record in run["models"].items()]

@@ -54,6 +54,7 @@ class Evaluator:
         fill: how passes are filled up (see `filled`; black images are not counted). "alone": they are not, but `verify`
             passes every image by itself.
         small_rows: what passes of few images are filled up to (see `filled`, there `small`).
+        judge: decides what an image is taken for, where that is not `model` itself: the same to logits.
     """
 
     def __init__(
@@ -65,7 +66,9 @@ class Evaluator:
         compile: bool = False,
         fill: Fill = "least",
         small_rows: int | None = None,
+        judge: nn.Module | None = None,
     ) -> None:
+        self.judge = judge or model
         self.model, self.precision, self.eot, self.fill, self.small_rows = model, precision, eot, fill, small_rows
         self.costs = Costs(eot, on_gpu=any(p.is_cuda for p in chain(model.parameters(), model.buffers())))
         self._batching = Batching(batch_size, eot)
@@ -119,10 +122,10 @@ class Evaluator:
         return CleanPass(examples, x, labels, logits, [int(p) for p in predictions], margins)
 
     def verify(self, x: Tensor) -> Tensor:
-        """(B, C) logits in float32, of the model as it is: these decide what an image is taken for."""
+        """(B, C) logits in float32, of the judge as it is: these decide what an image is taken for."""
 
         def one(chunk: Tensor, _start: int, _stop: int) -> tuple[Tensor, ...]:
-            return (self._as_it_is(chunk, "float32"),)
+            return (self._as_it_is(chunk, "float32", self.judge),)
 
         if self.fill != "alone":
             return self._batching.run(x, one)[0]
@@ -161,13 +164,13 @@ class Evaluator:
     def _search(self, x: Tensor) -> Tensor:
         """Logits at search precision, by the compiled model if there is one and it works."""
         if self._compiled is None:
-            return self._as_it_is(x, self.precision)
+            return self._as_it_is(x, self.precision, self.model)
         logits = self._compiled.logits(self._filled(x, fixed=True))
-        return self._as_it_is(x, self.precision) if logits is None else logits[: len(x)]
+        return self._as_it_is(x, self.precision, self.model) if logits is None else logits[: len(x)]
 
-    def _as_it_is(self, x: Tensor, precision: str) -> Tensor:
+    def _as_it_is(self, x: Tensor, precision: str, model: nn.Module) -> Tensor:
         rows = self._filled(x, fixed=x.device.type == "cuda")
-        return logits_at(precision, self.model, rows)[: len(x)].float()
+        return logits_at(precision, model, rows)[: len(x)].float()
 
     def _filled(self, x: Tensor, *, fixed: bool) -> Tensor:
         least = least_rows(self.model)

@@ -1,0 +1,191 @@
+"""Attacks on defended classifiers, on cases where it is known which of them must succeed."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import ClassVar
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from clipguard.attacks.engine.engine import Engine
+from clipguard.attacks.engine.options import EngineOptions
+from clipguard.attacks.engine.outcome import Example, ImageOutcome
+from clipguard.attacks.recipes import Recipe, parse_recipe
+from clipguard.attacks.threat import ThreatModel
+from clipguard.core.errors import DefenseError, NonFiniteError
+from clipguard.defenses.attacking.engine import DefendedEngine
+from clipguard.defenses.attacking.threats import DefendedModel, split_by_threat
+from clipguard.defenses.base import Backward, Classifier, Defense, Purifier, View
+from clipguard.defenses.classifiers import defend
+
+SHAPE = (3, 4, 4)
+EPS = 0.05
+
+
+class Brighter(nn.Module):
+    """Class 1 where the mean is above one half; no change below the distance of the mean to it can move that."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        mean = 40 * (x.flatten(1).mean(dim=1) - 0.5)
+        return torch.stack([-mean, mean], dim=1)
+
+
+@dataclass(frozen=True)
+class Mirror(Purifier):
+    """Turns the image around one half: what was made to look bright is dark. The gradient of identity points away."""
+
+    name: ClassVar[str] = "mirror"
+    summary: ClassVar[str] = "planted"
+    backwards: ClassVar[tuple[Backward, ...]] = ("identity", "unrolled")
+
+    def cost(self, classes: int) -> tuple[int, int]:  # noqa: ARG002
+        return 1, 0
+
+    def purify(self, classifier: Classifier, x: Tensor, view: View) -> Tensor:  # noqa: ARG002
+        return 1 - x
+
+    def differentiable(self, classifier: Classifier, x: Tensor, view: View) -> Tensor:  # noqa: ARG002
+        return 1 - x
+
+
+@dataclass(frozen=True)
+class Noise(Purifier):
+    """Adds so much noise to the whole image that some runs go wrong."""
+
+    name: ClassVar[str] = "noise"
+    summary: ClassVar[str] = "planted"
+    random: ClassVar[bool] = True
+    size: float = 0.02
+
+    def cost(self, classes: int) -> tuple[int, int]:  # noqa: ARG002
+        return 1, 0
+
+    def purify(self, classifier: Classifier, x: Tensor, view: View) -> Tensor:  # noqa: ARG002
+        return x + self.size * view.draws.rows(x).normal(1, 1, 1)
+
+
+@dataclass(frozen=True)
+class Nothing(Defense):
+    """Leaves everything as it is."""
+
+    name: ClassVar[str] = "nothing"
+    summary: ClassVar[str] = "planted"
+    backwards: ClassVar[tuple[Backward, ...]] = ("identity",)
+
+    def cost(self, classes: int) -> tuple[int, int]:  # noqa: ARG002
+        return 1, 0
+
+    def logits(self, classifier: Classifier, x: Tensor, view: View) -> Tensor:
+        return classifier.logits(x, view)
+
+
+def examples(means: list[float], labels: list[int]) -> Iterator[Example]:
+    for index, (mean, label) in enumerate(zip(means, labels, strict=True)):
+        yield Example(index, torch.full(SHAPE, mean), label)
+
+
+def attack(
+    defense: Defense, threat: str, means: list[float], labels: list[int], recipe: str = "apgd-ce", **options: object
+) -> list[ImageOutcome]:
+    model = Brighter().eval()
+    defended = DefendedModel(model, defend(model, [defense]), seed=0)
+    (of_threat,) = split_by_threat(parse_recipe(recipe), [threat])
+    engine = DefendedEngine(defended, of_threat, ThreatModel(), [EPS], EngineOptions(**options))  # type: ignore[arg-type]
+    return list(engine.run(examples(means, labels)))
+
+
+def robust(outcomes: list[ImageOutcome]) -> list[bool]:
+    return [outcome.eps_outcomes[0].robust for outcome in outcomes]
+
+
+def test_an_adaptive_attack_breaks_what_a_transferred_one_cannot() -> None:
+    means, labels = [0.53, 0.47], [0, 1]  # right once they are mirrored, by less than eps
+    assert robust(attack(Mirror(), "transfer", means, labels)) == [True, True]
+    broken = attack(Mirror(), "adaptive", means, labels)
+    assert robust(broken) == [False, False]
+    assert {outcome.eps_outcomes[0].broken_by for outcome in broken} == {"apgd-ce (unrolled)"}
+
+
+def test_queries_alone_break_it_too() -> None:
+    assert robust(attack(Mirror(), "black-box", [0.51, 0.49], [0, 1], "apgd-ce+square(queries=300)")) == [False, False]
+
+
+@pytest.mark.parametrize("threat", ["transfer", "adaptive", "black-box"])
+def test_no_attack_reports_a_miracle_on_what_cannot_be_broken(threat: str) -> None:
+    recipe = "apgd-ce+square(queries=50)"
+    assert robust(attack(Mirror(), threat, [0.57, 0.43], [0, 1], recipe)) == [True, True]
+
+
+def test_of_no_defence_at_all_every_attack_is_the_plain_one() -> None:
+    means = [0.53, 0.47, 0.56, 0.44]
+    labels = [1, 0, 1, 0]
+    plain = Engine(Brighter().eval(), parse_recipe("apgd-ce"), ThreatModel(), [EPS], EngineOptions())
+    wanted = robust(sorted(plain.run(examples(means, labels)), key=lambda outcome: outcome.index))
+    assert wanted == [False, False, True, True]
+    for threat in ("transfer", "adaptive"):
+        assert robust(attack(Nothing(), threat, means, labels)) == wanted
+
+
+def test_a_random_defence_is_broken_where_the_majority_of_fresh_runs_is_wrong() -> None:
+    """Noise of 0.02 on the mean: at 0.53 an image can be moved to 0.48, where six of seven runs are wrong."""
+    outcomes = attack(Noise(), "adaptive", [0.53, 0.6], [1, 1])
+    assert robust(outcomes) == [False, True]
+    assert outcomes[0].eps_outcomes[0].margin < 0
+    clean = [outcome.clean_prediction for outcome in outcomes]
+    assert clean == [1, 1]
+
+
+@pytest.mark.parametrize("threat", ["transfer", "adaptive"])
+def test_an_image_fares_alike_alone_and_among_others(threat: str) -> None:
+    means, labels = [0.53, 0.515, 0.535, 0.545], [1, 1, 1, 1]
+    together = attack(Noise(), threat, means, labels)
+    for size in (1, 3):
+        assert attack(Noise(), threat, means, labels, batch_size=size) == together
+
+
+def test_what_is_known_is_not_attacked_again() -> None:
+    model = Brighter().eval()
+    defended = DefendedModel(model, defend(model, [Mirror()]), seed=0)
+    (of_threat,) = split_by_threat(parse_recipe("apgd-ce"), ["adaptive"])
+    first = DefendedEngine(defended, of_threat, ThreatModel(), [0.02, EPS], EngineOptions())
+    engine = DefendedEngine(defended, of_threat, ThreatModel(), [0.02, EPS], EngineOptions())
+    (outcome,) = first.run(examples([0.53], [0]))
+    known = {one.eps: one for one in outcome.eps_outcomes}
+    before = defended.count.backward
+    again = list(engine.run([Example(0, torch.full(SHAPE, 0.53), 0, known)]))
+    assert again == [outcome]
+    assert defended.count.backward == before
+    assert [one.robust for one in outcome.eps_outcomes] == [True, False]
+
+
+def test_passes_of_the_model_itself_are_counted() -> None:
+    model = Brighter().eval()
+    seen = []
+    model.register_forward_hook(lambda _m, inputs, _o: seen.append(len(inputs[0])))
+    defended = DefendedModel(model, defend(model, [Mirror()]), seed=0)
+    (of_threat,) = split_by_threat(parse_recipe("apgd-ce"), ["adaptive"])
+    engine = DefendedEngine(defended, of_threat, ThreatModel(), [EPS], EngineOptions())
+    list(engine.run(examples([0.57, 0.53], [0, 0])))
+    assert sum(cost.forward for cost in engine.costs.values()) == sum(seen) == engine.passes
+    assert engine.costs["apgd-ce (identity)"].backward > 0
+
+
+def test_nan_is_an_error() -> None:
+    @dataclass(frozen=True)
+    class Broken(Noise):
+        def purify(self, classifier: Classifier, x: Tensor, view: View) -> Tensor:
+            return super().purify(classifier, x, view) * (math.nan if float(x.mean()) < 0.52 else 1)
+
+    with pytest.raises(NonFiniteError, match="image 0"):
+        attack(Broken(), "adaptive", [0.53], [1])
+
+
+def test_an_attack_without_gradients_alone_is_refused() -> None:
+    with pytest.raises(DefenseError, match="uses no gradients"):
+        split_by_threat(parse_recipe("square"), ["adaptive"])
+    with pytest.raises(DefenseError, match="draws"):
+        split_by_threat(Recipe("mine", parse_recipe("apgd-ce").stages, eot=3), ["adaptive"])
