@@ -80,6 +80,7 @@ class FinetuneOptions(TypedDict, total=False):
     accumulate: int
     effective_batch: int | None
     grad_checkpointing: bool
+    fsdp: bool
     compile: bool
     augment: Literal["none", "standard"]
     decoders: int | None

@@ -8,11 +8,20 @@ from clipguard.core.errors import FinetuneError
 from clipguard.finetuning.config import FinetuneConfig
 from clipguard.finetuning.methods.base import Method, TextMode
 from clipguard.finetuning.methods.registry import parse_method
+from clipguard.finetuning.processes.launch import read_launch
 from clipguard.finetuning.sources import NAMED, Sources
 from clipguard.models.sources.spec import parse_source
 
 TRACKERS = {"tensorboard": is_tensorboard_available, "wandb": is_wandb_available}
 NOT_IN_THE_WEIGHTS: tuple[TextMode, ...] = ("free", "laat")  # text modes whose result is a file beside them
+
+
+def check_processes(config: FinetuneConfig) -> None:
+    """Raises FinetuneError for settings that need several processes where only one was launched."""
+    if config.fsdp and read_launch().size == 1:
+        raise FinetuneError(
+            "`fsdp` divides the image tower among several processes: add `workers=N`, or start it with torchrun."
+        )
 
 
 def check(config: FinetuneConfig, sources: Sources = NAMED) -> tuple[Method, TextMode]:
@@ -34,6 +43,10 @@ def check(config: FinetuneConfig, sources: Sources = NAMED) -> tuple[Method, Tex
         if mode not in ("frozen", "encoder"):
             raise FinetuneError(f"`train=all` trains the text tower, but {config.method} has text={mode}; choose one.")
         mode = "encoder"
+    if config.fsdp and config.compile:
+        raise FinetuneError("`fsdp` trains a tower that is put together block by block, not compiled: leave `compile` out.")
+    if config.fsdp and config.batch_size is None:
+        raise FinetuneError("`batch_size=auto` tries passes with a whole tower, not with `fsdp`: give a number.")
     divided = config.effective_batch is not None and (config.batch_size or 0) < config.effective_batch
     if divided and not method.divisible():
         raise FinetuneError(

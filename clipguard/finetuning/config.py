@@ -71,6 +71,9 @@ class FinetuneConfig:
         default_help="batch size x passes a step, both as they would be without auto",
     )
     grad_checkpointing: bool = setting(False, "Compute activations twice to save memory.")
+    fsdp: bool = setting(
+        False, "Divide the image tower's weights, gradients and moments among the processes (FSDP2), for large towers."
+    )
     compile: bool = setting(False, "Train with torch.compile: minutes of start-up, then faster passes.")
     augment: Augment = setting("none", "none, or standard: crop and mirror.", default_help="none (tiny: standard)")
     decoders: int | None = setting(None, "Processes that make batches.", low=0, default_help="as many as pay")

@@ -117,6 +117,8 @@ def plan_finetune(
         ClipguardError: for what a run would refuse, and where several processes were launched.
     """
     check(config, sources)
+    if config.fsdp:
+        raise FinetuneError("A plan is measured with one process, which has the tower whole: leave `fsdp` out.")
     if read_launch().size > 1:
         raise FinetuneError("A plan is measured with one process; start it without torchrun.")
     device = choose_device(config.device)

@@ -18,7 +18,7 @@ from clipguard.core.errors import FinetuneError
 from clipguard.core.files.output import OutputFolder
 from clipguard.core.notices import Notice, noticing
 from clipguard.core.progress import Progress, Silent
-from clipguard.finetuning.checks import check
+from clipguard.finetuning.checks import check, check_processes
 from clipguard.finetuning.config import FinetuneConfig
 from clipguard.finetuning.data.batches import choose_decoders
 from clipguard.finetuning.data.images import TrainingImages
@@ -84,6 +84,7 @@ def run_finetune(
         KeyboardInterrupt: at Ctrl-C; it leaves a run to be resumed.
     """
     check(config, sources)
+    check_processes(config)
 
     def take() -> OutputFolder:
         name = f"{config.method.partition('(')[0]}-"

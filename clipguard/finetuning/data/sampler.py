@@ -42,14 +42,14 @@ class ResumableBatchSampler:
         """That of a run's settings; a length in epochs becomes one in steps.
 
         Raises:
-            FinetuneError: if a batch has fewer images than there are processes.
+            FinetuneError: if a batch has fewer images than there are processes, or with `fsdp` cannot be shared evenly.
         """
         steps = config.steps or 0
+        what = f"`{'effective_batch' if config.effective_batch else 'batch_size'}={config.images_per_batch}`"
         if config.images_per_batch < team.size:
-            what = "effective_batch" if config.effective_batch else "batch_size"
-            raise FinetuneError(
-                f"`{what}={config.images_per_batch}` is shared by {team.size} processes: give each at least one image."
-            )
+            raise FinetuneError(f"{what} is shared by {team.size} processes: give each at least one image.")
+        if config.fsdp and config.images_per_batch % team.size:
+            raise FinetuneError(f"{what} is shared by {team.size} processes: with `fsdp` each must have as many images.")
         sampler = cls(train, config.seed, config.images_per_batch, config.accumulate, steps, team=team)
         if config.epochs is None:
             return sampler

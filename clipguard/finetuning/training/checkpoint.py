@@ -72,6 +72,15 @@ class Checkpoints:
         """The weights that `save_best` wrote at that step."""
         return _read(self._path("best", step))
 
+    def last(self, averaged: bool) -> Weights:
+        """The newest checkpoint's weights, or those of its moving average."""
+        state = self.latest()
+        assert state is not None  # one is written after the last step
+        if not averaged:
+            return state["student"]
+        average = state["average"] or {}
+        return {name.removeprefix("module."): value for name, value in average.items() if name.startswith("module.")}
+
     def remove(self) -> None:
         """Delete all of it, when the run is complete."""
         shutil.rmtree(self.folder, ignore_errors=True)

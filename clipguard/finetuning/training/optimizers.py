@@ -6,10 +6,11 @@ import math
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch.distributed.tensor import DTensor
 from torch.optim.swa_utils import AveragedModel
 
 from clipguard.finetuning.config import FinetuneConfig, Schedule
+from clipguard.finetuning.processes.sharding import own_part
 from clipguard.finetuning.tuned.tuned_model import TunedModel
 
 
@@ -20,7 +21,8 @@ def make_optimizers(config: FinetuneConfig, model: TunedModel, text_lr: float) -
     optimizers: dict[str, torch.optim.Optimizer] = {
         "image": torch.optim.AdamW(image, **common)
         if config.optimizer == "adamw"
-        else torch.optim.SGD(image, momentum=config.momentum, **common)
+        # Of fused ones torch has only Adam for parameters that are divided among processes.
+        else torch.optim.SGD(image, momentum=config.momentum, **{**common, "fused": not any(isinstance(p, DTensor) for p in image)})
     }
     if text := model.text_parameters():
         optimizers["text"] = torch.optim.AdamW(text, text_lr, weight_decay=0.0, fused=text[0].is_cuda or None)
@@ -43,8 +45,8 @@ class MovingAverage(AveragedModel):
     @torch.no_grad()
     def follow(self, model: TunedModel, *, first: bool) -> None:
         """Move towards a model; at the first time, become it."""
-        own: list[Tensor] = list(self.module.parameters())
-        others: list[Tensor] = list(model.parameters())
+        own = own_part(self.module.parameters())
+        others = own_part(model.parameters())
         if first:
             torch._foreach_copy_(own, others)
         else:

@@ -24,6 +24,7 @@ from clipguard.finetuning.config import FinetuneConfig
 from clipguard.finetuning.data.batches import ImageBatch
 from clipguard.finetuning.methods.base import Batch
 from clipguard.finetuning.processes.gathering import gather_batch
+from clipguard.finetuning.processes.sharding import whole
 from clipguard.finetuning.processes.team import Team
 from clipguard.finetuning.training.objective import Objective, Terms, batch_accuracy
 from clipguard.finetuning.tuned.tuned_model import TunedModel
@@ -115,7 +116,7 @@ class Step:
         self.model, self.wrapped, self.optimizers = model, wrapped, optimizers
         self.loss = BatchLoss(model, wrapped, objective, config.images_per_batch, team)
         self.synced: nn.Module = self.loss
-        if team.size > 1:
+        if team.size > 1 and not config.fsdp:
             self.synced = averaged(self.loss)
         self.rows = config.batch_size and -(-config.batch_size // team.size) if config.effective_batch else None
         self.tower: Callable[[Tensor], Any] | None = None
@@ -140,6 +141,8 @@ class Step:
                 passes.append(self._pass(batch, progress, look))
                 with record_function("clipguard: optimiser"):
                     if self.accelerator.sync_gradients:
+                        if self.config.fsdp:
+                            average_gradients(self.model.text_parameters(), self.team)
                         norms = self._clip()
                     for optimizer in self.optimizers.values():
                         optimizer.step()
@@ -206,12 +209,13 @@ class Step:
         """Limit each gradient's norm; returns what they were. Without a limit, they are there to be checked."""
         parameters = {"image": self.model.image_parameters(), "text": self.model.text_parameters()}
         limit = self.config.grad_clip
-        return {
-            f"{name}_gradient": self.accelerator.clip_grad_norm_(parameters[name], limit)
+        norms = {
+            name: self.accelerator.clip_grad_norm_(parameters[name], limit)
             if limit
             else gradient_norm(parameters[name])
             for name in self.optimizers
         }
+        return {f"{name}_gradient": norm for name, norm in whole(norms).items()}
 
     def _accuracy(self, batch: Batch, images: ImageBatch, look: bool) -> Scalars:
         """Batch accuracy; clean images cost a pass where the method needs none, so they are looked at now and then."""
@@ -224,6 +228,13 @@ class Step:
             "clean_accuracy": batch_accuracy(batch, clean),
         }
         return {name: value for name, value in accuracies.items() if value is not None}
+
+
+def average_gradients(parameters: list[nn.Parameter], team: Team) -> None:
+    """The mean of all processes' gradients, of parameters that each process has whole and nobody else averages."""
+    for parameter in parameters:
+        if parameter.grad is not None:
+            team.sum(parameter.grad.div_(team.size))
 
 
 def gradient_norm(parameters: list[nn.Parameter]) -> Tensor:

@@ -20,6 +20,7 @@ from clipguard.finetuning.data.batches import ImageBatch, collate, load_batches
 from clipguard.finetuning.data.images import TrainingImages
 from clipguard.finetuning.data.random_keys import random_key
 from clipguard.finetuning.data.sampler import ResumableBatchSampler
+from clipguard.finetuning.processes.sharding import Mould, load_whole, load_whole_optimizer, saved, shard, whole
 from clipguard.finetuning.training.checkpoint import Checkpoints, TrainingState
 from clipguard.finetuning.training.fitting import compile_tower, fitting_rows
 from clipguard.finetuning.training.interrupts import interruptible, raise_interrupt
@@ -72,6 +73,7 @@ class Trainer:
         self.average = None
         if config.ema:
             self.average = MovingAverage(model, config.ema)
+        self.mould = self._divide() if config.fsdp and self.team.size > 1 else None
         optimizers = make_optimizers(config, model, objective.method.text_learning_rate())
         wrapped = accelerator.prepare_model(model, evaluation_mode=True)  # mixed precision; the rest is `Step`'s
         self.optimizers = {name: accelerator.prepare_optimizer(optimizer) for name, optimizer in optimizers.items()}
@@ -84,6 +86,14 @@ class Trainer:
         self.eval_every = config.eval_every or max(1, self.steps // 5)
         self.save_every = config.save_every or self.eval_every
         self._read_at = time.perf_counter()
+
+    def _divide(self) -> Mould[TunedModel]:
+        """Divide the image tower among the processes, and its moving average; returns what whole models come from."""
+        mould = Mould(self.model)
+        shard(self.model.image.visual, self.accelerator.device, self.team)
+        if self.average is not None:
+            shard(self._tuned(self.average.module).image.visual, self.accelerator.device, self.team)
+        return mould
 
     def settle(self, rows: int | None) -> None:
         """Find what passes may take and compile the tower, where the settings ask for it; before `train`.
@@ -170,8 +180,10 @@ class Trainer:
         """Score the model, or its moving average, and keep its weights if they are the best, or as good and newer."""
         assert self.validation is not None
         model = self.trained_model()
-        whole = self.sampler.images_per_process if self.objective.method.divisible() else self.sampler.batch_size
-        value, result = self.validation(model, progress, self.step.rows or whole)
+        if self.mould is not None:  # processes score without waiting for each other
+            model = self.mould.filled(whole(model.state_dict()))
+        images = self.sampler.images_per_process if self.objective.method.divisible() else self.sampler.batch_size
+        value, result = self.validation(model, progress, self.step.rows or images)
         step = self.position.step
         metrics_log.write([{"step": step, "validation": result}])
         self.accelerator.log({"validation": value}, step=step)
@@ -187,28 +199,37 @@ class Trainer:
 
     def trained_model(self) -> TunedModel:
         """What is evaluated and exported: the moving average if there is one."""
-        model = self.model if self.average is None else self.average.module
-        assert isinstance(model, TunedModel)
-        return model
+        return self.model if self.average is None else self._tuned(self.average.module)
+
+    @staticmethod
+    def _tuned(module: torch.nn.Module) -> TunedModel:
+        assert isinstance(module, TunedModel)
+        return module
 
     def load_best(self) -> TunedModel:
-        """The model with the weights that did best in validation; the last ones if there was none."""
+        """The model with the weights that did best in validation; the last ones if there was none. Needs no others."""
+        if self.mould is not None:
+            best = self.position.best_step
+            state = self.checkpoints.last(self.average is not None) if best is None else self.checkpoints.best(best)
+            return self.mould.filled(state).to(self.accelerator.device)
         model = self.trained_model()
         if self.position.best_step is not None:
             model.load_state_dict(self.checkpoints.best(self.position.best_step))
         return model
 
     def _save(self, metrics_size: int) -> None:
+        state: TrainingState = {
+            "position": asdict(self.position),
+            "student": self.model.state_dict(),
+            "average": None if self.average is None else self.average.state_dict(),
+            "optimizers": {name: optimizer.state_dict() for name, optimizer in self.optimizers.items()},
+            "metrics": metrics_size,
+        }
+        if self.mould is not None:
+            state = saved(state, keep=self.team.main)
         with self.team.agree():
             if not self.team.main:
                 return
-            state: TrainingState = {
-                "position": asdict(self.position),
-                "student": self.model.state_dict(),
-                "average": None if self.average is None else self.average.state_dict(),
-                "optimizers": {name: optimizer.state_dict() for name, optimizer in self.optimizers.items()},
-                "metrics": metrics_size,
-            }
             self.checkpoints.save(self.position.step, state, self.position.best_step)
 
     def _restore(self) -> int:
@@ -217,11 +238,11 @@ class Trainer:
         if state is None:
             return 0
         self.position = Position(**state["position"])
-        self.model.load_state_dict(state["student"])
+        load_whole(self.model, state["student"])
         if self.average is not None:
             assert state["average"] is not None  # the settings are those that it was saved with
-            self.average.load_state_dict(state["average"])
+            load_whole(self.average, state["average"])
         for name, optimizer in self.optimizers.items():
-            optimizer.load_state_dict(state["optimizers"][name])
+            load_whole_optimizer(optimizer, state["optimizers"][name])
         log.info("Going on from step %d of %d", self.position.step, self.steps)
         return state["metrics"]
