@@ -44,7 +44,7 @@ def check(config: FinetuneConfig, sources: Sources = NAMED) -> tuple[Method, Tex
             raise FinetuneError(f"`train=all` trains the text tower, but {config.method} has text={mode}; choose one.")
         mode = "encoder"
     if config.fsdp and config.compile:
-        raise FinetuneError("`fsdp` trains a tower that is put together block by block, not compiled: leave `compile` out.")
+        raise FinetuneError("`fsdp` puts the tower together block by block, not compiled: leave `compile` out.")
     if config.fsdp and config.batch_size is None:
         raise FinetuneError("`batch_size=auto` tries passes with a whole tower, not with `fsdp`: give a number.")
     divided = config.effective_batch is not None and (config.batch_size or 0) < config.effective_batch

@@ -49,7 +49,7 @@ class ResumableBatchSampler:
         if config.images_per_batch < team.size:
             raise FinetuneError(f"{what} is shared by {team.size} processes: give each at least one image.")
         if config.fsdp and config.images_per_batch % team.size:
-            raise FinetuneError(f"{what} is shared by {team.size} processes: with `fsdp` each must have as many images.")
+            raise FinetuneError(f"{what} is shared by {team.size} processes: with `fsdp` the parts must be equal.")
         sampler = cls(train, config.seed, config.images_per_batch, config.accumulate, steps, team=team)
         if config.epochs is None:
             return sampler

@@ -33,7 +33,7 @@ def shard(tower: nn.Module, device: torch.device, team: Team) -> None:
         FinetuneError: where FSDP2 cannot take the tower.
     """
     mesh = init_device_mesh(device.type, (team.size,))
-    tower.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]  # FSDP2 takes no other
+    tower.to(memory_format=torch.contiguous_format)  # FSDP2 takes no other
     try:
         # The tower's own parameters, too, are taken apart after each pass: whether they get gradients is said of the
         # parts, and counts from the next pass.
@@ -48,8 +48,8 @@ def blocks(tower: nn.Module) -> list[nn.Module]:
     found: list[nn.Module] = []
     for child in tower.children():
         parts = list(child.children())
-        repeats = isinstance(child, nn.ModuleList | nn.Sequential) and len(parts) > 1 and len(set(map(type, parts))) == 1
-        found += parts if repeats else blocks(child)
+        is_list = isinstance(child, nn.ModuleList | nn.Sequential)
+        found += parts if is_list and len(parts) > 1 and len(set(map(type, parts))) == 1 else blocks(child)
     return found
 
 
@@ -70,7 +70,8 @@ def saved(state: T, *, keep: bool) -> T:
         state: mappings, lists and what is in them.
         keep: whether this process gets it; others only help.
     """
-    return tree_map_only(DTensor, lambda tensor: _on_the_cpu(tensor.full_tensor(), keep), state)
+    together: T = tree_map_only(DTensor, lambda tensor: _on_the_cpu(tensor.full_tensor(), keep), state)
+    return together
 
 
 def _on_the_cpu(tensor: Tensor, keep: bool) -> Tensor | None:
