@@ -95,7 +95,7 @@ def finetune(
     from clipguard.finetuning.run import resume_finetune, run_finetune
 
     if resume is not None:
-        how = pop_settings(given, LAUNCH)
+        how, fsdp = pop_settings(given, LAUNCH), given.pop("fsdp", None)
         if given or config:
             raise ClipguardError(
                 f"--resume goes on with the run's own settings; leave out `{next(iter(given), 'config')}`."
@@ -103,7 +103,7 @@ def finetune(
         _started_by_launcher(how["workers"])
         timeout = how["rendezvous_timeout"]
         with RichProgress() as progress, _how_to_resume() as at:
-            result = resume_finetune(resume, progress, rendezvous_timeout=timeout, on_start=at)
+            result = resume_finetune(resume, progress, rendezvous_timeout=timeout, on_start=at, fsdp=fsdp)
     else:
         with _told_once():
             from_file = read_config(config, SETTINGS) if config else {}

@@ -104,18 +104,23 @@ def resume_finetune(
     *,
     rendezvous_timeout: float = RENDEZVOUS_TIMEOUT,
     on_start: Callable[[Path], None] | None = None,
+    fsdp: bool | None = None,
 ) -> FinetuneResult:
     """Go on with an interrupted run, with its own settings; the result is that of a run without interruption.
 
     Args:
         out: the run's folder.
         progress, rendezvous_timeout, on_start: as of `run_finetune`.
+        fsdp: whether the tower is divided from now on; None: as before, where there are several processes.
 
     Raises:
         FinetuneError: if there is no such run, it is finished, its model or data have changed, or were in memory.
         OutputError: if it is still under way.
     """
     run = read_run(out)
+    if fsdp is not None:
+        run = {**run, "config": {**run["config"], "fsdp": fsdp}}
+        check_processes(settings_of_run(run))
     config = settings_of_run(run)
 
     def take() -> OutputFolder:
@@ -130,6 +135,8 @@ def resume_finetune(
         with _taken(team, take, on_start) as folder:
             with team.agree():
                 before = read_unfinished(out)  # once more: it may have ended before the folder was ours
+            if config.fsdp and team.size == 1:
+                log.info("The tower was divided among processes (`fsdp`); this one goes on with the whole of it")
             return _run(config, NAMED, team, folder, before["command"], before, progress or Silent(), notices)
 
 
