@@ -7,6 +7,7 @@ processes must therefore make the same passes. What is saved is whole: checkpoin
 from __future__ import annotations
 
 import copy
+import warnings
 from collections.abc import Iterable, Mapping
 from typing import Any, Generic, TypeVar
 
@@ -32,6 +33,8 @@ def shard(tower: nn.Module, device: torch.device, team: Team) -> None:
     Raises:
         FinetuneError: where FSDP2 cannot take the tower.
     """
+    # The embeddings may be a view of the last block's output; nobody writes into them.
+    warnings.filterwarnings("ignore", rf"FSDP2-wrapped module \(FSDP{type(tower).__name__}\) returned a view tensor")
     mesh = init_device_mesh(device.type, (team.size,))
     tower.to(memory_format=torch.contiguous_format)  # FSDP2 takes no other
     try:
@@ -44,12 +47,13 @@ def shard(tower: nn.Module, device: torch.device, team: Team) -> None:
 
 
 def blocks(tower: nn.Module) -> list[nn.Module]:
-    """What a tower repeats: the outermost lists of at least two modules of one class; none for some towers."""
+    """What a tower repeats, inner ones first: modules of lists of at least two of one class; none for some towers."""
     found: list[nn.Module] = []
     for child in tower.children():
+        found += blocks(child)
         parts = list(child.children())
-        is_list = isinstance(child, nn.ModuleList | nn.Sequential)
-        found += parts if is_list and len(parts) > 1 and len(set(map(type, parts))) == 1 else blocks(child)
+        if isinstance(child, nn.ModuleList | nn.Sequential) and len(parts) > 1 and len(set(map(type, parts))) == 1:
+            found += parts
     return found
 
 
