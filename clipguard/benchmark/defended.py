@@ -89,9 +89,13 @@ class DefenseOfPlan:
         return self._others
 
 
-def defense_record(plan: BenchPlan) -> DefenseRecord:
-    """`run.defense` of the result files, for a plan with a defence."""
+def defense_record(plan: BenchPlan, classes: int) -> DefenseRecord:
+    """`run.defense` of the result files, for a plan with a defence and data sets with up to so many classes."""
     defenses = parse_defenses(plan.defense or "")
+    forward, backward = 1, 0
+    for defense in reversed(defenses):  # each pass of an outer one is one of what is inside
+        own = defense.cost(classes)
+        forward, backward = own[0] * forward, own[1] * forward + own[0] * backward
     return {
         "chain": [defense.parameters() for defense in defenses],
         "random": any(defense.random for defense in defenses),
@@ -99,6 +103,7 @@ def defense_record(plan: BenchPlan) -> DefenseRecord:
         "votes": plan.votes,
         "draws": plan.draws,
         "transfer_from": list(plan.transfer_from),
+        "passes": [forward, backward],
     }
 
 

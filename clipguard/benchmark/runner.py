@@ -11,7 +11,7 @@ import pandas as pd
 
 from clipguard.attacks.engine.outcome import EpsOutcome, Example, ImageOutcome
 from clipguard.attacks.recipes import Recipe
-from clipguard.benchmark.checks.findings import run_findings
+from clipguard.benchmark.checks.findings import defense_findings, run_findings
 from clipguard.benchmark.checks.probing import Prober, switched_off
 from clipguard.benchmark.defended import defense_record, recipes_of, worst_case
 from clipguard.benchmark.objects import Objects
@@ -98,7 +98,7 @@ class BenchRun:
         if self.objects.names():
             record["in_memory"] = self.objects.names()
         if plan.defense is not None:
-            record["defense"] = defense_record(plan)
+            record["defense"] = defense_record(plan, max(len(task.dataset.class_names) for task in tasks))
         self.result = BenchResult(record)
         for name in plan.models:
             for number, task in enumerate(tasks):
@@ -222,12 +222,12 @@ class _ModelOnTask:
         prober = Prober(
             self.plan, self.workers.probe, self.task, self.preprocess, samples, self.run.store, self.attacked_cells
         )
-        defended = self.plan.defense is not None  # the probes are of what a defence stands around
-        probe = prober if self.run.probes and not defended else switched_off
+        probe = prober if self.run.probes else switched_off
+        about = run_findings if self.plan.defense is None else defense_findings
         findings = entry(
             self.names["model"],
             self.names["dataset"],
-            run_findings(self.plan, self.task.dataset, [] if defended else recipes, samples, probe),
+            about(self.plan, self.task.dataset, recipes, samples, probe),
         )
         if prober.costs or prober.stored:
             self.result.run["costs"].append(prober.cost_record(self.names))

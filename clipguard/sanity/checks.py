@@ -47,6 +47,7 @@ COHEN = "Cohen 1960, A Coefficient of Agreement for Nominal Scales"
 KUHN = "Kuhn 1955, The Hungarian Method for the Assignment Problem"
 LANDIS = "Landis & Koch 1977, The Measurement of Observer Agreement for Categorical Data"
 TRAMER = "Tramèr et al. 2020, On Adaptive Attacks to Adversarial Example Defenses"
+CROCE_DEFENSES = "Croce et al. 2022, Evaluating the Adversarial Robustness of Adaptive Test-time Defenses"
 
 CHECKS: dict[str, Check] = {
     "above-chance": Check(
@@ -148,10 +149,39 @@ CHECKS: dict[str, Check] = {
     ),
 }
 
+DEFENSE_CHECKS: dict[str, Check] = {  # of defended models, which `clipguard bench --defense` makes
+    "weak-threat": Check(
+        "Was the defence attacked by who knows it?",
+        "Leave out --threat: images made on the undefended model say little of who attacks through the defence.",
+        CROCE_DEFENSES,
+    ),
+    "defense-gap": Check(
+        "Does what transferred attacks leave standing hold against adaptive ones and queries?",
+        "Report the worst case. The gap is robustness that only those attackers see who do not know of the defence.",
+        CROCE_DEFENSES,
+    ),
+    "defense-labels": Check(
+        "Does the defence change labels of attacked images rather than of clean ones?",
+        "It costs clean accuracy without helping: compare with the undefended model at the same passes.",
+        CROCE_DEFENSES,
+    ),
+    "defense-gate": Check(
+        "Does the gate see images that were attacked through the defence?",
+        "The attack passes the gate, so what is behind it does not count. Report how many images pass.",
+        TRAMER,
+    ),
+    "defense-gradient": Check(
+        "Is each gradient that the defence offers to attacks its own, and not zero?",
+        "Offer `identity` where steps are detached, and what is differentiable elsewhere; a zero gradient hides all.",
+        ATHALYE,
+    ),
+}
+ALL_CHECKS = CHECKS | DEFENSE_CHECKS
+
 
 @dataclass(frozen=True)
 class Finding:
-    """The answer to one of `CHECKS`.
+    """The answer to one of `ALL_CHECKS`.
 
     Attributes:
         id: the check's name.
@@ -168,7 +198,7 @@ class Finding:
     @property
     def advice(self) -> str:
         """What to do; nothing if all is well or nothing was asked."""
-        return CHECKS[self.id].advice if self.verdict in ("warning", "failure") else ""
+        return ALL_CHECKS[self.id].advice if self.verdict in ("warning", "failure") else ""
 
     def to_dict(self) -> FindingRecord:
         """Plain JSON types."""

@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Container, Sequence
 
 from clipguard.core.records.run import FindingsRecord
-from clipguard.sanity.checks import CHECKS, Finding
+from clipguard.sanity.checks import ALL_CHECKS, Finding
 from clipguard.sanity.predictions import PREDICTION_CHECKS
 
 log = logging.getLogger("clipguard")
@@ -19,7 +19,9 @@ def entry(model: str, dataset: str, findings: Sequence[Finding]) -> FindingsReco
     return {"model": model, "dataset": dataset, "findings": [finding.to_dict() for finding in findings]}
 
 
-def alarms(findings: Sequence[FindingsRecord], checks: Container[str] = CHECKS, *, undecided: bool = True) -> list[str]:
+def alarms(
+    findings: Sequence[FindingsRecord], checks: Container[str] = ALL_CHECKS, *, undecided: bool = True
+) -> list[str]:
     """A line for each warning and failure of these checks in `run.findings`, and where chance cannot be told."""
     return [
         f"{f['verdict'].upper()} {f['id']}, {entry['model']} on {entry['dataset']}: {f['evidence']}. {f['advice']}"

@@ -15,7 +15,7 @@ from clipguard.core.errors import OutputError, ResultError, first_line
 from clipguard.core.files.output import OutputFile
 from clipguard.core.html_table import html_table
 from clipguard.core.markdown import escape_markdown, markdown_table
-from clipguard.sanity.checks import CHECKS, VERDICTS, Finding, Verdict, worst
+from clipguard.sanity.checks import ALL_CHECKS, VERDICTS, Finding, Verdict, worst
 
 HEADINGS = ("check", "verdict", "evidence", "advice")
 
@@ -100,6 +100,6 @@ class Findings(list[Finding]):
 
 def _finding(row: Mapping[str, Any]) -> Finding:
     """The inverse of `Finding.to_dict`. Raises KeyError or TypeError for anything else."""
-    if row["id"] not in CHECKS or row["verdict"] not in VERDICTS:
+    if row["id"] not in ALL_CHECKS or row["verdict"] not in VERDICTS:
         raise KeyError(row["id"])
     return Finding(row["id"], row["verdict"], row["evidence"], row["numbers"])

@@ -21,6 +21,7 @@ from clipguard.benchmark.results.result import BenchResult
 from clipguard.core.records.run import FindingsRecord
 from clipguard.data import ZeroShotDataset
 from clipguard.sanity.checks import CHECKS, Finding, weightier
+from clipguard.sanity.defenses import threat_findings
 from clipguard.sanity.entries import entry
 from clipguard.sanity.predictions import prediction_findings
 from clipguard.sanity.rows import row_findings
@@ -53,6 +54,21 @@ def run_findings(
             findings[finding.id] = weightier(findings.get(finding.id, finding), finding)
         findings["duplicate-classes"] = with_prompts(findings["duplicate-classes"], dataset.templates)
     return [findings[check] for check in CHECKS if check in findings]
+
+
+def defense_findings(
+    plan: BenchPlan,
+    dataset: ZeroShotDataset,
+    recipes: Sequence[Recipe],
+    samples: pd.DataFrame,
+    probe: Callable[[Recipe], list[Finding]],
+) -> list[Finding]:
+    """The same about one defended model."""
+    attacked = [recipe for recipe in recipes if recipe.stages]
+    findings = of_predictions(samples, dataset.class_names)
+    if attacked and plan.eps[-1].pixels > 0:
+        findings += [*threat_findings(samples, [r.name for r in attacked], plan.eps[-1].typed), *probe(attacked[0])]
+    return findings
 
 
 def of_predictions(samples: pd.DataFrame, class_names: Sequence[str]) -> list[Finding]:

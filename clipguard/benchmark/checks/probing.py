@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
@@ -13,15 +14,19 @@ import torch
 from torch import Tensor, nn
 
 from clipguard.attacks.engine.costs import Cost
+from clipguard.attacks.engine.options import EngineOptions
 from clipguard.attacks.engine.passes.evaluator import Evaluator, Objective
 from clipguard.attacks.recipes import Recipe
+from clipguard.attacks.threat import ThreatModel
 from clipguard.benchmark.checks.findings import pick_images
 from clipguard.benchmark.images import Preprocess
 from clipguard.benchmark.plan import BenchPlan
 from clipguard.benchmark.results.sample_rows import RowNames, cost_record, cost_table
 from clipguard.benchmark.task import Task
 from clipguard.core.records.run import CostRecord, StageCosts
+from clipguard.defenses.attacking.threats import DefendedModel, ThreatRecipe
 from clipguard.sanity.checks import Finding, not_checked
+from clipguard.sanity.defenses import PASS_CHECKS, DefenseProbe
 from clipguard.sanity.entries import NO_PROBES
 from clipguard.sanity.probes import PROBE_CHECKS, probe
 from clipguard.sanity.subject import Subject
@@ -29,6 +34,7 @@ from clipguard.store.probes import ProbeKey, probe_file, read_probes, write_prob
 from clipguard.store.store import Store
 
 PROBED_IMAGES = 8  # images a model and data set
+DEFENDED_IMAGES = 16  # the same of a defended model
 PROBES = "sanity probes"  # their name in `run.costs`
 VERSION = 1  # of what is stored. Increase it with any change of the probes
 
@@ -84,6 +90,17 @@ def probe_images(
     return Probed(findings, evaluator.costs.settled())
 
 
+def probe_defended(
+    plan: BenchPlan, defended: DefendedModel, images: ProbedImages, device: str, options: EngineOptions
+) -> Probed:
+    """The findings of `PASS_CHECKS` about a defended model on its device."""
+    labels, threat = torch.from_numpy(images.labels).long().to(device), ThreatModel(plan.norm)
+    eps, index, started = plan.eps[-1].pixels, images.index.tolist(), time.perf_counter()
+    findings = DefenseProbe(defended, images.x.to(device), labels, index, threat, eps, options).findings()
+    count = defended.count
+    return Probed(findings, {PROBES: Cost(count.forward, count.backward, time.perf_counter() - started)})
+
+
 def subject_of(
     plan: BenchPlan, evaluator: Evaluator, images: ProbedImages, device: str, eps: float, class_names: Sequence[str]
 ) -> Subject:
@@ -111,12 +128,17 @@ class Prober:
     costs: dict[str, Cost] = field(default_factory=dict)
     stored: StageCosts = field(default_factory=dict)  # what the findings took that were not computed again
 
+    @property
+    def images(self) -> int:
+        """How many are probed."""
+        return PROBED_IMAGES if self.plan.defense is None else DEFENDED_IMAGES
+
     def __call__(self, recipe: Recipe) -> list[Finding]:
         """The findings of `PROBE_CHECKS`."""
         clean = self.samples[self.samples["attack"] == "none"]
         right = clean[clean["robust"]]
         indices = (right if len(right) else clean)["index"].to_numpy()
-        index, x = pick_images(self.task.images.image, self.preprocess, indices, PROBED_IMAGES)
+        index, x = pick_images(self.task.images.image, self.preprocess, indices, self.images)
         images = ProbedImages(index, x, self.task.dataset.labels[index])
         key = self._key(index)
         known = read_probes(self.store, probe_file(self.store, key)) if self.store else None
@@ -133,7 +155,7 @@ class Prober:
         return {
             **names,
             "attack": PROBES,
-            "batch_size": PROBED_IMAGES if self.costs else None,
+            "batch_size": self.images if self.costs else None,
             "stages": cost_table(self.costs),
             "reused": 0,
             "computed": 0,
@@ -152,5 +174,5 @@ class Prober:
 
 def switched_off(recipe: Recipe) -> list[Finding]:
     """Instead of a `Prober`, where the user wants no probes."""
-    del recipe
-    return [not_checked(check, f"probes are switched off ({NO_PROBES})") for check in PROBE_CHECKS]
+    checks = PASS_CHECKS if isinstance(recipe, ThreatRecipe) else PROBE_CHECKS
+    return [not_checked(check, f"probes are switched off ({NO_PROBES})") for check in checks]

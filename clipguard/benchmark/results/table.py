@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from clipguard.core.eps import show_eps
 from clipguard.core.html_table import html_table
 from clipguard.core.markdown import markdown_table
-from clipguard.core.records.run import ProtocolRecord
+from clipguard.core.records.run import ProtocolRecord, RunRecord
 from clipguard.sanity.entries import finding_lines
 
 if TYPE_CHECKING:
@@ -92,16 +92,29 @@ def interval(cell: Cell) -> str:
 def caption(result: BenchResult) -> str:
     """One line on what the numbers are."""
     attacks = sorted({c.attack for c in result.cells if c.attack != "none"})
+    if "defense" in result.run and attacks:
+        attacks = [f"{' and '.join(result.run['plan']['attacks'])} as {', '.join(result.run['defense']['threats'])}"]
     norms = sorted({c.norm for c in result.cells})
     what = f"robust accuracy is an upper bound, under {', '.join(attacks)} ({', '.join(norms)})" if attacks else "clean"
     nested = ", NESTED eps mode: small budgets were only confirmed" if result.run["eps_mode"] == "nested" else ""
+    defense = f"; {defense_line(result.run)}" if "defense" in result.run else ""
     record = result.run.get("protocol")
     protocol = f"; {protocol_line(record)}" if record else ""
     invariant = all(answer["holds"] for answer in result.run.get("batch_invariant", {}).values())
     digits = "" if invariant else " Last digits may depend on the batch here (run.batch_invariant)."
     partial = "" if result.run["complete"] else " INTERRUPTED: finished cells only."
     seed = f"seed {result.run['seed']}"
-    return f"Accuracy in %, with 95 % Wilson intervals; {what}{nested}{protocol}; {seed}.{digits}{partial}"
+    return f"Accuracy in %, with 95 % Wilson intervals; {what}{nested}{defense}{protocol}; {seed}.{digits}{partial}"
+
+
+def defense_line(run: RunRecord) -> str:
+    """What the defences cost, who decides, and that a weak attack is one."""
+    record = run["defense"]
+    forward, backward = record["passes"]
+    names = " + ".join(defense["defense"] for defense in record["chain"])
+    votes = f", majority of {record['votes']} runs" if record["random"] else ""
+    weak = "" if "adaptive" in record["threats"] else f" WEAK: {' and '.join(record['threats'])} alone."
+    return f"{names} takes up to {forward} forward and {backward} backward passes an image{votes}{weak}"
 
 
 def protocol_line(protocol: ProtocolRecord) -> str:

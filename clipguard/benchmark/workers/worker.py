@@ -23,7 +23,7 @@ from clipguard.attacks.engine.reference import ReferenceEngine
 from clipguard.attacks.inputs import explained
 from clipguard.attacks.recipes import Recipe
 from clipguard.attacks.threat import ThreatModel
-from clipguard.benchmark.checks.probing import Probed, ProbedImages, probe_images, subject_of
+from clipguard.benchmark.checks.probing import Probed, ProbedImages, probe_defended, probe_images, subject_of
 from clipguard.benchmark.defended import DefenseOfPlan
 from clipguard.benchmark.images import Preprocess
 from clipguard.benchmark.objects import Objects
@@ -261,6 +261,9 @@ class Worker:
 
     def probe(self, recipe: Recipe, images: ProbedImages) -> Probed:
         """Make the sanity checks that take passes of their own."""
+        if self.defense is not None:
+            defended = self.defense.around(self.model, self.classifier, self.task.dataset)
+            return probe_defended(self.plan, defended, images, self.device, self.options)
         return probe_images(self.plan, self.classifier, recipe, images, self.device, self.task.dataset.class_names)
 
     def examine(self, recipe: Recipe, images: ProbedImages, transfer_from: str | None) -> Iterator[Finding]:

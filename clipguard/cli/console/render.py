@@ -12,8 +12,8 @@ from rich.text import Text
 
 from clipguard.adversarial.result import PREDICTED, AdversarialImage, AdversarialResult
 from clipguard.benchmark.checks.diagnosis import Diagnosis
-from clipguard.benchmark.results.result import BenchResult
-from clipguard.benchmark.results.table import AVERAGE, caption, columns, heading, interval, rows
+from clipguard.benchmark.results.result import BenchResult, Cell
+from clipguard.benchmark.results.table import AVERAGE, caption, columns, eps_text, heading, interval, rows
 from clipguard.comparison.output import cell_values, comparison_notes
 from clipguard.comparison.result import Comparison
 from clipguard.core.eps import show_eps
@@ -31,6 +31,40 @@ def short(name: str, width: int = 28) -> str:
 
 def print_table(result: BenchResult) -> None:
     """The table of a run on stdout: accuracy in percent over its interval."""
+    table = _threat_table(result) if "defense" in result.run else _accuracy_table(result)
+    console = Console()
+    console.print(table)
+    print_findings(console, finding_lines(result.run.get("findings", [])))
+
+
+def _threat_table(result: BenchResult) -> Table:
+    """Of defended models: a row a threat, a column an eps."""
+    cells = result.cells
+    models = list(dict.fromkeys(c.model for c in cells))
+    threats = [attack for attack in dict.fromkeys(attack for attack, _ in columns(cells)) if attack != "none"]
+    eps = sorted({cell.eps for cell in cells if cell.attack != "none"})
+    table = Table(caption=caption(result), caption_justify="left")
+    table.add_column(f"{short(models[0])} on" if len(models) == 1 else "model, data set")
+    for name in ("n", "attack", "clean", *(eps_text(one, cells[0].norm) for one in eps)):
+        table.add_column(name, justify="left" if name == "attack" else "right")
+    for row in rows(cells):
+        name = short(row.dataset if len(models) == 1 else f"{row.model}, {row.dataset}")
+        for number, threat in enumerate(threats or [""]):
+            shown = [_accuracy(row.values.get((threat, one), (None, None))) for one in eps]
+            head = [name, str(row.n)] if number == 0 else ["", ""]
+            clean = _accuracy(row.values.get(("none", 0.0), (None, None))) if number == 0 else Text("")
+            table.add_row(*head, threat, clean, *shown, end_section=number + 1 >= len(threats))
+    return table
+
+
+def _accuracy(value: tuple[float | None, Cell | None]) -> Text:
+    """An accuracy in percent, over its interval if it has one."""
+    accuracy, cell = value
+    text = Text("–" if accuracy is None else f"{100 * accuracy:.1f}", style="bold")
+    return text.append(f"\n{interval(cell)}", style="not bold dim") if cell else text
+
+
+def _accuracy_table(result: BenchResult) -> Table:
     cells = result.cells
     table_columns = columns(cells)
     attacks = sorted({a for a, _ in table_columns if a != "none"})
@@ -43,17 +77,11 @@ def print_table(result: BenchResult) -> None:
     for column in table_columns:
         table.add_column(heading(column, cells[0].norm, attacks), justify="right")
     for row in rows(cells):
-        values: list[Text] = []
-        for column in table_columns:
-            accuracy, cell = row.values.get(column, (None, None))
-            text = Text("–" if accuracy is None else f"{100 * accuracy:.1f}", style="bold")
-            values.append(text.append(f"\n{interval(cell)}", style="not bold dim") if cell else text)
+        values = [_accuracy(row.values.get(column, (None, None))) for column in table_columns]
         style = "italic" if row.dataset == AVERAGE else ""
         head = [Text(short(n)) for n in ([row.model, row.dataset] if len(models) > 1 else [row.dataset])]
         table.add_row(*head, str(row.n), *values, style=style, end_section=row.dataset == AVERAGE)
-    console = Console()
-    console.print(table)
-    print_findings(console, finding_lines(result.run.get("findings", [])))
+    return table
 
 
 def print_findings(console: Console, lines: Iterable[str]) -> None:

@@ -143,6 +143,7 @@ class DefenseRecord(TypedDict):
     votes: int
     draws: int
     transfer_from: list[str]
+    passes: list[int]  # of the image tower, forward and backward, that an image takes at most
 
 
 class BatchInvariance(TypedDict):
