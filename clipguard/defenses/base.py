@@ -42,6 +42,10 @@ class View:
         """The same for the draws of one defence of several."""
         return replace(self, draws=replace(self.draws, name=f"{self.draws.name}/{defense.name}"))
 
+    def plain(self) -> View:
+        """The same with the gradient that a defence itself takes of what it stands around, whoever attacks it."""
+        return replace(self, backward="identity")
+
 
 @dataclass(frozen=True)
 class Prompts:
@@ -58,6 +62,17 @@ class Prompts:
     tokenizer: Any
     class_names: Sequence[str]
     templates: Sequence[str]
+    _encoded: dict[tuple[str, ...], Tensor] = field(default_factory=dict, init=False, repr=False, compare=False)
+
+    def encode(self, texts: Sequence[str]) -> Tensor:
+        """Unit embeddings (N, D) of N texts, float32, without gradient; encoded once."""
+        key = tuple(texts)
+        if key not in self._encoded:
+            device = next(self.model.parameters()).device
+            with torch.inference_mode(False), torch.no_grad(), torch.autocast(device.type, enabled=False):
+                features = self.model.encode_text(self.tokenizer(list(texts)).to(device))
+                self._encoded[key] = torch.nn.functional.normalize(features.float(), dim=1)
+        return self._encoded[key]
 
 
 class Classifier(Protocol):
@@ -70,6 +85,10 @@ class Classifier(Protocol):
     @property
     def image_size(self) -> tuple[int, int] | None:
         """(H, W) of the images that its tower sees; None where that is not known."""
+
+    @property
+    def std(self) -> tuple[float, float, float] | None:
+        """The standard deviation of its normalisation, by colour; None where that is not known."""
 
     @property
     def prompts(self) -> Prompts | None:
@@ -170,7 +189,7 @@ class Purifier(Defense):
         return classifier.embed(self._changed(classifier, x, view), view, normalize=normalize)
 
     def _changed(self, classifier: Classifier, x: Tensor, view: View) -> Tensor:
-        changed = self.purify(classifier, x.detach(), view).detach()
+        changed = self.purify(classifier, x.detach(), view.plain()).detach()
         if not (torch.is_grad_enabled() and x.requires_grad):
             return changed
         # A chain takes the gradient that each of its defences has.

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from clipguard.core.errors import DefenseError
 from clipguard.defenses.base import Classifier, Defense, Prompts, View
+from clipguard.defenses.gradients import affine
 
 
 @dataclass
@@ -42,7 +43,14 @@ class Undefended:
         preprocessing = getattr(self.model, "preprocessing", None)
         return None if preprocessing is None else preprocessing.image_size
 
-    def logits(self, x: Tensor, view: View) -> Tensor:  # noqa: ARG002
+    @property
+    def std(self) -> tuple[float, float, float] | None:
+        preprocessing = getattr(self.model, "preprocessing", None)
+        return None if preprocessing is None else preprocessing.std
+
+    def logits(self, x: Tensor, view: View) -> Tensor:
+        if self._embeds:  # by its parts, which have second derivatives
+            return self.score(self.embed(x, view)).float()
         out: Tensor = self.model(x)
         return self._counted(out).float()
 
@@ -51,15 +59,18 @@ class Undefended:
         return self._counted(out)
 
     def score(self, features: Tensor) -> Tensor:
-        out: Tensor = self._part("score")(features)
-        return out
+        return affine(self._part("score"), features)
 
     def text(self) -> Tensor:
         out: Tensor = self._part("text")
         return out
 
+    @property
+    def _embeds(self) -> bool:
+        return all(hasattr(self.model, name) for name in ("embed", "score", "text"))
+
     def _part(self, name: str):  # type: ignore[no-untyped-def]
-        if not hasattr(self.model, name):
+        if not self._embeds:
             raise DefenseError("`defense`: it needs a CLIP model's embeddings, and a module gives logits alone.")
         return getattr(self.model, name)
 
@@ -90,6 +101,10 @@ class Defended:
     @property
     def image_size(self) -> tuple[int, int] | None:
         return self.classifier.image_size
+
+    @property
+    def std(self) -> tuple[float, float, float] | None:
+        return self.classifier.std
 
     @property
     def prompts(self) -> Prompts | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -29,6 +30,43 @@ def twice() -> Iterator[None]:
     """Inside, attention has second derivatives: its fast kernels have none."""
     with torch.enable_grad(), sdpa_kernel(SDPBackend.MATH):
         yield
+
+
+def affine(function: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+    """An affine function of each row of x (B, D), with derivatives of any order.
+
+    The logits of embeddings have a gradient of their own that is exact and can be taken only once. That of an affine
+    function is linear, so its derivative is the function again.
+    """
+    result: Tensor = _Affine.apply(x, function)
+    return result
+
+
+class _Affine(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, function: Callable[[Tensor], Tensor]) -> Tensor:
+        ctx.function, ctx.zeros = function, torch.zeros_like(x)
+        return function(x)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
+        return _Transposed.apply(gradients[0], ctx.function, ctx.zeros), None
+
+
+class _Transposed(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, grad: Tensor, function: Callable[[Tensor], Tensor], zeros: Tensor) -> Tensor:
+        ctx.function, ctx.zeros = function, zeros
+        leaf = zeros.detach().requires_grad_()
+        with torch.enable_grad():
+            return torch.autograd.grad(function(leaf), leaf, grad)[0]
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:
+        rows = gradients[0]
+        size = rows.detach().norm(dim=1, keepdim=True).clamp_min(torch.finfo(rows.dtype).tiny)
+        unit = rows / size  # as the function expects
+        return size * (affine(ctx.function, unit) - ctx.function(ctx.zeros)), None, None
 
 
 def soft_sign(gradients: Tensor) -> Tensor:

@@ -19,6 +19,14 @@ def at_least(defense: Defense, **least: float) -> None:
             raise DefenseError(f"Defence {defense.name!r}: {name} must be at least {bound}, not {value}.")
 
 
+def below(defense: Defense, **bounds: float) -> None:
+    """The same for options that must lie below a bound."""
+    for name, bound in bounds.items():
+        value = getattr(defense, name)
+        if not value < bound:
+            raise DefenseError(f"Defence {defense.name!r}: {name} must be below {bound}, not {value}.")
+
+
 def above(defense: Defense, **bounds: float) -> None:
     """The same for options that must lie above a bound."""
     for name, bound in bounds.items():

@@ -10,6 +10,11 @@ from clipguard.core.errors import DefenseError, did_you_mean
 from clipguard.core.plugins import Registry
 from clipguard.core.spec import Value, parse_call
 from clipguard.defenses.base import Defense
+from clipguard.defenses.methods.anti_adversary import AntiAdversary
+from clipguard.defenses.methods.clipure_cos import CLIPureCos
+from clipguard.defenses.methods.csr import CSR
+from clipguard.defenses.methods.doc import DOC
+from clipguard.defenses.methods.et3 import ET3
 from clipguard.defenses.methods.ttc import TTC
 
 NAME = re.compile(r"[a-z][a-z0-9-]*")  # as `parse_call` reads it
@@ -23,7 +28,15 @@ def _add_plugin(_: str, kind: Any) -> None:
     register_defense(kind)
 
 
-DEFENSES: Registry[type[Defense]] = Registry({kind.name: kind for kind in (TTC,)}, "clipguard.defenses", _add_plugin)
+BUILT_IN: tuple[type[Defense], ...] = (
+    AntiAdversary,
+    CLIPureCos,
+    CSR,
+    DOC,
+    ET3,
+    TTC,
+)
+DEFENSES: Registry[type[Defense]] = Registry({kind.name: kind for kind in BUILT_IN}, "clipguard.defenses", _add_plugin)
 
 
 def register_defense(kind: type[Defense]) -> type[Defense]:

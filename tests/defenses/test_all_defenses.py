@@ -1,0 +1,79 @@
+"""What holds for every defence that is registered."""
+
+from __future__ import annotations
+
+from dataclasses import fields
+from pathlib import Path
+
+import pytest
+import torch
+
+from clipguard.defenses.base import Classifier, Prompts, View
+from clipguard.defenses.classifiers import defend
+from clipguard.defenses.registry import DEFENSES, parse_defenses
+from clipguard.models import load_model
+from tests.helpers.tiny_models import write_model
+
+NAMES, TEMPLATES = ["cat", "dog", "fire engine"], ["a photo of a {}.", "{}"]
+
+
+@pytest.fixture(scope="module", params=["vit", "resnet", "timm", "tiny"])
+def tower(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[torch.nn.Module, Prompts]:
+    """A small CLIP model with a ViT, a ResNet or a ConvNeXt, and the embedded one."""
+    folder: Path = tmp_path_factory.mktemp("models") / request.param
+    spec = "tiny" if request.param == "tiny" else f"local-dir:{write_model(folder, request.param)}"
+    loaded = load_model(spec)
+    return loaded.classifier(NAMES, TEMPLATES), Prompts(loaded.model, loaded.tokenizer, NAMES, TEMPLATES)
+
+
+def pixels(classifier: Classifier) -> torch.Tensor:
+    assert classifier.image_size is not None
+    generator = torch.Generator().manual_seed(0)
+    return 0.1 + 0.8 * torch.rand(2, 3, *classifier.image_size, generator=generator)
+
+
+@pytest.mark.parametrize("name", DEFENSES)
+def test_it_runs_on_every_kind_of_tower(name: str, tower: tuple[torch.nn.Module, Prompts]) -> None:
+    defense = parse_defenses(name)[0]
+    defended = defend(tower[0], [defense], tower[1])
+    x = pixels(defended)
+    with torch.no_grad():
+        wanted = defended.logits(x, View())
+    assert wanted.shape == (2, len(NAMES))
+    assert torch.isfinite(wanted).all()
+    for backward in defense.backwards:
+        leaf = x.clone().requires_grad_()
+        logits = defended.logits(leaf, View(backward=backward))
+        gradient = torch.autograd.grad(logits[:, 0].sum(), leaf)[0]
+        torch.testing.assert_close(logits.detach(), wanted, rtol=1e-4, atol=1e-4)
+        assert torch.isfinite(gradient).all(), backward
+        assert gradient.flatten(1).norm(dim=1).min() > 0, backward
+
+
+@pytest.mark.parametrize("name", DEFENSES)
+def test_its_further_objectives_and_its_gate_run(name: str, tower: tuple[torch.nn.Module, Prompts]) -> None:
+    defense = parse_defenses(name)[0]
+    inner = defend(tower[0], [], tower[1])
+    x = pixels(inner)
+    for relaxation in defense.relaxations():
+        leaf = x.clone().requires_grad_()
+        logits = defense.relaxed(relaxation, inner, leaf, View())
+        assert logits.shape == (2, len(NAMES))
+        assert torch.isfinite(torch.autograd.grad(logits[:, 0].sum(), leaf)[0]).all()
+    if defense.gated:
+        flagged = defense.flagged(inner, x, View())
+        assert (flagged.shape, flagged.dtype) == ((2,), torch.bool)
+
+
+@pytest.mark.parametrize("name", DEFENSES)
+def test_it_says_what_it_is(name: str) -> None:
+    kind = DEFENSES[name]
+    assert kind.name == name
+    assert kind.summary
+    assert len(kind.summary) < 80
+    assert kind.backwards
+    forward, backward = kind().cost(len(NAMES))
+    assert forward >= 1
+    assert backward >= 0
+    documented = kind.__doc__ or ""
+    assert all(f"{field.name}: " in documented for field in fields(kind))
