@@ -7,12 +7,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from tiny_models import write_model
 
 from clipguard.defenses.base import Classifier, Prompts, View
 from clipguard.defenses.classifiers import defend
 from clipguard.defenses.registry import DEFENSES, parse_defenses
 from clipguard.models import load_model
-from tests.helpers.tiny_models import write_model
 
 NAMES, TEMPLATES = ["cat", "dog", "fire engine"], ["a photo of a {}.", "{}"]
 

@@ -4,13 +4,13 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from defended_models import CLASSES, SIDE, LinearClip, images
 from torch import Tensor, nn
 
 from clipguard.core.errors import DefenseError
 from clipguard.defenses.base import View
 from clipguard.defenses.classifiers import Undefended, defend
 from clipguard.defenses.methods.anti_adversary import AntiAdversary
-from tests.helpers.defended_models import CLASSES, SIDE, LinearClip, images
 
 
 class Linear(nn.Module):

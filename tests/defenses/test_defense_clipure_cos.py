@@ -4,6 +4,7 @@ import math
 
 import pytest
 import torch
+from defended_models import LinearClip, claimed_slope, images, prompts, slope
 from open_clip.zero_shot_metadata import OPENAI_IMAGENET_TEMPLATES
 from torch import Tensor
 from torch.nn import functional as F
@@ -12,7 +13,6 @@ from clipguard.core.errors import DefenseError
 from clipguard.defenses.base import View
 from clipguard.defenses.classifiers import Undefended, defend
 from clipguard.defenses.methods.clipure_cos import CLIPureCos, anchor
-from tests.helpers.defended_models import LinearClip, claimed_slope, images, prompts, slope
 
 
 def published(u: Tensor, anchor: Tensor, steps: int, size: float) -> Tensor:

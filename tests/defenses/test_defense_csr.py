@@ -4,6 +4,7 @@ import math
 
 import pytest
 import torch
+from defended_models import LinearClip, claimed_slope, images
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -11,7 +12,6 @@ from clipguard.core.errors import DefenseError
 from clipguard.defenses.base import View
 from clipguard.defenses.classifiers import Undefended, defend
 from clipguard.defenses.methods.csr import CSR, Filter
-from tests.helpers.defended_models import LinearClip, claimed_slope, images
 
 EVERY, NONE = 1.1, -1.0  # thresholds by which every image is moved, and none
 

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from defended_models import LinearClip, images
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -10,7 +11,6 @@ from clipguard.defenses.base import View
 from clipguard.defenses.classifiers import Undefended, defend
 from clipguard.defenses.draws import Draws, RowDraws
 from clipguard.defenses.methods.doc import DOC
-from tests.helpers.defended_models import LinearClip, images
 
 LIMIT = 4 / 255
 

@@ -4,6 +4,7 @@ import math
 
 import pytest
 import torch
+from defended_models import CLASSES, SIDE, LinearClip, claimed_slope, images, slope
 from torch import Tensor
 
 from clipguard.core.errors import DefenseError
@@ -11,7 +12,6 @@ from clipguard.defenses.base import View
 from clipguard.defenses.classifiers import Undefended, defend
 from clipguard.defenses.methods.et3 import ET3
 from clipguard.defenses.methods.ttc import TTC
-from tests.helpers.defended_models import CLASSES, SIDE, LinearClip, claimed_slope, images, slope
 
 SCALE = math.sqrt(SIDE * SIDE / 224**2)  # of l2 norms, from images of 224 pixels
 

@@ -1,11 +1,11 @@
 from __future__ import annotations
 
 import torch
+from defended_models import LinearClip, images
 
 from clipguard.defenses.base import View
 from clipguard.defenses.classifiers import Defended, Undefended, defend
 from clipguard.defenses.methods.ttc import TTC
-from tests.helpers.defended_models import LinearClip, images
 
 
 def test_the_steps_are_those_of_a_linear_encoder_by_hand() -> None:

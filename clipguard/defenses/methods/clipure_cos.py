@@ -68,7 +68,7 @@ class CLIPureCos(Defense):
     def purified(self, features: Tensor, toward: Tensor) -> Tensor:
         """Embeddings (B, D) of any length, which they keep, turned toward (D,)."""
         goal = F.normalize(toward.double(), dim=0)
-        length = features.double().norm(dim=1, keepdim=True)
+        length: Tensor = features.double().norm(dim=1, keepdim=True)
         unit = features.double() / length
         for _ in range(self.steps):
             tangent = goal - (unit * goal).sum(dim=1, keepdim=True) * unit

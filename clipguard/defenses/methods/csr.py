@@ -102,7 +102,8 @@ class CSR(Purifier):
         """LP x: images (B, 3, H, W) without their high frequencies, within [0,1]."""
         height, width = x.shape[-2:]
         factors = self._factors(height, width).to(x)
-        return torch.fft.irfft2(torch.fft.rfft2(x) * factors, s=(height, width)).clamp(0, 1)
+        low: Tensor = torch.fft.irfft2(torch.fft.rfft2(x) * factors, s=(height, width))
+        return low.clamp(0, 1)
 
     def _factors(self, height: int, width: int) -> Tensor:
         """(H, W // 2 + 1), of each frequency that a real image has."""

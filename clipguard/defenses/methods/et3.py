@@ -78,4 +78,5 @@ class ET3(Purifier):
 
 def _norms(x: Tensor) -> Tensor:
     """(B, 1, 1, 1), l2."""
-    return x.flatten(1).norm(dim=1)[:, None, None, None]
+    norms: Tensor = x.flatten(1).norm(dim=1)
+    return norms[:, None, None, None]
