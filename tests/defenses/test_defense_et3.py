@@ -12,6 +12,7 @@ from clipguard.defenses.base import View
 from clipguard.defenses.classifiers import Undefended, defend
 from clipguard.defenses.methods.et3 import ET3
 from clipguard.defenses.methods.ttc import TTC
+from clipguard.models import load_model
 
 SCALE = math.sqrt(SIDE * SIDE / 224**2)  # of l2 norms, from images of 224 pixels
 
@@ -64,6 +65,22 @@ def test_the_unrolled_gradient_is_that_of_the_defended_logits(defense: ET3) -> N
         x
     )
     measured = slope(defense, classifier, x, direction)
+    unrolled, identity = (
+        claimed_slope(defense, classifier, x, direction, View(backward=backward))
+        for backward in ("unrolled", "identity")
+    )
+    torch.testing.assert_close(unrolled, measured, rtol=2e-2, atol=2e-3)
+    assert not torch.allclose(identity, measured, rtol=2e-2, atol=2e-3)
+
+
+def test_it_is_so_on_a_real_tower_whose_logits_have_a_gradient_of_their_own() -> None:
+    loaded = load_model("tiny")
+    classifier = Undefended(loaded.classifier(["cat", "dog", "fire engine"], ["a photo of a {}."]))
+    generator = torch.Generator().manual_seed(5)
+    x = 0.3 + 0.4 * torch.rand(1, 3, 48, 48, generator=generator)
+    direction = torch.nn.functional.normalize(torch.randn(1, x[0].numel(), generator=generator)).view_as(x)
+    defense = ET3(step_size=5, eps=50)
+    measured = slope(defense, classifier, x, direction, step=0.05)
     unrolled, identity = (
         claimed_slope(defense, classifier, x, direction, View(backward=backward))
         for backward in ("unrolled", "identity")
