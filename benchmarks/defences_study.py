@@ -1,0 +1,176 @@
+"""What is left of defences at test time when they are attacked by who knows them?
+
+`python defences_study.py --model tiny tiny emoji-food 1` measures a model without a defence and with each of them:
+clean accuracy, images of the undefended model (the papers' way), attacks through the defence, queries, and the worst
+case; passes of each; what gates flag. Random defences run with several seeds. What is measured is kept in `--store`,
+so that a study that was cut off goes on. Writes `results/defences_study.json`, `.md` and `.png`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+from common import RESULTS, provenance, save
+from matplotlib.figure import Figure
+
+import clipguard
+from clipguard.core.markdown import markdown_table
+from clipguard.figures.style import FAINT, INK, LINE, MARKERS, SERIES, style
+
+DEFENSES = (
+    "anti-adversary",
+    "csr",
+    "et3",
+    "clipure-cos",
+    "tte",
+    "jpeg",
+    "bit-depth",
+    "ttc",
+    "doc",
+    "random-resize",
+    "smoothing(samples=25)",
+    "r-tpt(views=16)",
+)
+COLUMNS = ("clean", "transfer", "adaptive", "black-box", "worst case")
+
+
+def measure(model: list[str], defense: str | None, seed: int, args: argparse.Namespace) -> dict[str, Any]:
+    """One model, with a defence or without, under one seed."""
+    name, spec, dataset, eps = model
+    started = time.perf_counter()
+    given: dict[str, Any] = {"n_samples": args.images, "seed": seed, "device": "cpu", "store": args.store}
+    if defense:
+        given |= {"defense": defense, "votes": args.votes, "draws": args.draws}
+    result = clipguard.bench(spec, dataset, str(eps), args.attack, **given)
+    cells = {"clean" if cell.attack == "none" else cell.attack: cell for cell in result.cells}
+    if not defense:  # one column is all there is
+        cells = {"clean": cells["clean"]} | dict.fromkeys(COLUMNS[1:], cells[args.attack])
+    stages: dict[str, int] = {}
+    for cost in result.run["costs"]:
+        parts = [*cost["stages"].values(), *cost.get("stored", {}).values()]
+        stages[cost["attack"]] = sum(part["forward"] + part["backward"] for part in parts)
+    numbers = {f["id"]: f["numbers"] for entry in result.run["findings"] for f in entry["findings"]}
+    return {
+        "model": name,
+        "spec": Path(spec).name,
+        "dataset": Path(dataset).name,
+        "eps": eps,
+        "defense": defense or "none",
+        "seed": seed,
+        "n": cells["clean"].n,
+        "random": result.run.get("defense", {}).get("random", False),
+        "accuracy": {c: [cells[c].accuracy, cells[c].ci_low, cells[c].ci_high] for c in COLUMNS if c in cells},
+        "passes_an_image": result.run.get("defense", {}).get("passes", [1, 0]),
+        "passes": stages,
+        "gate": numbers.get("defense-gate", {}),
+        "labels": numbers.get("defense-labels", {}),
+        "seconds": round(time.perf_counter() - started, 1),
+    }
+
+
+def mean(rows: list[dict[str, Any]], column: str) -> float | None:
+    """The accuracy in per cent of a column over all seeds."""
+    values = [row["accuracy"][column][0] for row in rows if column in row["accuracy"]]
+    return 100 * sum(values) / len(values) if values else None
+
+
+def by_defense(rows: list[dict[str, Any]]) -> dict[tuple[str, str], list[dict[str, Any]]]:
+    """Rows of all seeds by model and defence."""
+    groups: dict[tuple[str, str], list[dict[str, Any]]] = {}
+    for row in rows:
+        groups.setdefault((row["model"], row["defense"]), []).append(row)
+    return groups
+
+
+def table(rows: list[dict[str, Any]]) -> str:
+    """A line a model and defence; accuracies in per cent, the worst case with its 95 % interval over images."""
+    headings = ["model", "defence", "n", "seeds", *COLUMNS, "claimed gain", "gain left", "passes"]
+    lines = []
+    groups = by_defense(rows)
+    for (model, defense), group in groups.items():
+        undefended = mean(groups[model, "none"], "worst case")
+        shown = [mean(group, column) for column in COLUMNS]
+        texts = ["–" if value is None else f"{value:.1f}" for value in shown]
+        low, high = (100 * group[0]["accuracy"]["worst case"][k] for k in (1, 2))
+        texts[-1] += f" ({low:.0f}–{high:.0f})"
+        gains = [f"{value - undefended:+.1f}" for value in (shown[1], shown[4])] if defense != "none" else ["–", "–"]
+        forward, backward = group[0]["passes_an_image"]
+        first = group[0]
+        name = f"{model}, {first['dataset']}, eps {first['eps']}/255"
+        lines.append([name, defense, str(first["n"]), str(len(group)), *texts, *gains, f"{forward} + {backward}"])
+    return "\n".join(markdown_table(headings, lines, "ll" + "r" * (len(headings) - 2))) + "\n"
+
+
+def draw(rows: list[dict[str, Any]], path: Path) -> None:
+    """Claimed gain (transfer) against what is left (worst case), a point a model and defence."""
+    groups = by_defense(rows)
+    models = list(dict.fromkeys(model for model, _ in groups))
+    with style():
+        figure = Figure(figsize=(6.4, 4.6), layout="constrained")
+        axes = figure.add_subplot()
+        axes.axhline(0, color=LINE, zorder=0)
+        axes.axvline(0, color=LINE, zorder=0)
+        for number, model in enumerate(models):
+            undefended = mean(groups[model, "none"], "worst case")
+            points = []
+            for (other, defense), group in groups.items():
+                if other == model and defense != "none":
+                    points.append(
+                        (mean(group, "transfer") - undefended, mean(group, "worst case") - undefended, defense)
+                    )
+            colour, marker = SERIES[number % len(SERIES)], MARKERS[number % len(MARKERS)]
+            axes.scatter(*zip(*[point[:2] for point in points], strict=True), color=colour, marker=marker, label=model)
+            for x, y, defense in points:
+                text = defense.partition("(")[0]
+                axes.annotate(text, (x, y), (4, 3), textcoords="offset points", fontsize=7, color=FAINT)
+        low = min(axes.get_xlim()[0], axes.get_ylim()[0])
+        high = max(axes.get_xlim()[1], axes.get_ylim()[1])
+        axes.plot([low, high], [low, high], color=INK, linewidth=0.8, linestyle=":", label="nothing lost")
+        axes.set_xlabel("claimed gain in robust accuracy, transferred images (points)")
+        axes.set_ylabel("gain left in the worst case (points)")
+        axes.legend(frameon=False, fontsize=8)
+        figure.savefig(path, dpi=160)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument(
+        "--model", nargs=4, action="append", metavar=("NAME", "SPEC", "DATASET", "EPS"), help="repeatable; eps in 1/255"
+    )
+    parser.add_argument("--defense", nargs="+", default=list(DEFENSES))
+    parser.add_argument("--attack", default="apgd-ce(iterations=50)+square(queries=200)")
+    parser.add_argument("--images", type=int, default=100)
+    parser.add_argument("--seeds", type=int, default=3, help="of random defences")
+    parser.add_argument("--votes", type=int, default=5)
+    parser.add_argument("--draws", type=int, default=8)
+    parser.add_argument("--store", type=Path, default=Path("build/defences-store"))
+    parser.add_argument("--again", action="store_true", help="begin with what the result file has")
+    args = parser.parse_args()
+    models = args.model or [["tiny", "tiny", "emoji-food", "4"]]
+    file = RESULTS / "defences_study.json"
+    rows = json.loads(file.read_text())["rows"] if args.again and file.is_file() else []
+    done = {(row["model"], row["defense"], row["seed"]) for row in rows}
+    for model in models:
+        for defense in [None, *args.defense]:
+            seeds = [0]
+            while seeds:
+                seed = seeds.pop(0)
+                if (model[0], defense or "none", seed) in done:
+                    continue
+                row = measure(model, defense, seed, args)
+                rows.append(row)
+                print(json.dumps(row), flush=True)
+                if row["random"] and seed == 0:
+                    seeds = list(range(1, args.seeds))
+                settings = {name: getattr(args, name) for name in ("attack", "votes", "draws")}
+                save("defences_study", {"rows": rows, **settings, **provenance()})
+                (RESULTS / "defences_study.md").write_text(table(rows))
+    draw(rows, RESULTS / "defences_study.png")
+
+
+if __name__ == "__main__":
+    main()
