@@ -56,6 +56,10 @@ class RowDraws:
     def __init__(self, keys: Tensor) -> None:
         self._keys, self._used = keys, 0
 
+    def part(self, number: int) -> RowDraws:
+        """Numbers for one of several parts of the work on these images, which can be drawn again, in any order."""
+        return RowDraws(_mixed(_mixed(self._keys) + _signed((number + 1) * GOLDEN % 2**64)))
+
     def uniform(self, *shape: int) -> Tensor:
         """(B, *shape) float32 in [0, 1)."""
         numbers: Tensor = self._numbers(math.prod(shape)).float() / 2**BITS

@@ -69,6 +69,12 @@ class _Transposed(torch.autograd.Function):
         return size * (affine(ctx.function, unit) - ctx.function(ctx.zeros)), None, None
 
 
+def smooth_round(x: Tensor) -> Tensor:
+    """round(x) + (x - round(x))^3 (Shin and Song 2017): near the whole numbers, and with a slope."""
+    whole = x.detach().round()
+    return whole + (x - whole) ** 3
+
+
 def soft_sign(gradients: Tensor) -> Tensor:
     """A smooth sign of gradients (B, ...): tanh of each over the mean absolute value of its image's."""
     size = gradients.detach().flatten(1).abs().mean(dim=1).clamp_min(1e-30)

@@ -33,3 +33,11 @@ def above(defense: Defense, **bounds: float) -> None:
         value = getattr(defense, name)
         if not bound < value < math.inf:
             raise DefenseError(f"Defence {defense.name!r}: {name} must be above {bound}, not {value}.")
+
+
+def between(defense: Defense, **ranges: tuple[float, float]) -> None:
+    """The same for options that have a least and a largest value."""
+    for name, (least, largest) in ranges.items():
+        value = getattr(defense, name)
+        if not least <= value <= largest:
+            raise DefenseError(f"Defence {defense.name!r}: {name} must be from {least} to {largest}, not {value}.")

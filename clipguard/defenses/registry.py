@@ -11,11 +11,17 @@ from clipguard.core.plugins import Registry
 from clipguard.core.spec import Value, parse_call
 from clipguard.defenses.base import Defense
 from clipguard.defenses.methods.anti_adversary import AntiAdversary
+from clipguard.defenses.methods.bit_depth import BitDepth
 from clipguard.defenses.methods.clipure_cos import CLIPureCos
 from clipguard.defenses.methods.csr import CSR
 from clipguard.defenses.methods.doc import DOC
 from clipguard.defenses.methods.et3 import ET3
+from clipguard.defenses.methods.jpeg import JPEG
+from clipguard.defenses.methods.r_tpt import RTPT
+from clipguard.defenses.methods.random_resize import RandomResize
+from clipguard.defenses.methods.smoothing import Smoothing
 from clipguard.defenses.methods.ttc import TTC
+from clipguard.defenses.methods.tte import TTE
 
 NAME = re.compile(r"[a-z][a-z0-9-]*")  # as `parse_call` reads it
 PLUS_BETWEEN = re.compile(r"\+(?![^(]*\))")  # a plus inside parentheses is of a number
@@ -34,7 +40,13 @@ BUILT_IN: tuple[type[Defense], ...] = (
     CSR,
     DOC,
     ET3,
+    BitDepth,
+    JPEG,
+    RTPT,
+    RandomResize,
+    Smoothing,
     TTC,
+    TTE,
 )
 DEFENSES: Registry[type[Defense]] = Registry({kind.name: kind for kind in BUILT_IN}, "clipguard.defenses", _add_plugin)
 
