@@ -68,9 +68,9 @@ class RowDraws:
     def normal(self, *shape: int) -> Tensor:
         """(B, *shape) float32, standard normal (Box and Muller, 1958)."""
         n = math.prod(shape)
-        one, other = (self._numbers(2 * n).double() / 2**BITS).chunk(2, dim=1)
-        radius = (-2 * torch.log1p(-one)).sqrt()
-        return (radius * torch.cos(2 * math.pi * other)).float().view(-1, *shape)
+        one, other = (self._numbers(n + n % 2).float() / 2**BITS).chunk(2, dim=1)
+        radius, angle = (-2 * torch.log1p(-one)).sqrt(), 2 * math.pi * other
+        return torch.cat([radius * angle.cos(), radius * angle.sin()], dim=1)[:, :n].reshape(-1, *shape)
 
     def _numbers(self, n: int) -> Tensor:
         """(B, n) int64 in [0, 2^24), the next of each row."""
