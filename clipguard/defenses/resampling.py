@@ -12,7 +12,8 @@ from torch import Tensor
 
 def resampled(x: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
     """(B, C, h, w) of images x (B, C, H, W), from weights of their rows (B, h, H) and columns (B, w, W)."""
-    return rows[:, None] @ x @ columns[:, None].mT
+    with torch.autocast(x.device.type, enabled=False):  # a search in half precision is of the classifier alone
+        return rows[:, None] @ x @ columns[:, None].mT
 
 
 def linear(start: Tensor, length: Tensor, out: int, size: int) -> Tensor:

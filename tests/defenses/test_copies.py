@@ -1,10 +1,10 @@
 from __future__ import annotations
 
 import torch
+from defended_models import LinearClip, images
 from torch import Tensor
 
 from clipguard.defenses.copies import ROWS, outputs_of_copies
-from tests.helpers.defended_models import LinearClip, images
 
 
 def darker(x: Tensor, number: int) -> Tensor:

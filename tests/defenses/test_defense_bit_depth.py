@@ -2,13 +2,13 @@ from __future__ import annotations
 
 import pytest
 import torch
+from defended_models import LinearClip, images
 
 from clipguard.core.errors import DefenseError
 from clipguard.defenses.base import View
 from clipguard.defenses.classifiers import Undefended, defend
 from clipguard.defenses.methods.bit_depth import BitDepth
 from clipguard.defenses.registry import parse_defenses
-from tests.helpers.defended_models import LinearClip, images
 
 CLASSIFIER, VIEW = Undefended(LinearClip()), View()
 

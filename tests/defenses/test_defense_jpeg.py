@@ -5,6 +5,7 @@ import io
 import numpy as np
 import pytest
 import torch
+from defended_models import LinearClip, images
 from PIL import Image
 from torch import Tensor
 
@@ -13,7 +14,6 @@ from clipguard.defenses.base import View
 from clipguard.defenses.classifiers import Undefended, defend
 from clipguard.defenses.methods.jpeg import JPEG
 from clipguard.defenses.registry import parse_defenses
-from tests.helpers.defended_models import LinearClip, images
 
 CLASSIFIER, VIEW = Undefended(LinearClip()), View()
 
@@ -61,6 +61,13 @@ def test_the_smooth_one_is_near_the_real_one(height: int, width: int, quality: i
 def test_the_gradient_of_the_smooth_one_is_exact() -> None:
     x = (0.2 + 0.6 * torch.rand(1, 3, 11, 16, generator=torch.Generator().manual_seed(2))).double().requires_grad_()
     assert torch.autograd.gradcheck(lambda y: JPEG().differentiable(CLASSIFIER, y, VIEW), x, eps=1e-7, atol=1e-4)
+
+
+def test_half_precision_of_the_search_is_of_the_classifier_alone() -> None:
+    x = picture(32, 32)
+    with torch.autocast("cpu", torch.bfloat16):
+        got = JPEG().differentiable(CLASSIFIER, x, VIEW)
+    assert torch.equal(got, JPEG().differentiable(CLASSIFIER, x, VIEW))
 
 
 def test_the_gradient_is_the_identity_or_that_of_the_smooth_one() -> None:

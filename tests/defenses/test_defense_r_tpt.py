@@ -5,6 +5,7 @@ from functools import lru_cache
 import open_clip
 import pytest
 import torch
+from defended_models import LinearClip
 from scipy.stats import ks_2samp
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -17,7 +18,6 @@ from clipguard.defenses.classifiers import Undefended, defend
 from clipguard.defenses.context import ContextEncoder
 from clipguard.defenses.methods.r_tpt import RTPT, WORDS, random_crops
 from clipguard.defenses.registry import parse_defenses
-from tests.helpers.defended_models import LinearClip
 
 NAMES = ["cat", "sea lion", "dog", "green apple"]
 VISION = {"image_size": 16, "layers": 1, "width": 16, "head_width": 8, "patch_size": 8}
@@ -159,6 +159,22 @@ def test_the_output_is_that_of_the_steps_written_out() -> None:
     got = defense.logits(classifier(), x, VIEW)
     torch.testing.assert_close(got, torch.stack(wanted), rtol=1e-4, atol=1e-4)
     assert (got - classifier().logits(x, VIEW)).abs().max() > 1e-2
+
+
+def test_half_precision_of_the_search_is_of_the_image_tower_alone() -> None:
+    """Reliabilities over 0.01 would not survive it."""
+    x, defense = pictures(2), RTPT(views=30)
+    features = [defense.features(classifier(), x, VIEW)]
+    with torch.autocast("cpu", torch.bfloat16):
+        got = defense.logits(classifier(), x, VIEW)
+        features.append(defense.features(classifier(), x, VIEW))
+    assert got.dtype == torch.float32
+    wanted = []
+    for of_image in features[1]:
+        text, weights = by_hand(of_image, 30)
+        wanted.append(weights @ (classifier().prompts.model.logit_scale.exp() * of_image @ text.T))
+    torch.testing.assert_close(got, torch.stack(wanted), rtol=1e-4, atol=1e-4)
+    assert not torch.equal(*features)
 
 
 def test_the_gradient_goes_through_the_views_and_takes_the_rest_as_constant() -> None:

@@ -1,13 +1,13 @@
 from __future__ import annotations
 
 import torch
+from defended_models import LinearClip, images
 from torch.nn import functional as F
 
 from clipguard.defenses.base import View
 from clipguard.defenses.classifiers import Undefended, defend
 from clipguard.defenses.draws import Draws
 from clipguard.defenses.methods.random_resize import RandomResize, _weights
-from tests.helpers.defended_models import LinearClip, images
 
 DEFENSE = RandomResize()
 
@@ -37,6 +37,13 @@ def test_sizes_and_places_reach_both_ends() -> None:
     assert inside.sum(dim=1).mul(331 / 299).round().tolist() == [310, 310, 330, 330]
     assert [(row[0] > 0.99).item() for row in inside] == [True, False, True, False]
     assert [(row[-1] > 0.99).item() for row in inside] == [False, True, False, True]
+
+
+def test_half_precision_of_the_search_is_of_the_classifier_alone() -> None:
+    x = pictures(2, 20, 20)
+    with torch.autocast("cpu", torch.bfloat16):
+        got = DEFENSE.resized(x, Draws().rows(x))
+    assert torch.equal(got, DEFENSE.resized(x, Draws().rows(x)))
 
 
 def test_grey_stays_grey() -> None:

@@ -4,6 +4,7 @@ import math
 
 import pytest
 import torch
+from defended_models import CLASSES, SIDE, LinearClip, images
 from torch import Tensor, nn
 
 from clipguard.core.errors import DefenseError
@@ -11,7 +12,6 @@ from clipguard.defenses.base import View
 from clipguard.defenses.classifiers import Undefended, defend
 from clipguard.defenses.methods.smoothing import Smoothing, _log_shares
 from clipguard.defenses.registry import parse_defenses
-from tests.helpers.defended_models import CLASSES, SIDE, LinearClip, images
 
 
 class Halfspace(nn.Module):

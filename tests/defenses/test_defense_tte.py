@@ -2,12 +2,12 @@ from __future__ import annotations
 
 import pytest
 import torch
+from defended_models import SIDE, LinearClip, images
 
 from clipguard.core.errors import DefenseError
 from clipguard.defenses.base import View
 from clipguard.defenses.classifiers import Undefended, defend
 from clipguard.defenses.methods.tte import TTE
-from tests.helpers.defended_models import SIDE, LinearClip, images
 
 
 def moved(x: torch.Tensor, down: int, right: int) -> torch.Tensor:

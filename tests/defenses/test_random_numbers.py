@@ -1,10 +1,10 @@
 from __future__ import annotations
 
 import torch
+from defended_models import SIDE, images
 from scipy.stats import kstest
 
 from clipguard.defenses.draws import Draws
-from tests.helpers.defended_models import SIDE, images
 
 
 def test_normal_numbers_are_normal_and_independent() -> None:

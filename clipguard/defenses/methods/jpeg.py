@@ -58,16 +58,8 @@ class JPEG(Purifier):
 
     def differentiable(self, classifier: Classifier, x: Tensor, view: View) -> Tensor:  # noqa: ARG002
         """The same steps in float, with smooth rounding of the coefficients (Shin and Song 2017)."""
-        height, width = x.shape[-2:]
-        matrix = torch.tensor(TO_YCBCR, dtype=x.dtype, device=x.device)
-        whole = F.pad(x * PIXEL, (0, -width % (2 * BLOCK), 0, -height % (2 * BLOCK)), mode="replicate")
-        ycbcr = torch.einsum("ij,bjhw->bihw", matrix, whole)
-        tables = [torch.tensor(t, dtype=x.dtype, device=x.device) for t in _tables(self.quality)]
-        luma = _quantised(ycbcr[:, :1] - 128, tables[0]) + 128
-        chroma = _quantised(F.avg_pool2d(ycbcr[:, 1:], 2), tables[1])
-        chroma = F.interpolate(chroma, scale_factor=2, mode="bilinear")
-        rgb = torch.einsum("ij,bjhw->bihw", torch.linalg.inv(matrix), torch.cat([luma, chroma], dim=1))
-        return (rgb[:, :, :height, :width] / PIXEL).clamp(0, 1)
+        with torch.autocast(x.device.type, enabled=False):  # a search in half precision is of the classifier alone
+            return _smooth(x, self.quality)
 
 
 def _compressed(image: Image.Image, quality: int) -> io.BytesIO:
@@ -83,6 +75,19 @@ def _tables(quality: int) -> tuple[list[list[int]], list[list[int]]]:
     assert isinstance(read, JpegImagePlugin.JpegImageFile)
     luma, chroma = (np.reshape(read.quantization[i], (BLOCK, BLOCK)).tolist() for i in (0, 1))
     return luma, chroma
+
+
+def _smooth(x: Tensor, quality: int) -> Tensor:
+    height, width = x.shape[-2:]
+    matrix = torch.tensor(TO_YCBCR, dtype=x.dtype, device=x.device)
+    whole = F.pad(x * PIXEL, (0, -width % (2 * BLOCK), 0, -height % (2 * BLOCK)), mode="replicate")
+    ycbcr = torch.einsum("ij,bjhw->bihw", matrix, whole)
+    tables = [torch.tensor(table, dtype=x.dtype, device=x.device) for table in _tables(quality)]
+    luma = _quantised(ycbcr[:, :1] - 128, tables[0]) + 128
+    chroma = _quantised(F.avg_pool2d(ycbcr[:, 1:], 2), tables[1])
+    chroma = F.interpolate(chroma, scale_factor=2, mode="bilinear")
+    rgb = torch.einsum("ij,bjhw->bihw", torch.linalg.inv(matrix), torch.cat([luma, chroma], dim=1))
+    return (rgb[:, :, :height, :width] / PIXEL).clamp(0, 1)
 
 
 def _quantised(planes: Tensor, table: Tensor) -> Tensor:

@@ -38,7 +38,8 @@ class RTPT(Defense):
     Decided here: no AugMix, as in the authors' code for the ImageNet family of sets, while it applies AugMix to others;
     a view is not its own neighbour (they exclude cosines of 1 or more, which float rounding may miss); the prompt is
     always "a photo of a NAME.", as theirs, whatever the templates of the run. Views are encoded once: only the text
-    changes. Passes of the text tower, three for every class and one of them backward, come on top of `cost`.
+    changes. Passes of the text tower come on top of `cost`: of every class, one backward and one forward for each image,
+    and two forward for all images together.
 
     Attributes:
         views: of an image, itself among them.
@@ -78,11 +79,12 @@ class RTPT(Defense):
     def logits(self, classifier: Classifier, x: Tensor, view: View) -> Tensor:
         prompts = self._prompts(classifier)
         features = self.features(classifier, x, view)
-        text = self.tuned(ContextEncoder(prompts, WORDS, self.name), prompts.model, features.detach())
-        weighted = [
-            weights @ _logits(prompts.model, views, rows)
-            for views, rows, weights in zip(features, text, map(self.weights, features.detach()), strict=True)
-        ]
+        with torch.autocast(x.device.type, enabled=False):
+            text = self.tuned(ContextEncoder(prompts, WORDS, self.name), prompts.model, features.detach())
+            weighted = [
+                weights @ _logits(prompts.model, views, rows)
+                for views, rows, weights in zip(features, text, map(self.weights, features.detach()), strict=True)
+            ]
         return torch.stack(weighted)
 
     def features(self, classifier: Classifier, x: Tensor, view: View) -> Tensor:
@@ -156,8 +158,7 @@ def _cropped(images: Tensor, crops: Crops, number: int) -> Tensor:
 
 def _logits(model: nn.Module, features: Tensor, text: Tensor) -> Tensor:
     """(N, C) of features (N, D) and class embeddings (C, D), with the model's scale and bias."""
-    with torch.autocast(features.device.type, enabled=False):
-        scale, bias = model.logit_scale, getattr(model, "logit_bias", None)
-        assert isinstance(scale, Tensor)
-        logits = scale.detach().float().reshape(()).exp() * features @ text.T
-        return logits if bias is None else logits + bias.detach().float().reshape(())
+    scale, bias = model.logit_scale, getattr(model, "logit_bias", None)
+    assert isinstance(scale, Tensor)
+    logits = scale.detach().float().reshape(()).exp() * features @ text.T
+    return logits if bias is None else logits + bias.detach().float().reshape(())

@@ -48,8 +48,9 @@ class RandomResize(Defense):
     def resized(self, x: Tensor, draws: RowDraws) -> Tensor:
         """The changed images, differentiable in x: the padding is linear once grey is zero."""
         factor, top, left = draws.uniform(3).unbind(dim=1)
-        height, width = x.shape[-2:]
-        return resampled(x - GREY, _weights(height, factor, top), _weights(width, factor, left)) + GREY
+        with torch.autocast(x.device.type, enabled=False):  # a search in half precision is of the classifier alone
+            rows, columns = _weights(x.shape[-2], factor, top), _weights(x.shape[-1], factor, left)
+            return resampled(x - GREY, rows, columns) + GREY
 
 
 def _weights(size: int, factor: Tensor, place: Tensor) -> Tensor:
