@@ -38,7 +38,7 @@ class RTPT(Defense):
     Decided here: no AugMix, as in the authors' code for the ImageNet family of sets, while it applies AugMix to others;
     a view is not its own neighbour (they exclude cosines of 1 or more, which float rounding may miss); the prompt is
     always "a photo of a NAME.", as theirs, whatever the templates of the run. Views are encoded once: only the text
-    changes. Passes of the text tower come on top of `cost`: of every class, one backward and one forward for each image,
+    changes. Passes of the text tower come on top of `cost`: of every class one backward and one forward for each image,
     and two forward for all images together.
 
     Attributes:
