@@ -59,8 +59,9 @@ class DefenseOfPlan:
     def around(self, model: LoadedModel, classifier: nn.Module, dataset: ZeroShotDataset) -> DefendedModel:
         """A classifier of a model with the defences around it. Raises DefenseError where one cannot stand there."""
         names, templates = dataset.class_names, dataset.templates
-        is_clip = model.info.format != FORMAT
-        prompts = Prompts(model.model, model.tokenizer, names, templates) if is_clip else None
+        # Text that is tuned beside the weights is not what the text tower says.
+        has_text = model.info.format != FORMAT and model.text_map is None
+        prompts = Prompts(model.model, model.tokenizer, names, templates) if has_text else None
         duplicates = self.plan.duplicate_names
         others = {
             # They resize inside, so that they take the images of the other's size.

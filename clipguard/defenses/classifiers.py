@@ -90,8 +90,17 @@ class Undefended:
 class Defended:
     """A classifier with one defence around it, which may be defended already; see `Classifier`."""
 
+    defense: Defense
+    classifier: Classifier
+
     def __init__(self, defense: Defense, classifier: Classifier) -> None:
         defense.check(classifier)
+        inner = classifier.defense if isinstance(classifier, Defended) else None
+        if defense.embeds and inner is not None and type(inner).embed is Defense.embed:
+            raise DefenseError(
+                f"`defense`: {defense.name} needs embeddings, and {inner.name}, which comes after it, gives none; write "
+                "them in the other order, or leave one out."
+            )
         self.defense, self.classifier = defense, classifier
 
     @property

@@ -36,14 +36,14 @@ def _add_plugin(_: str, kind: Any) -> None:
 
 BUILT_IN: tuple[type[Defense], ...] = (
     AntiAdversary,
+    BitDepth,
     CLIPureCos,
     CSR,
     DOC,
     ET3,
-    BitDepth,
     JPEG,
-    RTPT,
     RandomResize,
+    RTPT,
     Smoothing,
     TTC,
     TTE,

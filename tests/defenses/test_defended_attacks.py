@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 import pytest
 import torch
+from defended_models import LinearClip
 from planted_defenses import Brighter, Mirror, Noise, Nothing
 from torch import Tensor
 
@@ -21,6 +22,7 @@ from clipguard.defenses.attacking.engine import DefendedEngine
 from clipguard.defenses.attacking.threats import DefendedModel, split_by_threat
 from clipguard.defenses.base import Classifier, Defense, View
 from clipguard.defenses.classifiers import defend
+from clipguard.defenses.registry import parse_defenses
 
 SHAPE = (3, 4, 4)
 EPS = 0.05
@@ -132,3 +134,9 @@ def test_an_attack_without_gradients_alone_is_refused() -> None:
         split_by_threat(parse_recipe("square"), ["adaptive"])
     with pytest.raises(DefenseError, match="draws"):
         split_by_threat(Recipe("mine", parse_recipe("apgd-ce").stages, eot=3), ["adaptive"])
+
+
+def test_a_defence_that_needs_embeddings_is_refused_before_one_that_gives_none() -> None:
+    with pytest.raises(DefenseError, match="ttc needs embeddings, and tte, which comes after it, gives none"):
+        defend(LinearClip().eval(), parse_defenses("ttc+tte"))
+    defend(LinearClip().eval(), parse_defenses("tte+ttc"))
