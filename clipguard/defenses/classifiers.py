@@ -98,8 +98,8 @@ class Defended:
         inner = classifier.defense if isinstance(classifier, Defended) else None
         if defense.embeds and inner is not None and type(inner).embed is Defense.embed:
             raise DefenseError(
-                f"`defense`: {defense.name} needs embeddings, and {inner.name}, which comes after it, gives none; write "
-                "them in the other order, or leave one out."
+                f"`defense`: {defense.name} needs embeddings, and {inner.name}, which comes after it, gives none; "
+                "write them in the other order, or leave one out."
             )
         self.defense, self.classifier = defense, classifier
 
