@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 import typer
 
-from clipguard.benchmark.plan import OF_DEFENSE, BenchPlan
+from clipguard.benchmark.plan import BenchPlan
 from clipguard.cli.console.terminal import echo_data
 from clipguard.cli.options import FILES_OF_MODELS, add_to_models, only_one, pop_settings, takes
 from clipguard.core.errors import ClipguardError
@@ -19,6 +19,8 @@ EXAMPLES = """
 `clipguard doctor` — the embedded model on 32 embedded images
 
 `clipguard doctor --model local-dir:runs/tuned --dataset photos/ --transfer-from ViT-B-32-quickgelu:openai`
+
+`clipguard doctor --defense ttc` — the same model behind a defence, and the defence itself
 
 `clipguard doctor -m weights.pt -d test.parquet --attack pgd-10 --eps 1 --format json`
 
@@ -48,7 +50,8 @@ NOT_OF_DOCTOR = (
     "workers",
     "decoders",
     "text",
-    *OF_DEFENSE,
+    "threats",
+    "transfer_from",
 )
 PLAN = {name: declared for name, declared in settings_of(BenchPlan).items() if name not in NOT_OF_DOCTOR}
 PLAN |= {

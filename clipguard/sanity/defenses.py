@@ -155,7 +155,7 @@ class DefenseProbe:
         return Finding("defense-gradient", verdict, evidence)
 
     def _compared(self, layer: Defended, view: View) -> tuple[Tensor, Tensor | None]:
-        """(N,) sizes of a gradient, and its cosine with that at the changed image, where there is one."""
+        """(N,) sizes of a gradient, and (K,) its cosine with that at the changed image, for images that are changed."""
         labels = self.labels[:, None]
         leaf = self.x.clone().requires_grad_()
         with torch.enable_grad():
@@ -165,11 +165,16 @@ class DefenseProbe:
         if not isinstance(layer.defense, Purifier):
             return sizes, None
         changed = layer.defense.purify(layer.classifier, self.x, view.of(layer.defense)).detach()
+        is_changed = (changed != self.x).flatten(1).any(dim=1)
+        if layer.defense.gated:
+            is_changed &= layer.defense.flagged(layer.classifier, self.x, view.of(layer.defense))
+        if not is_changed.any():
+            return sizes, None
         leaf = self.x.clone().requires_grad_()
         with torch.enable_grad():
             logits = layer.classifier.logits(with_gradient_of(changed, leaf), view.of(layer.defense))
             identity = torch.autograd.grad(logits.gather(1, labels).sum(), leaf)[0].flatten(1)
-        return sizes, F.cosine_similarity(own.double(), identity.double(), dim=1)
+        return sizes, F.cosine_similarity(own.double(), identity.double(), dim=1)[is_changed]
 
     @property
     def _draws(self) -> int:

@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from clipguard.attacks.recipes import Recipe
 from clipguard.benchmark.checks.findings import pick_images, with_prompts
 from clipguard.benchmark.checks.probing import ProbedImages
+from clipguard.benchmark.defended import defense_record
 from clipguard.benchmark.objects import Objects
 from clipguard.benchmark.plan import BenchPlan
 from clipguard.benchmark.recipe_files import open_recipe
@@ -22,6 +23,7 @@ from clipguard.core.notices import Notice, noticing
 from clipguard.core.progress import Progress, Silent
 from clipguard.models import parse_source
 from clipguard.sanity.checks import CHECKS, Finding, Verdict, worst
+from clipguard.sanity.defenses import PASS_CHECKS
 from clipguard.sanity.entries import entry, say
 
 SCHEMA = 1
@@ -85,14 +87,17 @@ def _diagnose(
     if len(index) < len(task.indices):
         log.warning("Examined on %d of %d images: those of the commonest size.", len(index), len(task.indices))
     record = start_record(plan, infos, [task], [recipe], workers.place)
-    progress.start(f"{plan.models[0]} · {task.name} · {recipe.name}", len(CHECKS))
+    if plan.defense is not None:
+        record["defense"] = defense_record(plan, len(dataset.class_names))
+    name, checks = plan.shown(plan.models[0]), len(CHECKS) + (len(PASS_CHECKS) if plan.defense else 0)
+    progress.start(f"{name} · {task.name} · {recipe.name}", checks)
     findings = []
     for finding in workers.examine(recipe, ProbedImages(index, x, dataset.labels[index]), transfer_from):
         if finding.id == "duplicate-classes":
             finding = with_prompts(finding, dataset.templates)
         findings.append(finding)
         progress.advance(finding.id)
-    say([entry(plan.models[0], task.name, findings)])
+    say([entry(name, task.name, findings)])
     record["complete"] = True
     run = {key: value for key, value in record.items() if key not in ("batch_invariant", "costs", "wall_seconds")}
     run |= {"examined": index.tolist(), "transfer_from": transfer_from, "notices": notices}

@@ -276,15 +276,15 @@ class Worker:
             # It resizes inside, so that it takes the images of the other's size.
             duplicates = plan.duplicate_names
             other = model.classifier(dataset.class_names, dataset.templates, "native", duplicates=duplicates)
-        subject = subject_of(
-            plan,
-            Evaluator(self.classifier, plan.batch_size or CPU_BATCH),
-            images,
-            self.device,
-            plan.eps[0].pixels,
-            dataset.class_names,
-        )
+        size, eps = plan.batch_size or CPU_BATCH, plan.eps[0].pixels
+        defended = None
+        if self.defense is not None:
+            defended = self.defense.around(self.model, self.classifier, dataset)
+        evaluator = Evaluator(defended.search() if defended else self.classifier, size)
+        subject = subject_of(plan, evaluator, images, self.device, eps, dataset.class_names)
         yield from examine(subject, recipe, other)
+        if defended:
+            yield from probe_defended(plan, defended, images, self.device, self.options).findings
 
     def predict(self, images: Sequence[Tensor]) -> list[Tensor]:
         """(classes,) softmax of each image (3, H, W), which may differ in size; see `Workers`.

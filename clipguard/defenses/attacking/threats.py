@@ -61,6 +61,11 @@ class DefendedModel:
         assert isinstance(inside, Undefended)
         return inside.count
 
+    def search(self) -> Search:
+        """What an attack searches on that takes the first gradient of the outermost defence."""
+        backward = layers(self.classifier)[0].defense.backwards[0]
+        return Search(self.classifier, self.model, self.seed, backward, self.draws if self.random else 0)
+
     def judge(self, stream: Literal["judge", "check"]) -> Judge:
         """Who decides: "judge" at last, "check" while an attack runs, with other draws."""
         return Judge(self.classifier, self.model, Draws(self.seed, stream), self.votes if self.random else 0)
