@@ -10,7 +10,13 @@ from typing import Any
 
 import typer
 
-LISTS = {"models": "--model", "datasets": "--dataset", "attacks": "--attack", "metrics": "--metric"}
+LISTS = {
+    "models": "--model",
+    "datasets": "--dataset",
+    "attacks": "--attack",
+    "threats": "--threat",
+    "metrics": "--metric",
+}
 SETTING = re.compile(r"`([a-z][a-z0-9_]*)(?:=([^`\s]+))?`")
 
 
