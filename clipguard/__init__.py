@@ -8,6 +8,7 @@ change = clipguard.compare("runs/before", "runs/after", max_drop=1.0)
 tuned = clipguard.finetune("tima", out="runs/tima", steps=100)
 outcome = clipguard.attack(any_torch_module, images, labels, eps=4 / 255)
 findings = clipguard.doctor(any_torch_module, images, labels, eps=4 / 255)
+proof = clipguard.certify("tiny", "emoji-food", sigma=0.25, samples=10_000)
 """
 
 from __future__ import annotations
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
     from clipguard.api.attack import attack
     from clipguard.api.attack_result import AttackResult
     from clipguard.api.bench import bench
+    from clipguard.api.certify import certify
     from clipguard.api.compare import compare
     from clipguard.api.convert import convert
     from clipguard.api.doctor import doctor
@@ -55,6 +57,7 @@ if TYPE_CHECKING:
     from clipguard.attacks.recipes import Recipe
     from clipguard.benchmark.planning.estimate import Estimate
     from clipguard.benchmark.results.result import BenchResult, Cell
+    from clipguard.certification.result import CertifyResult
     from clipguard.comparison.result import CellChange, Comparison
     from clipguard.data import ZeroShotDataset, load_dataset
     from clipguard.finetuning.merge import merge
@@ -68,6 +71,7 @@ if TYPE_CHECKING:
 _HOMES = {
     "attack": "clipguard.api.attack",
     "bench": "clipguard.api.bench",
+    "certify": "clipguard.api.certify",
     "compare": "clipguard.api.compare",
     "convert": "clipguard.api.convert",
     "doctor": "clipguard.api.doctor",
@@ -97,6 +101,7 @@ _HOMES = {
     "AttackResult": "clipguard.api.attack_result",
     "BenchResult": "clipguard.benchmark.results.result",
     "Cell": "clipguard.benchmark.results.result",
+    "CertifyResult": "clipguard.certification.result",
     "CellChange": "clipguard.comparison.result",
     "Comparison": "clipguard.comparison.result",
     "Estimate": "clipguard.benchmark.planning.estimate",
@@ -123,6 +128,7 @@ __all__ = [
     "BenchResult",
     "Cell",
     "CellChange",
+    "CertifyResult",
     "ClipguardError",
     "Comparison",
     "DatasetError",
@@ -147,6 +153,7 @@ __all__ = [
     "__version__",
     "attack",
     "bench",
+    "certify",
     "compare",
     "convert",
     "doctor",

@@ -7,7 +7,7 @@ from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.structure.files import File, Files
 from typer.cli import get_docs_for_click
 
-from clipguard.cli import app, attack, bench, compare, doctor, finetune
+from clipguard.cli import app, attack, bench, certify, compare, doctor, finetune
 
 ROOT = Path(__file__).resolve().parents[1]
 PICTURES = {"images/finetuning_study.png": ROOT / "benchmarks" / "results" / "finetuning_study.png"}
@@ -29,12 +29,13 @@ An eps in a file is as on the command line: `eps: 4` is 4/255 for linf. In Pytho
 
 
 def settings_page() -> str:
-    """The settings of the five commands that share them, from their declarations."""
+    """The settings of the six commands that share them, from their declarations."""
     parts = [INTRODUCTION]
     for name, module in (
         ("bench", bench),
         ("attack", attack),
         ("doctor", doctor),
+        ("certify", certify),
         ("compare", compare),
         ("finetune", finetune),
     ):

@@ -60,6 +60,31 @@ class CompareOptions(BenchOptions, total=False):
     attacks: AttackLike | Sequence[AttackLike]
 
 
+class CertifyOptions(TypedDict, total=False):
+    """Settings of a certification beside models, data sets, sigma and samples."""
+
+    selection_samples: int
+    confidence: float
+    radius: float | Sequence[float]
+    n_samples: int | Literal["all"] | None
+    seed: int
+    batch_size: int | Literal["auto"] | None
+    resize: Literal["model", "crop256", "crop256-squash"]
+    decode: Literal["upright", "plain"]
+    logit_scale: float | None
+    device: str
+    decoders: int | None
+    templates: str
+    text: Literal["tuned", "original"]
+    split: str | None
+    classes: str | Path | None
+    class_names: Literal["source", "tecoa"]
+    duplicate_names: bool
+    image_column: str | None
+    label_column: str | None
+    data_root: str | Path | None
+
+
 class FinetuneOptions(TypedDict, total=False):
     """Settings of a fine-tuning run beside method and out; the page Settings of the docs says what each does."""
 
@@ -83,6 +108,7 @@ class FinetuneOptions(TypedDict, total=False):
     fsdp: bool
     compile: bool
     augment: Literal["none", "standard"]
+    noise: float
     decoders: int | None
     norm: Literal["linf", "l2"]
     eps: str | float

@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from clipguard.cli import attack, bench, compare, convert, doctor, finetune, inspect, listing, merge, report, store
+from clipguard.cli import attack, bench, certify, compare, convert, doctor, finetune, inspect, listing, report, store
 from clipguard.cli.console import streams
 from clipguard.cli.console.flags import InFlags, in_flags
 from clipguard.cli.console.terminal import LOOSE_BYTES, echo, prepare_streams, use_utf8
@@ -28,10 +28,11 @@ app.command("bench", epilog=bench.EXAMPLES)(bench.bench)
 app.command("plan", epilog=bench.PLAN_EXAMPLES)(bench.plan)
 app.command("compare", epilog=compare.EXAMPLES)(compare.compare)
 app.command("doctor", epilog=doctor.EXAMPLES)(doctor.doctor)
+app.command("certify", epilog=certify.EXAMPLES)(certify.certify)
 app.command("report", epilog=report.EXAMPLES)(configurable(report.report))
 app.command("attack", epilog=attack.EXAMPLES)(attack.attack)
 app.command("finetune", epilog=finetune.EXAMPLES)(finetune.finetune)
-app.command("merge", epilog=merge.EXAMPLES)(configurable(merge.merge))
+app.command("merge", epilog=convert.MERGE_EXAMPLES)(configurable(convert.merge))
 app.command("convert", epilog=convert.EXAMPLES)(configurable(convert.convert))
 app.command("inspect", epilog=inspect.EXAMPLES)(configurable(inspect.inspect))
 app.add_typer(store.app, name="store")

@@ -1,4 +1,4 @@
-"""`clipguard convert`."""
+"""`clipguard convert` and `clipguard merge`: checkpoints of other checkpoints."""
 
 from __future__ import annotations
 
@@ -19,6 +19,13 @@ EXAMPLES = """
 `clipguard convert fare_eps_4.pt --base ViT-L-14-quickgelu:openai --out fare4`
 
 `clipguard convert local-dir:runs/tima --to hf --out tima-hf`
+"""
+MERGE_EXAMPLES = """
+**Examples**
+
+`clipguard merge tiny local-dir:runs/tima --alpha 0.7 --out runs/tima-70`
+
+`clipguard merge ViT-B-32-quickgelu:openai local-dir:runs/fare --alpha 0.5 --out half`
 """
 
 
@@ -42,4 +49,17 @@ def convert(
     from clipguard.api.convert import convert as convert_model
 
     convert_model(source, out, to=to.value, base=base, normalization=normalization)
+    echo(f"local-dir:{out}")
+
+
+def merge(
+    base: Annotated[str, typer.Argument(help="The model that was fine-tuned, as `--model` names it.")],
+    tuned: Annotated[str, typer.Argument(help="What became of it, as in local-dir:FOLDER.")],
+    alpha: Annotated[float, typer.Option(help="Share of the tuned weights, in 0 ... 1.")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="New folder for the checkpoint.")],
+) -> None:
+    """Write the model between two, (1 - alpha) BASE + alpha TUNED (WiSE-FT, Wortsman et al. 2022)."""
+    from clipguard.finetuning.merge import merge as merge_models
+
+    merge_models(base, tuned, alpha, out)
     echo(f"local-dir:{out}")

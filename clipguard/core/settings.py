@@ -10,6 +10,7 @@ of values from anywhere (`check_settings`), and the reference in the docs.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import math
 from collections.abc import Iterable, Mapping, Sequence
@@ -42,7 +43,7 @@ class Setting:
         above, below: whether the least number itself is too low, and the largest too high.
         many: whether it is a list, and how one text is taken apart: "repeat" (not at all), "comma", "calls" (at commas
             outside parentheses).
-        item: what a list holds.
+        item: what a list holds: texts, or numbers, which must then be in the range.
         free: whether a list may be empty and hold a text twice.
         is_eps: whether it is in the units of eps, so that only `read_eps` can read it, which needs the norm.
         complete: the registry whose names a shell completes ("attacks", "datasets", "defenses", "methods", "models",
@@ -91,9 +92,9 @@ class Setting:
             return None
         if self.many:
             if isinstance(value, str):
-                return tuple(self._split(value))
+                return tuple(self._item(part) for part in self._split(value))
             items = list(value) if isinstance(value, Iterable) and not isinstance(value, Path) else [value]
-            return tuple(str(item) if isinstance(item, Path) else item for item in items)
+            return tuple(self._item(item) for item in items)
         if hasattr(value, "item") and not isinstance(value, (str, bytes)) and getattr(value, "ndim", 0) == 0:
             value = value.item()
         if isinstance(value, Path) and Path not in self.types:
@@ -101,6 +102,16 @@ class Setting:
         if isinstance(value, str) and str not in self.types and not self.choices:
             return self._parse(value)
         return value
+
+    def _item(self, item: Any) -> Any:
+        """A member of a list in its type; what is no number of a list of numbers stays, and `check` refuses it."""
+        if isinstance(item, Path):
+            return str(item)
+        if self.item is not float or isinstance(item, bool) or not isinstance(item, (str, Real)):
+            return item
+        with contextlib.suppress(ValueError):
+            return float(item)
+        return item
 
     def _split(self, text: str) -> list[str]:
         """A list that is written as one text; the members of a list that is one already are not taken apart."""
@@ -129,7 +140,7 @@ class Setting:
         if value is None:
             return [self.flag, self.none] if self.none else None
         if self.many in ("comma", "calls"):
-            text = ",".join(value)
+            text = ",".join(str(item) for item in value)
             return [self.flag, text] if self.read(text) == tuple(value) else None
         if self.many:
             return [word for item in value for word in (self.flag, item)]
@@ -156,7 +167,9 @@ class Setting:
 
     def _check_list(self, value: Any, error: type[ClipguardError]) -> None:
         for item in value if isinstance(value, (list, tuple)) else [value]:
-            if not isinstance(item, self.item):
+            if self.item is float:
+                self._check_number(item, error)
+            elif not isinstance(item, self.item):
                 shown = repr(item) if item is None or isinstance(item, (bool, Real)) else f"a {type(item).__name__}"
                 raise error(f"`{self.name}` takes names, not {shown}.")
             if self.choices:
@@ -167,6 +180,11 @@ class Setting:
         if repeated or not value:
             problem = f"names {repeated[0]!r} twice" if repeated else "is missing"
             raise error(f"`{self.name}` {problem}; name each once.")
+
+    def _check_number(self, item: Any, error: type[ClipguardError]) -> None:
+        if isinstance(item, bool) or not isinstance(item, Real) or not self._is_in_range(item):
+            shown = f"{item:g}" if isinstance(item, float) else repr(item)
+            raise error(f"`{self.name}` must be {self.describe()}, not {shown}.")
 
     def _is_of_type(self, value: Any) -> bool:
         """Whole numbers are numbers, NumPy's too; true and false are not."""
@@ -186,6 +204,8 @@ class Setting:
     def describe(self) -> str:
         """What a value must be, in words: "a whole number of at least 1, or all"."""
         names = " or ".join(NAMES[kind] for kind in self.types if kind in NAMES)
+        if self.item is float:
+            names = "numbers"
         limits = []
         if self.low > -math.inf:
             limits.append(f"{'above' if self.above else 'of at least'} {_plain(self.low)}")
@@ -205,7 +225,7 @@ class Setting:
         if isinstance(self.default, bool):
             return "yes" if self.default else ""
         if isinstance(self.default, (list, tuple)):
-            return ",".join(map(str, self.default))
+            return ",".join(f"{item:g}" if self.item is float else str(item) for item in self.default)
         return self.none if self.default is None else str(self.default)
 
     @property

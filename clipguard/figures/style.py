@@ -60,7 +60,11 @@ class Plot:
 
     def files(self) -> dict[str, bytes]:
         """SVG, PNG and PDF by file name."""
-        return {f"{self.name}.{kind}": self._save(kind) for kind in ("svg", "png", "pdf")}
+        return {f"{self.name}.{kind}": self.file(kind) for kind in ("svg", "png", "pdf")}
+
+    def file(self, kind: str) -> bytes:
+        """One of them: svg, png or pdf."""
+        return self._save(kind)
 
     def _opening(self, svg: str) -> str:
         """The first tag of the inline SVG: as wide as its text is readable."""

@@ -76,6 +76,13 @@ class FinetuneConfig:
     )
     compile: bool = setting(False, "Train with torch.compile: minutes of start-up, then faster passes.")
     augment: Augment = setting("none", "none, or standard: crop and mirror.", default_help="none (tiny: standard)")
+    noise: float = setting(
+        0.0,
+        "Standard deviation of Gaussian noise on what the tuned tower sees, in pixels of [0,1], so that `certify` with "
+        "that sigma certifies more (docs/certify.md).",
+        low=0,
+        default_help="0, none",
+    )
     decoders: int | None = setting(None, "Processes that make batches.", low=0, default_help="as many as pay")
 
     norm: Norm = setting("linf", "linf or l2.")
@@ -184,5 +191,6 @@ class FinetuneConfig:
         return self.step_size / PIXEL if self.norm == "linf" else self.step_size
 
     def to_dict(self) -> dict[str, Any]:
-        """The settings as plain JSON types."""
-        return asdict(self)
+        """The settings as plain JSON types; without noise where there is none, as before there could be any."""
+        values = asdict(self)
+        return values if self.noise else {name: value for name, value in values.items() if name != "noise"}

@@ -1,11 +1,11 @@
-"""Confidence intervals of accuracies: of one proportion, and of an average over data sets."""
+"""Confidence intervals of accuracies: of one proportion, on either side or below, and of an average over data sets."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
 
-from scipy.stats import binomtest
+from scipy.stats import beta, binom, binomtest
 
 
 def wilson_interval(successes: int, n: int, confidence: float = 0.95) -> tuple[float, float]:
@@ -26,6 +26,36 @@ def wilson_interval(successes: int, n: int, confidence: float = 0.95) -> tuple[f
         raise ValueError(f"{successes} of {n} is not a proportion.")
     interval = binomtest(successes, n).proportion_ci(confidence_level=confidence, method="wilson")
     return float(interval.low), float(interval.high)
+
+
+def lower_bound(successes: int, n: int, alpha: float) -> float:
+    """The exact one-sided lower limit of a proportion (Clopper and Pearson, Biometrika 1934).
+
+    Args:
+        successes: how many of `n`, in [0, n].
+        n: at least 1.
+        alpha: how often, at most, the true proportion is below the limit, in (0, 1).
+
+    Returns:
+        The alpha quantile of Beta(successes, n - successes + 1), in [0, 1); 0 without successes.
+
+    Raises:
+        ValueError: unless 0 <= successes <= n and n >= 1.
+    """
+    if not 0 <= successes <= n or n < 1:
+        raise ValueError(f"{successes} of {n} is not a proportion.")
+    return float(beta.ppf(alpha, successes, n - successes + 1)) if successes else 0.0
+
+
+def fewest_of_majority(n: int, alpha: float) -> int:
+    """The fewest successes of `n` whose `lower_bound` is above 1/2; n + 1 if n are not enough.
+
+    It is the least k with P(Binomial(n, 1/2) >= k) < alpha.
+    """
+    fewest = max(0, int(binom.isf(alpha, n, 0.5)))
+    while binom.sf(fewest - 1, n, 0.5) >= alpha:
+        fewest += 1
+    return fewest
 
 
 def average_interval(estimates: Sequence[tuple[float, float, float]]) -> tuple[float, float, float]:

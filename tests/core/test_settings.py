@@ -16,7 +16,7 @@ import clipguard
 from clipguard.api.options import BenchOptions, CompareOptions, FinetuneOptions
 from clipguard.benchmark.plan import BenchPlan
 from clipguard.benchmark.protocols import make_plan
-from clipguard.cli import app, attack, bench, compare, doctor, finetune, run
+from clipguard.cli import app, attack, bench, certify, compare, doctor, finetune, run
 from clipguard.cli.options import read_config
 from clipguard.comparison.rules import Rules
 from clipguard.core.errors import ClipguardError
@@ -28,6 +28,7 @@ COMMANDS: dict[str, Any] = {
     "bench": bench,
     "attack": attack,
     "doctor": doctor,
+    "certify": certify,
     "compare": compare,
     "finetune": finetune,
 }

@@ -126,6 +126,7 @@ HELP = (
     "bench",
     "compare",
     "doctor",
+    "certify",
     "report",
     "attack",
     "finetune",

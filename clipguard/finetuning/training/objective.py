@@ -18,12 +18,13 @@ from clipguard.finetuning.config import FinetuneConfig
 from clipguard.finetuning.data.batches import ImageBatch
 from clipguard.finetuning.data.training_data import TrainingData
 from clipguard.finetuning.methods.base import Batch, Method, TextMode
-from clipguard.finetuning.training.training_attack import TrainingAttack
+from clipguard.finetuning.training.training_attack import Noise, TrainingAttack
 from clipguard.finetuning.tuned.class_text import ClassText
 from clipguard.finetuning.tuned.image_tower import ImageTower, checkpoint_gradients, choose_weights
 from clipguard.finetuning.tuned.tuned_model import TunedModel
 from clipguard.models.loading import LoadedModel
 
+NOISE_OF_IMAGES = 4  # as a `use` of random numbers; 0 is the attack
 Autocast = Callable[[], AbstractContextManager[object]]
 
 
@@ -51,6 +52,10 @@ class Objective:
         attack: the training attack.
         logit_scale: of the model, exp already taken.
         autocast: gives the context of mixed precision.
+        noise: standard deviation of the Gaussian noise on what the tuned tower sees (Cohen et al. 2019, section 3.3),
+            clean and adversarial images alike. It is one draw an image and step, on top of the adversarial image, which
+            stays inside [0,1] and is made through that noise (Salman et al. 2019, SmoothAdv with one sample); nothing
+            is clamped after, as nothing is where smoothing is certified. The frozen original sees images without it.
     """
 
     method: Method
@@ -58,6 +63,7 @@ class Objective:
     attack: TrainingAttack
     logit_scale: float
     autocast: Autocast
+    noise: float = 0.0
 
     def __call__(
         self,
@@ -77,27 +83,29 @@ class Objective:
             whole: makes of this process's batch that of all, from which the loss is computed.
         """
         needs = self.method.needs(progress)
-        x = images.pixels
+        x, noise = images.pixels, self._noise(images)
         batch = Batch(
             text=forward(),
             original_text=model.original_text(),
             logit_scale=self.logit_scale,
             labels=images.labels,
             # Before the attack, which may look at it; its graph is kept for the loss.
-            clean=forward(x) if "clean" in needs else None,
+            clean=forward(_noisy(x, noise)) if "clean" in needs else None,
             original_clean=self._embed_originally(x) if "original_clean" in needs else None,
         )
         attack = None
         if needs & {"adversarial", "original_adversarial"}:
-            x_adv, attack = self.perturb(model, x, images.keys, batch)
+            x_adv, attack = self.perturb(model, x, images.keys, batch, noise)
             batch = replace(
                 batch,
-                adversarial=forward(x_adv) if "adversarial" in needs else None,
+                adversarial=forward(_noisy(x_adv, noise)) if "adversarial" in needs else None,
                 original_adversarial=self._embed_originally(x_adv) if "original_adversarial" in needs else None,
             )
         return Terms(self.method.terms(whole(batch) if whole else batch, progress), batch, attack)
 
-    def perturb(self, model: TunedModel, x: Tensor, keys: list[int], batch: Batch) -> tuple[Tensor, Tensor]:
+    def perturb(
+        self, model: TunedModel, x: Tensor, keys: list[int], batch: Batch, noise: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
         """The training attack, on the image tower in eval mode; no weight gets a gradient.
 
         Args:
@@ -105,6 +113,7 @@ class Objective:
             x: clean images (B, 3, H, W) in [0,1].
             keys: of each row's random numbers.
             batch: what the method's attack objective may look at.
+            noise: (B, 3, H, W), which the tower sees on top of them; None: none.
 
         Returns:
             Adversarial images (B, 3, H, W) and the mean objective, a scalar.
@@ -114,7 +123,7 @@ class Objective:
 
         def objective(x_adv: Tensor) -> Tensor:
             with self.autocast():
-                embeddings = tower(x_adv)
+                embeddings = tower(_noisy(x_adv, noise))
             return self.method.attack_objective(embeddings, fixed)
 
         training = tower.training
@@ -125,11 +134,22 @@ class Objective:
         tower.train(training)
         return x_adv, mean_objective
 
+    def _noise(self, images: ImageBatch) -> Tensor | None:
+        """(B, 3, H, W), of each image by its key: the same when the run goes on, and for any number of processes."""
+        if self.noise == 0:
+            return None
+        rows = Noise(images.keys, images.pixels.device, NOISE_OF_IMAGES)
+        return self.noise * rows.normal(*images.pixels.shape[1:])
+
     def _embed_originally(self, x: Tensor) -> Tensor:
         assert self.original is not None
         with torch.no_grad(), self.autocast():
             embeddings: Tensor = self.original(x)
         return embeddings
+
+
+def _noisy(x: Tensor, noise: Tensor | None) -> Tensor:
+    return x if noise is None else x + noise
 
 
 def make_objective(
@@ -158,7 +178,8 @@ def make_objective(
     attack = TrainingAttack(
         ThreatModel(config.norm), config.eps_pixels, config.attack_steps, config.attack_step, config.random_start
     )
-    return TunedModel(tower, text), Objective(method, original, attack, loaded.info.logit_scale, autocast)
+    objective = Objective(method, original, attack, loaded.info.logit_scale, autocast, config.noise)
+    return TunedModel(tower, text), objective
 
 
 @torch.no_grad()

@@ -20,9 +20,11 @@ class Noise:
     Args:
         keys: one a row.
         device: where the numbers are drawn.
+        use: what they are for, such as 0 or 4; no two uses have a number in common.
     """
 
-    def __init__(self, keys: Sequence[int], device: torch.device) -> None:
+    def __init__(self, keys: Sequence[int], device: torch.device, use: int = 0) -> None:
+        self._use = use
         self._keys, self._device = keys, device
         self._generator = torch.Generator(device)
 
@@ -37,7 +39,9 @@ class Noise:
     def _rows(self, shape: tuple[int, ...], fill: Callable[..., Tensor], stream: int) -> Tensor:
         rows = torch.empty(len(self._keys), *shape, device=self._device)
         for row, key in zip(rows, self._keys, strict=True):
-            self._generator.manual_seed(key ^ stream)  # a stream of its own: direction and distance are independent
+            self._generator.manual_seed(
+                key ^ self._use ^ stream
+            )  # a stream of its own: direction and distance are independent
             fill(row, generator=self._generator)
         return rows
 
