@@ -41,11 +41,17 @@ def count_workers(plan: BenchPlan) -> int | None:
     Raises:
         ClipguardError: for settings that several workers cannot follow.
     """
+    if plan.ray is not None and not plan.ray.strip():
+        raise ClipguardError("`ray` names no cluster: auto, HOST:PORT or ray://HOST:PORT.")
     if plan.ray is not None or plan.workers not in (None, 1):
         if plan.engine == "reference":
             raise ClipguardError("`engine=reference` draws random numbers for a batch as a whole; leave out `workers`.")
         if plan.device.startswith("cuda:"):
             raise ClipguardError(f"`device={plan.device}` is one GPU; with several `workers` name `device=cuda`.")
+    images = plan.part[1] - plan.part[0] if plan.part else plan.n_samples
+    if plan.workers is not None and images is not None and plan.workers > max(1, images):
+        log.warning("%d `workers` are asked for, and %d images: so many start.", plan.workers, images)
+        return max(1, images)
     if plan.workers is not None or plan.ray is not None:
         return plan.workers
     gpus = _visible_gpus() if plan.device in ("auto", "cuda") and plan.engine != "reference" else 0

@@ -6,6 +6,8 @@ import logging
 import os
 import signal
 import socket
+import subprocess
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from typing import Any
@@ -16,8 +18,35 @@ import torch
 from clipguard.core.environment.device import processors
 from clipguard.core.errors import ClipguardError, first_line
 
-CONNECT_SECONDS = 5.0
+CONNECT_SECONDS = 3.0
+ANSWER_SECONDS = 3.0
+MOST_A_PROCESSOR = 4  # workers, on this machine
 CLIENT_PORT, PORT = 10001, 6379
+# In a process of its own, since what waits in there cannot be interrupted.
+ASK = """
+import sys
+address = sys.argv[1]
+from ray._private.services import canonicalize_bootstrap_address
+from ray._raylet import GcsClient
+print(flush=True)
+try:
+    if address.startswith("ray://"):
+        from ray._private.grpc_utils import init_grpc_channel
+        from ray.core.generated.ray_client_pb2 import ClusterInfoRequest, ClusterInfoType
+        from ray.core.generated.ray_client_pb2_grpc import RayletDriverStub
+        ping = ClusterInfoRequest(type=ClusterInfoType.PING)
+        driver = RayletDriverStub(init_grpc_channel(address[6:], options=None))
+        driver.ClusterInfo(ping, metadata=[("client_id", "ask")], wait_for_ready=True)
+    else:
+        found = canonicalize_bootstrap_address(address)
+        if found is None:
+            raise ConnectionError("none runs on this machine")
+        GcsClient(address=found)
+    print("yes")
+except BaseException as error:
+    why = " ".join(str(error).split())[:300]
+    print("token" if "uthentication" in why else "no", why)
+"""
 log = logging.getLogger("clipguard")
 
 
@@ -35,6 +64,8 @@ def connected(address: str | None, workers: int | None, device: str) -> Iterator
     if ray.is_initialized():
         yield
         return
+    if address is not None:
+        _ask(address)
     handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
     quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
     _keep_stdout_clean()
@@ -59,7 +90,7 @@ def _keep_stdout_clean() -> None:
 def _start(workers: int, device: str, quiet: dict[str, Any]) -> None:
     """A cluster of this machine, which ends with this process."""
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    cpus = max(workers, processors())
+    cpus = max(min(workers, MOST_A_PROCESSOR * processors()), processors())
     gpus = torch.cuda.device_count() if device in ("auto", "cuda") else 0
     try:
         ray.init("local", num_cpus=cpus, num_gpus=gpus, include_dashboard=False, **quiet)
@@ -69,12 +100,11 @@ def _start(workers: int, device: str, quiet: dict[str, Any]) -> None:
 
 def _join(address: str, quiet: dict[str, Any]) -> None:
     """A cluster that runs."""
+    logging.getLogger("ray.util.client_builder").setLevel(logging.ERROR)  # prints what it passes on
     try:
         ray.init(address, **({} if address.startswith("ray://") else quiet))
     except Exception as error:  # nothing there, another version of Ray or Python: of many types
-        raise ClipguardError(
-            f"No Ray cluster at `ray={address}` ({first_line(error)}); start one with `ray start --head`."
-        ) from error
+        raise ClipguardError(f"The Ray cluster at `ray={address}` cannot be joined ({_in_a_line(error)}).") from error
 
 
 def _reach(address: str) -> None:
@@ -91,28 +121,46 @@ def _reach(address: str) -> None:
         ) from error
 
 
-def resources_of_worker(device: str, workers: int | None) -> tuple[int, dict[str, float]]:
-    """How many workers, and what each asks of the cluster.
-
-    A worker has a GPU, or its share of the processors: with None for `workers` there is one a GPU, else one a node.
+def _ask(address: str) -> None:
+    """Whether it is Ray that answers there, and whether it lets us in: `ray.init` would hold this process for minutes.
 
     Raises:
-        ClipguardError: where no node has what a worker needs.
+        ClipguardError: where not, within seconds.
     """
-    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]  # type: ignore[no-untyped-call]
-    gpus = int(sum(node.get("GPU", 0) for node in nodes))
-    if device == "cuda" and not gpus:
-        raise ClipguardError("`device=cuda`, and the Ray cluster has no GPU; leave out `device`, or name cpu.")
-    if gpus and device in ("auto", "cuda"):
-        return _at_most(workers, gpus, "GPU"), {"num_gpus": 1, "num_cpus": 1}
-    cpus = [int(node.get("CPU", 0)) for node in nodes]
-    if workers is None:
-        return len(nodes), {"num_cpus": max(1, min(cpus))}
-    count = _at_most(workers, sum(cpus), "processor")
-    return count, {"num_cpus": max(1, sum(cpus) // count)}
+    child = subprocess.Popen([sys.executable, "-c", ASK, address], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
+    lines: list[str] = []
+    assert child.stdout is not None
+    try:
+        child.stdout.readline()  # Ray is imported, which may take its time
+        with suppress(subprocess.TimeoutExpired):
+            lines = child.communicate(timeout=ANSWER_SECONDS)[0].decode().splitlines()
+    finally:
+        child.kill()
+        child.wait()
+    if lines and lines[0] == "yes":
+        return
+    if not lines:
+        raise ClipguardError(
+            f"What answers at `ray={address}` is no Ray cluster; `ray status` on its head node shows the address."
+        )
+    kind, _, why = lines[0].partition(" ")
+    if kind == "token":
+        raise ClipguardError(
+            f"The Ray cluster at `ray={address}` wants its token: set RAY_AUTH_MODE=token, and RAY_AUTH_TOKEN_PATH or "
+            "RAY_AUTH_TOKEN to what its head node has (docs/cluster.md)."
+        )
+    raise ClipguardError(f"No Ray cluster at `ray={address}` ({why}); start one with `ray start --head`.")
 
 
-def _at_most(workers: int | None, room: int, what: str) -> int:
-    if workers is not None and workers > room:
-        log.warning("%d `workers` are asked for; there is one %s for each of %d, which start.", workers, what, room)
-    return min(workers or room, room)
+def _in_a_line(error: Exception) -> str:
+    """All that an error says, but for the frames of a traceback."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    if any("Traceback" in line for line in lines):
+        lines = lines[-1:]
+    text = " ".join(lines).rstrip(".") or type(error).__name__
+    return text if len(text) <= 300 else text[:297] + "..."
+
+
+def nodes() -> list[dict[str, float]]:
+    """What each node of the cluster has, as Ray names it."""
+    return [node["Resources"] for node in ray.nodes() if node["Alive"]]  # type: ignore[no-untyped-call]

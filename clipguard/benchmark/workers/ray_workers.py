@@ -1,15 +1,13 @@
 """Workers on Ray: an actor each holds the model, and takes the next block of images when it is done with one.
 
-What they find comes back image by image, and goes into the store from here. A worker that dies is started again by Ray,
-and the images it had go to whoever is free.
+What they find comes back image by image, and goes into the store from here. Another one takes the place of a worker
+that dies (`crew.py`), and the images it had go to whoever is free.
 """
 
 from __future__ import annotations
 
 import logging
-import os
 import sys
-import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -18,7 +16,6 @@ from typing import Any, TypeVar
 
 import numpy as np
 import ray
-import ray.exceptions
 import torch
 from ray import cloudpickle
 from torch import Tensor
@@ -32,10 +29,12 @@ from clipguard.benchmark.plan import BenchPlan
 from clipguard.benchmark.run_record import Place
 from clipguard.benchmark.task import KnownOutcomes, Task
 from clipguard.benchmark.workers.blocks import Block, Blocks
-from clipguard.benchmark.workers.cluster import connected, resources_of_worker
-from clipguard.benchmark.workers.remote import Elsewhere, Job, RemoteWorker, Report, Run, Said
+from clipguard.benchmark.workers.cluster import connected, nodes
+from clipguard.benchmark.workers.crew import LOST, Crew, get
+from clipguard.benchmark.workers.remote import Elsewhere, Job, Report, Run, Said
+from clipguard.benchmark.workers.room import share_out
 from clipguard.benchmark.workers.worker import Tally, Texts
-from clipguard.core.errors import ClipguardError, first_line
+from clipguard.core.errors import ClipguardError
 from clipguard.core.notices import repeat
 from clipguard.models.loading import ModelInfo
 from clipguard.sanity.checks import Finding
@@ -44,8 +43,7 @@ T = TypeVar("T")
 CLEAN_BLOCK = 64  # images of a block at least where each takes one pass
 FEWEST_ROWS = 16  # that a block begins with: passes of fewer are filled up with black images
 WAIT_SECONDS = 1.0
-PATIENCE_SECONDS = 20.0  # without a worker before that is said
-LOST = (ray.exceptions.ActorDiedError, ray.exceptions.ActorUnavailableError, ray.exceptions.OwnerDiedError)
+ATTEMPTS = 3  # at what comes before and after the attack, where workers die of it
 log = logging.getLogger("clipguard")
 
 
@@ -79,25 +77,25 @@ class RayWorkers:
 
     def __init__(self, plan: BenchPlan, objects: Objects, workers: int | None, *, keep_images: bool) -> None:
         """Start them, and wait for the first."""
-        count, resources = resources_of_worker(plan.device, workers)
-        actor: Any = ray.remote(RemoteWorker)
-        actor = actor.options(**resources, max_restarts=-1, max_task_retries=0)
+        count, resources = share_out(nodes(), plan.device, workers)
         self.plan = plan
         self.run = _in_store(Run(plan, replace(objects, datasets={}, recipes={}), str(Path.cwd()), keep_images))
-        self.actors = [actor.remote() for _ in range(count)]
-        self.starting = {one.begin.remote(self.run): one for one in self.actors}
-        self.ready: list[Any] = []  # actors that are there
+        self.crew = Crew(self.run, count, resources)
         self.without_images: set[Any] = set()
         self._said: set[str] = set()
         self._jobs = 0
-        self._wait_for_one()
+        try:
+            self.crew.wait_for_one()
+        except BaseException:
+            self.close()
+            raise
+        self.place = self.crew.place
         where = "" if plan.ray is None else f" on {plan.ray}"
         log.info("%d worker%s%s: %s", count, "s" if count > 1 else "", where, self.place.machine["device"])
 
     def close(self) -> None:
         """End them at once."""
-        for one in self.actors:
-            ray.kill(one)
+        self.crew.close()
 
     def check_models(self, texts: Sequence[Texts]) -> dict[str, ModelInfo]:
         """See `Worker.check_models`."""
@@ -139,7 +137,7 @@ class RayWorkers:
         """See `Workers.attack`."""
         n_classes, n_eps = len(self.task.dataset.class_names), len(self.plan.eps)
         runs = n_eps * sum(stage.runs(n_classes) for stage in recipe.stages)  # of an image, which go side by side
-        blocks = Blocks(indices, len(self.actors), -(-FEWEST_ROWS // runs) if runs else CLEAN_BLOCK)
+        blocks = Blocks(indices, self.crew.count, -(-FEWEST_ROWS // runs) if runs else CLEAN_BLOCK)
         return _Shared(self, recipe, blocks, known, note)
 
     def probe(self, recipe: Recipe, images: ProbedImages) -> Probed:
@@ -160,31 +158,18 @@ class RayWorkers:
 
     def _ask(self, method: str, *args: Any) -> Any:
         """The answer of whoever is there."""
-        if not self.ready:
-            self._wait_for_one()
-        try:
-            return get(getattr(self.ready[0], method).remote(self.run, *args))
-        except LOST as error:
-            raise ClipguardError(
-                f"A worker died several times ({first_line(error)}), perhaps for want of memory: use fewer `workers`."
-            ) from error
-
-    def _wait_for_one(self) -> None:
-        while not (done := ray.wait(list(self.starting), timeout=PATIENCE_SECONDS)[0]):
-            log.warning("No worker is there yet: each starts, or waits for room in the cluster.")
-        self.arrived(done[0])
-
-    def begin_again(self, worker: Any) -> None:
-        """A worker died, and is there again when it says so."""
-        self.ready.remove(worker)
-        self.starting[worker.begin.remote(self.run)] = worker
-
-    def arrived(self, reference: Any) -> Any:
-        """A worker that is there: from now on it gets blocks."""
-        worker = self.starting.pop(reference)
-        self.place = get(reference)
-        self.ready.append(worker)
-        return worker
+        why = ""
+        for _ in range(ATTEMPTS):
+            self.crew.wait_for_one()
+            worker = self.crew.ready[0]
+            try:
+                return get(getattr(worker, method).remote(self.run, *args))
+            except LOST as error:
+                why = self.crew.lost(worker, error)
+        raise ClipguardError(
+            f"{ATTEMPTS} workers died one after the other: {why}. What is stored is kept; use fewer `workers`, or "
+            "nodes with more memory."
+        )
 
 
 def _in_store(value: Any) -> _Fetch:
@@ -250,20 +235,22 @@ class _Shared:
         return [*self._tallies, *(running.tally for running in self._running.values())]
 
     def __iter__(self) -> Iterator[ImageOutcome]:
-        free = list(self.workers.ready)
+        crew = self.workers.crew
+        free = list(crew.ready)
         while True:
             while free and (block := self.blocks.take()):
                 self._give(free.pop(0), block)
             if not self._running and not self.blocks:
                 return
-            for reference in ray.wait([*self._running, *self.workers.starting], timeout=WAIT_SECONDS)[0]:
-                if reference in self.workers.starting:
-                    free.append(self.workers.arrived(reference))
+            for reference in ray.wait([*self._running, *crew.starting], timeout=WAIT_SECONDS)[0]:
+                if reference in crew.starting:
+                    free += [worker] if (worker := crew.arrived(reference)) else []
                     continue
                 worker = self._running[reference].worker
                 yield from self._hear(reference)
-                if reference not in self._running and worker in self.workers.ready:
+                if reference not in self._running and worker in crew.ready:
                     free.append(worker)
+            crew.check_patience()
 
     def _give(self, worker: Any, block: Block) -> None:
         """Send a block to a worker, with its images if the worker has none."""
@@ -287,8 +274,8 @@ class _Shared:
             return
         except LOST as error:
             self._tallies.append(self._running.pop(reference).tally)
-            log.warning("A worker died (%s); its images go to another one.", type(error).__name__)
-            self.workers.begin_again(running.worker)
+            why = self.workers.crew.lost(running.worker, error)
+            log.warning("A worker died (%s); its images go to another one.", why)
             self.blocks.give_back(running.block, running.done)
             return
         for said in reports:
@@ -309,20 +296,3 @@ class _Shared:
         if report.outcome is not None:
             running.done.add(report.outcome.index)
             yield report.outcome
-
-
-def get(reference: Any) -> Any:
-    """The answer of a worker.
-
-    Raises:
-        ClipguardError: as the worker raised it; other errors in a line, their traceback goes into a file.
-    """
-    try:
-        return ray.get(reference)
-    except ray.exceptions.RayTaskError as error:
-        if isinstance(error.cause, ClipguardError):
-            raise error.cause from None
-        number, path = tempfile.mkstemp(prefix="clipguard-worker-", suffix=".log")
-        with os.fdopen(number, "w", encoding="utf-8") as file:
-            file.write(str(error))
-        raise ClipguardError(f"A worker failed: {first_line(error.cause)}. Its traceback is in {path}.") from error

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any, Generic, NamedTuple, TypeVar
 
 import numpy as np
-import ray
 from torch import Tensor
 
 from clipguard.attacks.engine.outcome import EpsOutcome, Example, ImageOutcome
@@ -31,7 +30,6 @@ from clipguard.models.loading import ModelInfo
 from clipguard.sanity.checks import Finding
 
 T = TypeVar("T")
-RETRIES = 2  # of what comes before and after the attack, where the worker dies
 log = logging.getLogger("clipguard")
 
 
@@ -140,7 +138,7 @@ def _listening() -> Iterator[tuple[list[tuple[int, str]], list[Notice]]]:
 
 
 class RemoteWorker:
-    """The actor. Each call brings the run, for the actor may have been started again before any of them."""
+    """The actor. Each call brings the run, for any of them may be the first."""
 
     def __init__(self) -> None:
         """Nothing that could fail: the error would not reach the driver as it is."""
@@ -148,44 +146,36 @@ class RemoteWorker:
         self._job = self._looked_at = -1  # numbers of jobs
         self._dataset: ZeroShotDataset | None = None
 
-    @ray.method(max_task_retries=-1)  # answers once it has been started again
     def begin(self, run: Fetch[Run]) -> Place:
         """Where this is."""
         return self._get_worker(run).place
 
-    @ray.method(max_task_retries=RETRIES)
     def check_models(self, run: Fetch[Run], texts: Sequence[Texts]) -> Said[dict[str, ModelInfo]]:
         """See `Worker.check_models`."""
         return self._said(lambda: self._get_worker(run).check_models(texts))
 
-    @ray.method(max_task_retries=RETRIES)
     def take(self, run: Fetch[Run], job: Job) -> Said[Preprocess]:
         """See `Worker.take`; a module is looked at when there are images."""
         return self._said(lambda: self._at(run, job).preprocess)
 
-    @ray.method(max_task_retries=RETRIES)
     def describe(self, run: Fetch[Run], job: Job) -> list[str]:
         """See `Worker.describe`."""
         return self._at(run, job).describe()
 
-    @ray.method(max_task_retries=RETRIES)
     def key(self, run: Fetch[Run], job: Job, recipe: Recipe, indices: Sequence[int]) -> dict[str, Any]:
         """See `Worker.key`."""
         return self._at(run, job).key(recipe, indices)
 
-    @ray.method(max_task_retries=RETRIES)
     def probe(self, run: Fetch[Run], job: Job, recipe: Recipe, images: ProbedImages) -> Said[Probed]:
         """See `Worker.probe`."""
         return self._said(lambda: self._at(run, job).probe(recipe, images))
 
-    @ray.method(max_task_retries=RETRIES)
     def examine(
         self, run: Fetch[Run], job: Job, recipe: Recipe, images: ProbedImages, transfer_from: str | None
     ) -> Said[list[Finding]]:
         """See `Worker.examine`."""
         return self._said(lambda: list(self._at(run, job).examine(recipe, images, transfer_from)))
 
-    @ray.method(max_task_retries=RETRIES)
     def predict(self, run: Fetch[Run], job: Job, images: Sequence[Tensor]) -> Said[list[Tensor]]:
         """See `Worker.predict`."""
         return self._said(lambda: self._at(run, job).predict(images))
