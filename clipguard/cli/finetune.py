@@ -100,7 +100,7 @@ def finetune(
             raise ClipguardError(
                 f"--resume goes on with the run's own settings; leave out `{next(iter(given), 'config')}`."
             )
-        _started_by_launcher(how["workers"])
+        _started_by_launcher(how["workers"], resume)
         timeout = how["rendezvous_timeout"]
         with RichProgress() as progress, _how_to_resume() as at:
             result = resume_finetune(resume, progress, rendezvous_timeout=timeout, on_start=at, fsdp=fsdp)
@@ -116,7 +116,7 @@ def finetune(
         if how["plan"]:
             _tell_plan(settings, how)
             return
-        _started_by_launcher(how["workers"])
+        _started_by_launcher(how["workers"], settings)
         timeout = how["rendezvous_timeout"]
         out, command = Path(settings.out) if settings.out else None, shlex.join(["clipguard", *sys.argv[1:]])
         with RichProgress() as progress, _how_to_resume() as at:
@@ -129,18 +129,28 @@ def finetune(
         print_scores(result)
 
 
-def _started_by_launcher(workers: int) -> None:
-    """Where several processes are to train and this is the only one, start them; the command ends when they do."""
+def _started_by_launcher(workers: int, of: FinetuneConfig | Path) -> None:
+    """Where several processes are to train and this is the only one, start them; the command ends when they do.
+
+    Args:
+        workers: how many.
+        of: the settings of the run, or its folder.
+    """
     if workers == 1:
         return
+    from clipguard.finetuning.output.record import read_run
     from clipguard.finetuning.processes.launch import read_launch
-    from clipguard.finetuning.processes.local import start_processes
+    from clipguard.finetuning.processes.local import end_with_launcher, start_processes
+    from clipguard.finetuning.restart import settings_of_run
 
     launched = read_launch().size
     if launched == 1:
+        settings = settings_of_run(read_run(of)) if isinstance(of, Path) else of
+        settings.check_share(workers)
         raise typer.Exit(start_processes(workers, sys.argv[1:]))
     if launched != workers:
         raise ClipguardError(f"{launched} processes were launched already: leave `workers` out.")
+    end_with_launcher()
 
 
 def _tell_plan(settings: FinetuneConfig, how: dict[str, Any]) -> None:

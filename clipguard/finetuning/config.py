@@ -178,6 +178,14 @@ class FinetuneConfig:
         assert images is not None  # `check`
         return images
 
+    def check_share(self, processes: int) -> None:
+        """Raise FinetuneError if a batch has fewer images than processes, or with `fsdp` cannot be shared evenly."""
+        what = f"`{'effective_batch' if self.effective_batch else 'batch_size'}={self.images_per_batch}`"
+        if self.images_per_batch < processes:
+            raise FinetuneError(f"{what} is shared by {processes} processes: give each at least one image.")
+        if self.fsdp and self.images_per_batch % processes:
+            raise FinetuneError(f"{what} is shared by {processes} processes: with `fsdp` the parts must be equal.")
+
     @property
     def eps_pixels(self) -> float:
         """`eps` in pixels of [0,1]."""

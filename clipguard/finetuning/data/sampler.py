@@ -7,7 +7,6 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from clipguard.core.errors import FinetuneError
 from clipguard.finetuning.config import FinetuneConfig
 from clipguard.finetuning.data.training_data import Indices
 from clipguard.finetuning.processes.team import ALONE, Team
@@ -45,11 +44,7 @@ class ResumableBatchSampler:
             FinetuneError: if a batch has fewer images than there are processes, or with `fsdp` cannot be shared evenly.
         """
         steps = config.steps or 0
-        what = f"`{'effective_batch' if config.effective_batch else 'batch_size'}={config.images_per_batch}`"
-        if config.images_per_batch < team.size:
-            raise FinetuneError(f"{what} is shared by {team.size} processes: give each at least one image.")
-        if config.fsdp and config.images_per_batch % team.size:
-            raise FinetuneError(f"{what} is shared by {team.size} processes: with `fsdp` the parts must be equal.")
+        config.check_share(team.size)
         sampler = cls(train, config.seed, config.images_per_batch, config.accumulate, steps, team=team)
         if config.epochs is None:
             return sampler

@@ -7,6 +7,8 @@ import os
 import signal
 import sys
 import tempfile
+import threading
+import time
 import uuid
 from collections.abc import Sequence
 
@@ -15,6 +17,8 @@ from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
 from clipguard.core.errors import FinetuneError
+
+LAUNCHER = "CLIPGUARD_LAUNCHER"  # environment variable of the processes: who started them
 
 
 def start_processes(n: int, arguments: Sequence[str]) -> int:
@@ -34,6 +38,7 @@ def start_processes(n: int, arguments: Sequence[str]) -> int:
         KeyboardInterrupt: at Ctrl-C, once all have ended.
     """
     _silence_torch()
+    os.environ[LAUNCHER] = str(os.getpid())
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // n)))
     with tempfile.TemporaryDirectory() as logs:
         config = LaunchConfig(
@@ -56,6 +61,20 @@ def start_processes(n: int, arguments: Sequence[str]) -> int:
                 raise KeyboardInterrupt from None
             return 128 + received.sigval
     return 0
+
+
+def end_with_launcher() -> None:
+    """End this process when the one that started it is gone, however that ended; without `start_processes`, nothing."""
+    if LAUNCHER not in os.environ:
+        return
+    parent = int(os.environ.pop(LAUNCHER))
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(1.0)
+        os._exit(128 + signal.SIGTERM)  # in the middle of whatever it does: the last checkpoint is complete
+
+    threading.Thread(target=watch, daemon=True).start()
 
 
 def _silence_torch() -> None:
