@@ -168,6 +168,8 @@ class _ModelOnTask:
         missing = [index for index in task.indices.tolist() if index not in done]
         session = StoreSession(cell, self.names, recipe.name, task.hashes, plan.eps)
         if missing:
+            if cell:
+                cell.store.require_writable()
             progress.start(f"{self.names['model']} · {task.name} · {recipe.name}", len(missing))
 
             def note(example: Example, clean_prediction: int, outcome: EpsOutcome) -> None:

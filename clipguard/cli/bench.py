@@ -178,7 +178,7 @@ def _fill(plan: BenchPlan, how: dict[str, Any]) -> None:
     shard = Shard.read(how["shard"])
     _refuse(how, ("out", "name", "format"), "A `shard` makes no table; leave out `{}`, or `shard`.")
     if how["store"] is None:
-        raise ClipguardError("A `shard` leaves nothing but what it stores; leave out `store=none`.")
+        raise ClipguardError("A `shard` leaves nothing but what it stores; it needs a `store`.")
     if plan.engine == "reference":
         raise ClipguardError("`engine=reference` draws random numbers for a batch as a whole; leave out `shard`.")
     with RichProgress() as progress:

@@ -102,7 +102,7 @@ def finetune(
             )
         _started_by_launcher(how["workers"], resume)
         timeout = how["rendezvous_timeout"]
-        with RichProgress() as progress, _how_to_resume() as at:
+        with RichProgress() as progress, _how_to_resume(resume) as at:
             result = resume_finetune(resume, progress, rendezvous_timeout=timeout, on_start=at, fsdp=fsdp)
     else:
         with _told_once():
@@ -196,9 +196,9 @@ def _told_once() -> Iterator[None]:
 
 
 @contextmanager
-def _how_to_resume() -> Iterator[Callable[[Path], None]]:
-    """Say how to go on when Ctrl-C leaves a run that can be resumed, given the folder that it takes."""
-    folders: list[Path] = []
+def _how_to_resume(*folder: Path) -> Iterator[Callable[[Path], None]]:
+    """Say how to go on when Ctrl-C leaves a run that can be resumed, given the folder that it takes, now or later."""
+    folders = [*folder]
     try:
         yield folders.append
     except KeyboardInterrupt:

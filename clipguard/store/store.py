@@ -79,7 +79,7 @@ class Segment:
 
 
 class Store:
-    """A folder of cells, or a prefix of an object store; made when the first result is written."""
+    """A folder of cells, or a prefix of an object store; made when the first result is computed."""
 
     def __init__(self, place: str | Path | RemotePath) -> None:
         """Raises ResultError for a place that holds something else or a store of another format, or does not answer."""
@@ -125,16 +125,35 @@ class Store:
     def write(self, path: Place, content: bytes) -> None:
         """Write a file whole or not at all, and durably. Raises OutputError if the disk does not take it."""
         try:
-            if not (self.path / MARKER).exists():
-                if isinstance(self.path, Path):
-                    make_folders(self.path, [])
-                self._put(self.path / MARKER, f"{canonical({'format': FORMAT})}\n".encode())
+            self._make()
             self._put(path, content)
         except OSError as error:
             raise OutputError(
                 f"The store {self.path} takes no more results ({error.strerror or error}). What was stored is safe: "
                 "make room and run the same command again, and it goes on from there."
             ) from error
+
+    def require_writable(self) -> None:
+        """Raise OutputError if a folder takes no results, before any is computed; makes it if it is not there."""
+        if isinstance(self.path, RemotePath):
+            return
+        parts = self.path / PARTS
+        try:
+            self._make()
+            parts.mkdir(exist_ok=True)
+            with tempfile.TemporaryFile(dir=parts):
+                pass
+        except OSError as error:
+            raise OutputError(
+                f"The store {self.path} cannot be written ({error.strerror or error}); name another folder, or "
+                "`store=none`."
+            ) from error
+
+    def _make(self) -> None:
+        if not (self.path / MARKER).exists():
+            if isinstance(self.path, Path):
+                make_folders(self.path, [])
+            self._put(self.path / MARKER, f"{canonical({'format': FORMAT})}\n".encode())
 
     def _put(self, path: Place, content: bytes) -> None:
         if isinstance(path, RemotePath):

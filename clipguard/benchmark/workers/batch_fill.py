@@ -32,7 +32,13 @@ _answers: dict[Path, Filling] = {}  # in this process: the cache may not be writ
 
 
 def settle_fill(
-    model: LoadedModel, classifier: ZeroShotClassifier, image: Tensor, options: EngineOptions, *, attacked: bool
+    model: LoadedModel,
+    classifier: ZeroShotClassifier,
+    image: Tensor,
+    options: EngineOptions,
+    *,
+    attacked: bool,
+    tell: bool,
 ) -> tuple[EngineOptions, BatchInvariance]:
     """The options with the fill to use, whether cycles may be cut, and the answer for the record.
 
@@ -44,6 +50,7 @@ def settle_fill(
         image: (C, H, W), one of those of the run.
         options: without a fill that is known to be right.
         attacked: whether the run needs gradients.
+        tell: say that the test is made, if it is.
     """
     batch_size = options.batch_size or Evaluator(classifier, 1).fitting_batch_size(image)
     key = {
@@ -64,7 +71,8 @@ def settle_fill(
     is_known = model.info.format != FORMAT  # a module's code, and what it keeps beside its weights, are in no key
     answer = (_answers.get(file) or _read(file)) if is_known else None
     if answer is None:
-        log.info("Self-test: do the results of %s depend on the batch, on this processor?", model.info.name)
+        if tell:
+            log.info("Self-test: do the results of %s depend on the batch, on this processor?", model.info.name)
         answer = find_fill(
             classifier,
             tuple(image.shape),

@@ -163,6 +163,7 @@ class Worker:
         open_model = partial(objects.model, plan=plan, device=self.device)
         self.defense = DefenseOfPlan(plan, open_model) if plan.defense is not None else None
         self._invariance: dict[bool, BatchInvariance] = {}  # of what is attacked, by whether gradients are needed
+        self._told_of_test: set[str] = set()  # models
 
     def check_models(self, texts: Sequence[Texts]) -> dict[str, ModelInfo]:
         """Read every model of the plan, and say what each is, by name; the first stays.
@@ -250,7 +251,11 @@ class Worker:
         """How passes are filled up from now on, so that an image's bits do not depend on its batch."""
         if attacked not in self._invariance:
             image = task.first(self.preprocess, self.device)
-            self.options, answer = settle_fill(self.model, self.classifier, image, self.options, attacked=attacked)
+            told, name = self._told_of_test, self.model.info.name
+            self.options, answer = settle_fill(
+                self.model, self.classifier, image, self.options, attacked=attacked, tell=name not in told
+            )
+            told.add(name)
             self._invariance[attacked] = answer
         return self._invariance[attacked]
 

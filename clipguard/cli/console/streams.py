@@ -10,6 +10,7 @@ import signal
 import sys
 from types import FrameType
 
+from clipguard.core.environment.launcher import has_launcher
 from clipguard.core.errors import OutputError
 
 INTERRUPTED, PIPE_CLOSED = 128 + signal.SIGINT, 128 + signal.SIGPIPE
@@ -92,7 +93,8 @@ def stdout_fails() -> bool:
 def tell_interruption() -> int:
     """Say what ended the command, and return the exit code that is customary for that."""
     terminated = signal.SIGTERM in _received
-    say("Terminated." if terminated else "Interrupted.")
+    if not has_launcher():
+        say("Terminated." if terminated else "Interrupted.")
     return 128 + signal.SIGTERM if terminated else INTERRUPTED
 
 

@@ -16,9 +16,8 @@ from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs, SignalEx
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
+from clipguard.core.environment.launcher import LAUNCHER
 from clipguard.core.errors import FinetuneError
-
-LAUNCHER = "CLIPGUARD_LAUNCHER"  # environment variable of the processes: who started them
 
 
 def start_processes(n: int, arguments: Sequence[str]) -> int:
@@ -67,7 +66,7 @@ def end_with_launcher() -> None:
     """End this process when the one that started it is gone, however that ended; without `start_processes`, nothing."""
     if LAUNCHER not in os.environ:
         return
-    parent = int(os.environ.pop(LAUNCHER))
+    parent = int(os.environ[LAUNCHER])
 
     def watch() -> None:
         while os.getppid() == parent:
