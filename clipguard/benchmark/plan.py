@@ -238,5 +238,5 @@ class BenchPlan:
         refused = {"eps_mode": "nested", "engine": "reference", "compile": True}
         for name, value in refused.items():
             if getattr(self, name) == value:
-                given = name if value is True else f"{name}={value}"
-                raise ClipguardError(f"A `defense` is not attacked with `{given}`; leave it out.")
+                typed = name if value is True else f"{name}={value}"
+                raise ClipguardError(f"A `defense` is not attacked with `{typed}`; leave it out.")

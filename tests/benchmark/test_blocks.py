@@ -1,12 +1,15 @@
-"""Which images a worker gets next, and what becomes of those whose worker died."""
+"""How many workers find room, which images each gets next, and what becomes of those whose worker died."""
 
 from __future__ import annotations
 
 import numpy as np
 import pytest
 
+from clipguard.benchmark.plan import BenchPlan
 from clipguard.benchmark.shard import Shard
 from clipguard.benchmark.workers.blocks import MOST_ATTEMPTS, MOST_IMAGES, Block, Blocks
+from clipguard.benchmark.workers.choice import count_workers
+from clipguard.benchmark.workers.room import share_out
 from clipguard.core.errors import AttackError, ClipguardError
 
 
@@ -73,3 +76,46 @@ def test_shards_share_out_all_images() -> None:
 def test_what_is_no_shard_is_refused(text: str) -> None:
     with pytest.raises(ClipguardError, match="must be I/N"):
         Shard.read(text)
+
+
+@pytest.mark.parametrize(
+    ("cpus", "workers", "expected"),
+    [
+        ([2, 2], 1, (1, 2)),  # never more than any node has
+        ([2, 6], 2, (2, 3)),
+        ([2, 6], 4, (4, 2)),
+        ([0, 4], None, (1, 4)),  # a head without processors hosts none
+        ([4, 4], None, (2, 4)),
+        ([2, 64], None, (1, 64)),  # a small node holds nobody back
+        ([8, 16], None, (3, 8)),
+        ([4, 4], 100_000, (8, 1)),
+    ],
+)
+def test_workers_ask_for_what_nodes_have(cpus: list[int], workers: int | None, expected: tuple[int, int]) -> None:
+    count, resources = share_out([{"CPU": number} for number in cpus], "cpu", workers)
+    assert (count, resources["num_cpus"]) == expected
+    assert sum(number // expected[1] for number in cpus) >= count  # all find room
+
+
+def test_what_finds_no_room_is_said(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("INFO", logger="clipguard")
+    share_out([{"CPU": 2}, {"CPU": 6}], "cpu", 1)
+    assert "1 of 2 nodes have too few processors for a worker of 6" in caplog.text
+    share_out([{"CPU": 2}], "cpu", 3)
+    assert "there is room for 2, which start" in caplog.text
+    with pytest.raises(ClipguardError, match="has a processor for a worker"):
+        share_out([{"GPU": 4}], "cpu", None)
+
+
+def test_a_worker_of_a_gpu_needs_a_processor_beside_it() -> None:
+    nodes = [{"CPU": 8, "GPU": 4}, {"CPU": 0, "GPU": 8}, {"CPU": 64}]
+    assert share_out(nodes, "auto", None) == (4, {"num_gpus": 1, "num_cpus": 1})
+    assert share_out(nodes, "cpu", 9) == (9, {"num_cpus": 8})
+    with pytest.raises(ClipguardError, match="no node of the Ray cluster has a GPU"):
+        share_out([{"CPU": 8}, {"GPU": 8}], "cuda", None)
+
+
+def test_there_are_no_more_workers_than_images_and_no_cluster_without_a_name() -> None:
+    assert count_workers(BenchPlan(n_samples=4, workers=100_000)) == 4
+    with pytest.raises(ClipguardError, match="`ray` names no cluster"):
+        count_workers(BenchPlan(ray=""))

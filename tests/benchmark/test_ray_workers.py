@@ -22,6 +22,8 @@ from torch import Tensor, nn
 
 import clipguard
 from clipguard.benchmark.results.result import BenchResult
+from clipguard.benchmark.workers.cluster import ask
+from clipguard.benchmark.workers.crew import LOST, reason
 from clipguard.cli import run
 from clipguard.core.errors import ClipguardError
 
@@ -251,6 +253,63 @@ def test_an_address_where_nothing_answers_is_refused_at_once(capfd: pytest.Captu
     for address in ("x:y", "ray://nowhere.invalid:1", "127.0.0.1:99999999"):
         assert run(["bench", "--ray", address]) == 2
         assert address in capfd.readouterr().err
+
+
+@pytest.mark.usefixtures("cluster")
+def test_what_answers_and_is_no_cluster_is_refused_within_seconds() -> None:
+    ask(ray.get_runtime_context().gcs_address)
+    with socket.socket() as silent:
+        silent.bind(("127.0.0.1", 0))
+        silent.listen()
+        for scheme in ("", "ray://"):
+            started = time.monotonic()
+            with pytest.raises(ClipguardError, match="is no Ray cluster"):
+                ask(f"{scheme}127.0.0.1:{silent.getsockname()[1]}")
+            assert time.monotonic() - started < 10
+
+
+class Dies(Small):
+    """Ends the process that unpickles it."""
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return os._exit, (1,)
+
+
+@pytest.mark.usefixtures("cluster")
+def test_workers_that_die_as_they_start_end_the_run() -> None:
+    with pytest.raises(ClipguardError, match="died 3 times each as they started: The actor is dead because its worker"):
+        bench(models=Dies().eval(), datasets=pictures(), classes="a,b,c,d", ray="auto")
+
+
+@pytest.mark.usefixtures("cluster")
+def test_a_run_for_which_no_worker_comes_ends(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("clipguard.benchmark.workers.crew.PATIENCE_SECONDS", 0.5)
+    monkeypatch.setattr("clipguard.benchmark.workers.crew.MOST_SECONDS", 2.0)
+    other = ray.remote(Placeholder).options(num_cpus=3).remote()
+    ray.get(other.ready.remote())
+    try:
+        with pytest.raises(ClipguardError, match=r"No worker for .* 0 of 3 processors of the cluster are free"):
+            bench(ray="auto")
+    finally:
+        ray.kill(other)
+    assert "waits for room" in caplog.text
+
+
+class Placeholder:
+    """Another program on the cluster."""
+
+    def ready(self) -> None:
+        """Answers once it is there."""
+
+
+def test_memory_is_named_where_ray_ends_workers_for_want_of_it() -> None:
+    error = ray.exceptions.OutOfMemoryError(
+        "Task was killed due to the node running low on memory.\nMemory on the node"
+    )
+    assert reason(error) == "Task was killed due to the node running low on memory"
+    assert isinstance(error, LOST)
 
 
 def test_without_ray_the_extra_is_named(capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:

@@ -160,6 +160,13 @@ def test_workers_beside_a_launch_are_refused(
     assert "--workers must be" in capsys.readouterr().err
 
 
+def test_a_batch_of_fewer_images_than_processes_is_refused_before_they_start(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert run([*SETTINGS, "--workers", "7"]) == 2
+    assert "--batch-size 6 is shared by 7 processes" in capsys.readouterr().err
+
+
 def clipguard(*line: str, folder: Path, prefix: tuple[str, ...] = ()) -> subprocess.Popen[str]:
     command = [sys.executable, *prefix, "-m", "clipguard", *line]
     with (folder / "streams.out").open("w") as out, (folder / "streams.err").open("w") as err:

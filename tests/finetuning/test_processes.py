@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import os
+import signal
+import time
+from multiprocessing import get_context
+from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
@@ -10,10 +15,12 @@ import torch
 from process_runs import Row, train_all
 from training_runs import SMALL
 
+from clipguard.core.environment.launcher import LAUNCHER, has_launcher
 from clipguard.core.errors import FinetuneError
 from clipguard.finetuning.data.sampler import ResumableBatchSampler
 from clipguard.finetuning.methods.registry import METHODS
 from clipguard.finetuning.output.record import RunRecord
+from clipguard.finetuning.processes.local import end_with_launcher
 from clipguard.finetuning.processes.team import Team
 from clipguard.finetuning.restart import images_of_a_pass, settings_of_run
 
@@ -105,3 +112,29 @@ def test_a_run_of_several_processes_keeps_its_step_with_any_number(
 def test_a_run_that_was_killed_before_it_knew_its_step_keeps_its_settings() -> None:
     run: RunRecord = {"config": {"batch_size": 6}}  # type: ignore[typeddict-item]
     assert settings_of_run(run).batch_size == 6
+
+
+def launch_one(connection: Connection) -> None:
+    """A launcher of one process, which tells that it watches."""
+    os.environ[LAUNCHER] = str(os.getpid())
+    if os.fork() == 0:
+        end_with_launcher()
+        connection.send((os.getpid(), has_launcher()))
+    time.sleep(60)
+
+
+def test_a_process_ends_with_its_launcher_however_that_ends() -> None:
+    context = get_context("fork")
+    ours, theirs = context.Pipe()
+    launcher = context.Process(target=launch_one, args=(theirs,))
+    launcher.start()
+    theirs.close()
+    _, told = ours.recv()
+    assert told
+    assert not has_launcher()
+    assert launcher.pid is not None
+    os.kill(launcher.pid, signal.SIGKILL)
+    assert ours.poll(20)  # the other end of the pipe is closed
+    with pytest.raises(EOFError):
+        ours.recv()
+    launcher.join()

@@ -510,3 +510,9 @@ def test_the_command_says_what_it_reuses(tmp_path: Path, monkeypatch: Any, capsy
     assert "8 of 8 image results from runs/store" in " ".join(capsys.readouterr().err.split())
     assert run([*command, "--no-store"]) == 0
     assert "image results" not in capsys.readouterr().err
+
+
+def test_a_store_that_cannot_be_written_is_refused_before_the_attack(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(OutputError, match=r"cannot be written .*name another folder"):
+        clipguard.bench(n_samples=2, attacks="pgd-2", datasets="emoji-food", store=tmp_path / "file" / "store")

@@ -65,7 +65,7 @@ def connected(address: str | None, workers: int | None, device: str) -> Iterator
         yield
         return
     if address is not None:
-        _ask(address)
+        ask(address)
     handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
     quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
     _keep_stdout_clean()
@@ -121,7 +121,7 @@ def _reach(address: str) -> None:
         ) from error
 
 
-def _ask(address: str) -> None:
+def ask(address: str) -> None:
     """Whether it is Ray that answers there, and whether it lets us in: `ray.init` would hold this process for minutes.
 
     Raises:
