@@ -275,6 +275,7 @@ class Dies(Small):
         return os._exit, (1,)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("cluster")
 def test_workers_that_die_as_they_start_end_the_run() -> None:
     with pytest.raises(ClipguardError, match="died 3 times each as they started: The actor is dead because its worker"):
@@ -287,6 +288,10 @@ def test_a_run_for_which_no_worker_comes_ends(
 ) -> None:
     monkeypatch.setattr("clipguard.benchmark.workers.crew.PATIENCE_SECONDS", 0.5)
     monkeypatch.setattr("clipguard.benchmark.workers.crew.MOST_SECONDS", 2.0)
+
+    class Placeholder:  # in here, so that it travels whole
+        def ready(self) -> None: ...
+
     other = ray.remote(Placeholder).options(num_cpus=3).remote()
     ray.get(other.ready.remote())
     try:
@@ -295,13 +300,6 @@ def test_a_run_for_which_no_worker_comes_ends(
     finally:
         ray.kill(other)
     assert "waits for room" in caplog.text
-
-
-class Placeholder:
-    """Another program on the cluster."""
-
-    def ready(self) -> None:
-        """Answers once it is there."""
 
 
 def test_memory_is_named_where_ray_ends_workers_for_want_of_it() -> None:
