@@ -15,7 +15,7 @@ import pytest
 import typer
 
 import clipguard
-from clipguard.benchmark.plan import BenchPlan
+from clipguard.benchmark.plan import OF_DEFENSE, BenchPlan
 from clipguard.benchmark.protocols import PROTOCOLS, make_plan
 from clipguard.benchmark.rerun_command import rerun
 from clipguard.cli import app, run
@@ -96,6 +96,7 @@ def plain(plan: BenchPlan) -> dict[str, Any]:
 
 def test_no_field_of_a_plan_is_forgotten() -> None:
     elsewhere = {"models", "datasets", "protocol", "overrides", "part", "workers", "ray", "decoders"}  # not stored
+    elsewhere |= set(OF_DEFENSE)  # without a defence, they are not stored
     assert set(VALUES) == {f.name for f in fields(BenchPlan)} - elsewhere
 
 
@@ -112,6 +113,14 @@ def test_all_at_once(planned: Any) -> None:
     values = {name: values[0] for name, values in VALUES.items() if name != "eps"}
     plan = make_plan(MODELS, SETS, **values)
     assert plain(planned(rerun(stored(plan)).command)) == plain(plan)
+
+
+def test_the_command_of_a_defended_run_gives_the_same_plan(planned: Any) -> None:
+    given = {"threats": ("transfer", "adaptive"), "votes": 3, "draws": 2, "transfer_from": ("tiny",)}
+    plan = make_plan(MODELS, SETS, defense="jpeg(quality=50)+ttc", **given)
+    run = stored(plan, defense={})
+    run["models"] = {plan.shown(name): {"name": name} for name in plan.models}
+    assert plain(planned(rerun(run).command)) == plain(plan)
 
 
 def test_defaults_are_not_written() -> None:

@@ -199,4 +199,4 @@ class RunRecord(_AlwaysRecorded, total=False):
 
 def model_names(run: RunRecord) -> list[str]:
     """The models of a run as they were typed: defended ones have another name in its tables."""
-    return [str(record.get("name", shown)) for shown, record in run["models"].items()]
+    return [record["name"] if record and "defense" in run else shown for shown, record in run["models"].items()]
