@@ -1,0 +1,90 @@
+"""`clipguard bench --defense`, as a user runs it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from clipguard.cli import run
+
+FEW = ["-d", "emoji-food", "-n", "4", "--eps", "2,8", "--attack", "pgd-2+square(queries=3)"]
+COLUMNS = ["none", "transfer", "adaptive", "black-box", "worst case"]
+
+
+def bench(folder: Path, *words: str) -> dict[str, object]:
+    assert run(["-q", "bench", *FEW, "--out", str(folder), *words]) == 0
+    content: dict[str, object] = json.loads((folder / "results.json").read_text())
+    return content
+
+
+def test_all_columns_and_a_rerun_that_computes_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    how = ["--defense", "bit-depth(bits=3)", "--store", str(tmp_path / "store")]
+    content = bench(tmp_path / "one", *how)
+    cells = {(cell["attack"], cell["eps"]): cell["correct"] for cell in content["cells"]}
+    assert list(dict.fromkeys(attack for attack, _ in cells)) == COLUMNS
+    assert {cell["model"] for cell in content["cells"]} == {"tiny + bit-depth(bits=3)"}
+    for eps in (2.0, 8.0):
+        assert cells["worst case", eps] <= min(cells[column, eps] for column in COLUMNS[1:4])
+    record = content["run"]["defense"]
+    assert (record["random"], record["passes"], record["threats"]) == (False, [1, 0], COLUMNS[1:4])
+    found = {f["id"]: f["verdict"] for entry in content["run"]["findings"] for f in entry["findings"]}
+    assert found["weak-threat"] == "ok"
+    assert {"defense-gap", "defense-labels", "defense-gate", "defense-gradient"} <= set(found)
+    out = capsys.readouterr().out
+    assert "worst case" in out
+    assert "bit-depth takes up to 1 forward and 0 backward passes an image" in " ".join(out.split())
+    again = bench(tmp_path / "two", *how)
+    assert all(not cost["stages"] and not cost["computed"] for cost in again["run"]["costs"])
+    for file in ("samples.parquet", "results.md", "results.csv"):
+        assert (tmp_path / "one" / file).read_bytes() == (tmp_path / "two" / file).read_bytes()
+
+
+def test_a_random_defence_fares_alike_in_parts_and_at_once(tmp_path: Path) -> None:
+    how = ["--defense", "random-resize", "--votes", "3", "--draws", "2", "--no-probes"]
+    store = ["--store", str(tmp_path / "store")]
+    for shard in ("1/2", "2/2"):
+        assert run(["-q", "bench", *FEW, *how, *store, "--shard", shard]) == 0
+    bench(tmp_path / "parts", *how, *store)
+    bench(tmp_path / "whole", *how, "--no-store")
+    parts, whole = (pd.read_parquet(tmp_path / name / "samples.parquet") for name in ("parts", "whole"))
+    pd.testing.assert_frame_equal(parts, whole)
+    margins = whole[whole["attack"] == "none"]["margin"]
+    assert ((margins * 3).round(4) % 1 == 0).all()  # shares of three votes
+
+
+def test_the_weak_column_alone_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    content = bench(tmp_path / "out", "--defense", "bit-depth", "--threat", "transfer", "--no-store", "--no-probes")
+    out = " ".join(capsys.readouterr().out.split())
+    assert "WEAK: transfer alone." in out
+    assert "FAILURE weak-threat" in out
+    assert {cell["attack"] for cell in content["cells"]} == {"none", "transfer"}
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--defense", "tcc"], "Unknown defence 'tcc'. Did you mean 'ttc'?"),
+        (["--defense", "ttc(epsilon=3)"], "Defence 'ttc' has no option 'epsilon'."),
+        (["--defense", "smoothing(sigma=0)"], "sigma must be above 0, not 0"),
+        (["--defense", "ttc", "--votes", "4"], "--votes must be odd"),
+        (["--draws", "3"], "--draws is for defended models; add --defense"),
+        (["--defense", "ttc", "--threat", "transfr"], "--threat 'transfr' is unknown. Did you mean 'transfer'?"),
+        (["--defense", "ttc", "--attack", "pgd-2,pgd-3"], "With a --defense, --attack is one attack"),
+        (["--defense", "ttc", "--attack", "square"], "uses no gradients, which adaptive attacks need"),
+        (["--defense", "ttc", "--eps-mode", "nested"], "not attacked with --eps-mode nested"),
+        (["--defense", "ttc", "--engine", "reference"], "not attacked with --engine reference"),
+        (["--defense", "ttc", "--compile"], "not attacked with --compile; leave it out"),
+        (["--defense", "ttc", "--plan"], "A plan reckons runs of undefended models"),
+        (["--defense", "ttc+tte"], "ttc needs embeddings, and tte, which comes after it, gives none"),
+    ],
+)
+def test_bad_input_is_one_line(words: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
+    given = [word for word in FEW if "--attack" not in words or word not in ("--attack", FEW[-1])]
+    assert run(["-q", "bench", *given, "--no-store", *words]) == 2
+    captured = capsys.readouterr()
+    (line,) = captured.err.splitlines()
+    assert message in line
+    assert captured.out == ""
