@@ -1,6 +1,6 @@
 """How strong adaptive attacks are: cases where they must break what transferred images cannot, and where nothing may.
 
-The classifier goes by the brightness of an image, by little, and by a pattern that changes from pixel to pixel, by much.
+The classifier goes by the brightness of an image, by little, and by a pattern of single pixels, by much.
 What follows its gradient draws that pattern and leaves the brightness alone. Defences that average the pattern away
 stand against such images, and fall to whoever makes the image darker.
 """
