@@ -124,9 +124,14 @@ def draw(rows: list[dict[str, Any]], path: Path) -> None:
                     )
             colour, marker = SERIES[number % len(SERIES)], MARKERS[number % len(MARKERS)]
             axes.scatter(*zip(*[point[:2] for point in points], strict=True), color=colour, marker=marker, label=model)
+            names: dict[tuple[float, float], list[str]] = {}
             for x, y, defense in points:
-                text = defense.partition("(")[0]
-                axes.annotate(text, (x, y), (4, 3), textcoords="offset points", fontsize=7, color=FAINT)
+                names.setdefault((x, y), []).append(defense.partition("(")[0])
+            for place, of_place in names.items():
+                down = -9 - 8 * len(of_place) if number % 2 else 4  # below a point of every other model
+                axes.annotate(
+                    "\n".join(of_place), place, (4, down), textcoords="offset points", fontsize=7, color=FAINT
+                )
         low = min(axes.get_xlim()[0], axes.get_ylim()[0])
         high = max(axes.get_xlim()[1], axes.get_ylim()[1])
         axes.plot([low, high], [low, high], color=INK, linewidth=0.8, linestyle=":", label="nothing lost")
