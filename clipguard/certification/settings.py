@@ -6,7 +6,6 @@ from collections.abc import Mapping
 from typing import Any
 
 from clipguard.benchmark.plan import OF_DEFENSE, BenchPlan
-from clipguard.benchmark.protocols import make_plan
 from clipguard.certification.smoothing import Smoothing
 from clipguard.core.settings import read_settings, settings_of
 
@@ -46,6 +45,8 @@ def make_certification(given: Mapping[str, Any]) -> tuple[BenchPlan, Smoothing]:
     Raises:
         ClipguardError: for an unknown setting, and values that no run could use.
     """
+    from clipguard.benchmark.protocols import make_plan  # not for a look at the settings alone
+
     read = read_settings(given, SETTINGS)
     smoothing = Smoothing(**{name: read.pop(name) for name in SMOOTHING if name in read})
     smoothing.check()

@@ -7,11 +7,8 @@ from dataclasses import asdict, dataclass
 from functools import cached_property
 from typing import Any
 
-from scipy.stats import norm
-
 from clipguard.core.errors import AttackError
 from clipguard.core.settings import check_settings, setting
-from clipguard.statistics.intervals import fewest_of_majority, lower_bound
 
 
 @dataclass(frozen=True)
@@ -112,6 +109,8 @@ class SmoothingTest:
     @cached_property
     def fewest_hits(self) -> int:
         """From so many hits on there is a certificate."""
+        from clipguard.statistics.intervals import fewest_of_majority  # SciPy is not for a look at the settings alone
+
         return fewest_of_majority(self.samples, self.alpha)
 
     @property
@@ -129,10 +128,14 @@ class SmoothingTest:
 
     def lower_bound(self, hits: int) -> float:
         """pA: the probability of a hit is above it, but for a chance of alpha; 0 where the test abstains."""
+        from clipguard.statistics.intervals import lower_bound
+
         return lower_bound(hits, self.samples, self.alpha) if self.certifies(hits) else 0.0
 
     def radius(self, hits: int) -> float:
         """The certified l2 radius, in pixels of [0,1]; 0 where the test abstains."""
+        from scipy.stats import norm
+
         return max(0.0, self.sigma * float(norm.ppf(self.lower_bound(hits)))) if self.certifies(hits) else 0.0
 
     @property
