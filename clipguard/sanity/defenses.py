@@ -47,13 +47,10 @@ def threat_findings(samples: pd.DataFrame, threats: Sequence[str], eps: float) -
     here = samples[samples["eps"] == eps]
     left = {t: set(here[(here["attack"] == t) & here["robust"]]["index"]) for t in threats}
     claimed, kept = left["transfer"], set.intersection(*left.values())
-    found = counted(
-        "defense-gap",
-        len(claimed - kept),
-        len(claimed),
-        f"images that transferred attacks leave standing at eps {eps:g} fall to others",
-    )
-    return [*findings, found if claimed else not_checked("defense-gap", "transferred attacks leave nothing standing")]
+    if not claimed:
+        return [*findings, not_checked("defense-gap", "transferred attacks leave nothing standing")]
+    what = f"images that transferred attacks leave standing at eps {eps:g} fall to others"
+    return [*findings, counted("defense-gap", len(claimed - kept), len(claimed), what)]
 
 
 @dataclass

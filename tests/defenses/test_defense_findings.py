@@ -107,6 +107,11 @@ def test_the_weak_column_alone_fails_and_a_gap_is_told() -> None:
     assert (weak.verdict, gap.verdict, gap.numbers["bad"]) == ("ok", "failure", 10)
 
 
+def test_where_transferred_attacks_break_everything_there_is_no_gap_to_tell_of() -> None:
+    both = pd.DataFrame([*rows("transfer", [False, False]), *rows("adaptive", [False, True])])
+    assert [f.verdict for f in threat_findings(both, ["transfer", "adaptive"], 4)] == ["ok", "not checked"]
+
+
 def test_the_worst_case_is_the_first_that_breaks_an_image_and_keeps_the_order() -> None:
     both = pd.DataFrame([*rows("transfer", [True, False, True]), *rows("adaptive", [False, False, True])])
     worst = worst_case(both)
