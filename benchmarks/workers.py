@@ -46,8 +46,9 @@ def untrained(folder: str) -> str:
 def measure(model: str, attack: str, images: int, repeats: int) -> dict[str, Any]:
     """Seconds of both, and their ratio."""
     options: dict[str, Any] = {"datasets": "emoji-food", "attacks": attack, "n_samples": images}
-    options |= {"models": model, "eps": "0.25" if model == "tiny" else "0.01"}
+    options |= {"models": model, "eps": "0.25" if model == "tiny" else "0.01/255"}
     loads = []
+    clipguard.bench(**{**options, "n_samples": 20}, device="cpu", probes=False)  # the self-test is made once
     seconds: dict[int, list[float]] = {1: [], 2: []}
     for _ in range(repeats):
         results = {}
