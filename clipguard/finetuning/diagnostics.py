@@ -14,7 +14,7 @@ from scipy.stats import pearsonr, spearmanr
 from torch import Tensor
 
 from clipguard.attacks.losses import margin
-from clipguard.finetuning.methods.tima import hyperspherical_energy, off_diagonal
+from clipguard.finetuning.methods.classes.tima import hyperspherical_energy, off_diagonal
 
 
 def mean_margins(logits: Mapping[float, Tensor], labels: Tensor) -> dict[float, float]:

@@ -11,12 +11,12 @@ from torch import Tensor
 
 from clipguard.core.errors import FinetuneError
 from clipguard.finetuning.methods.base import Batch, Method
-from clipguard.finetuning.methods.clean import Clean
-from clipguard.finetuning.methods.fare import FARE
-from clipguard.finetuning.methods.pmg_aft import PMGAFT
-from clipguard.finetuning.methods.sim_clip import SimCLIP
-from clipguard.finetuning.methods.tecoa import TeCoA
-from clipguard.finetuning.methods.trades import TRADES
+from clipguard.finetuning.methods.classes.clean import Clean
+from clipguard.finetuning.methods.classes.pmg_aft import PMGAFT
+from clipguard.finetuning.methods.classes.tecoa import TeCoA
+from clipguard.finetuning.methods.classes.trades import TRADES
+from clipguard.finetuning.methods.embeddings.fare import FARE
+from clipguard.finetuning.methods.embeddings.sim_clip import SimCLIP
 
 # Unit vectors in the plane at these angles, two classes at 0 and 90 degrees: logits are s cos and s sin.
 TEXT = torch.eye(2)

@@ -11,11 +11,11 @@ from clipguard.core.errors import FinetuneError
 from clipguard.finetuning.config import FinetuneConfig
 from clipguard.finetuning.methods import registry
 from clipguard.finetuning.methods.base import Method
-from clipguard.finetuning.methods.fare import FARE
-from clipguard.finetuning.methods.pmg_aft import PMGAFT
+from clipguard.finetuning.methods.classes.pmg_aft import PMGAFT
+from clipguard.finetuning.methods.classes.tecoa import TeCoA
+from clipguard.finetuning.methods.classes.tima import TIMA
+from clipguard.finetuning.methods.embeddings.fare import FARE
 from clipguard.finetuning.methods.registry import METHODS, parse_method, register_method
-from clipguard.finetuning.methods.tecoa import TeCoA
-from clipguard.finetuning.methods.tima import TIMA
 from clipguard.finetuning.settings import resolve
 
 

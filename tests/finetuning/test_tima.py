@@ -12,8 +12,8 @@ from torch.nn import functional as F
 
 from clipguard.core.errors import FinetuneError
 from clipguard.finetuning.methods.base import Batch
-from clipguard.finetuning.methods.tecoa import TeCoA
-from clipguard.finetuning.methods.tima import (
+from clipguard.finetuning.methods.classes.tecoa import TeCoA
+from clipguard.finetuning.methods.classes.tima import (
     TIMA,
     MarginMode,
     distillation,

@@ -17,8 +17,8 @@ from clipguard.core.errors import FinetuneError
 from clipguard.core.progress import Silent
 from clipguard.finetuning.data.batches import ImageBatch, load_batches
 from clipguard.finetuning.methods.base import Batch, Method, Need
+from clipguard.finetuning.methods.classes.tecoa import TeCoA
 from clipguard.finetuning.methods.registry import METHODS
-from clipguard.finetuning.methods.tecoa import TeCoA
 from clipguard.finetuning.training.metrics import read_metrics
 from clipguard.finetuning.training.optimizers import lr_factor
 from clipguard.finetuning.training.trainer import Trainer

@@ -11,13 +11,13 @@ from clipguard.core.errors import FinetuneError, did_you_mean
 from clipguard.core.plugins import Registry
 from clipguard.core.spec import Value, parse_call
 from clipguard.finetuning.methods.base import Method
-from clipguard.finetuning.methods.clean import Clean
-from clipguard.finetuning.methods.fare import FARE
-from clipguard.finetuning.methods.pmg_aft import PMGAFT
-from clipguard.finetuning.methods.sim_clip import SimCLIP
-from clipguard.finetuning.methods.tecoa import TeCoA
-from clipguard.finetuning.methods.tima import TIMA
-from clipguard.finetuning.methods.trades import TRADES
+from clipguard.finetuning.methods.classes.clean import Clean
+from clipguard.finetuning.methods.classes.pmg_aft import PMGAFT
+from clipguard.finetuning.methods.classes.tecoa import TeCoA
+from clipguard.finetuning.methods.classes.tima import TIMA
+from clipguard.finetuning.methods.classes.trades import TRADES
+from clipguard.finetuning.methods.embeddings.fare import FARE
+from clipguard.finetuning.methods.embeddings.sim_clip import SimCLIP
 
 NAME = re.compile(r"[a-z][a-z0-9-]*")  # as `parse_call` reads it
 

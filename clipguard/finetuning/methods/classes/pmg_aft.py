@@ -8,7 +8,7 @@ from typing import ClassVar, Literal
 from torch import Tensor
 
 from clipguard.finetuning.methods.base import Batch, Method, Need, Presets, cross_entropy, kl_divergence
-from clipguard.finetuning.methods.tecoa import TECOA_SETTINGS
+from clipguard.finetuning.methods.classes.tecoa import TECOA_SETTINGS
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from clipguard.core.errors import FinetuneError
 from clipguard.finetuning.methods.base import Batch, Method, Need, Presets, TextMode, cross_entropy, kl_divergence
-from clipguard.finetuning.methods.pmg_aft import PMGAFT
+from clipguard.finetuning.methods.classes.pmg_aft import PMGAFT
 
 MarginMode = Literal["distance", "similarity", "constant", "none"]
 MHEForm = Literal["bounded", "inverse"]

@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 from torch import Tensor
 
 from clipguard.finetuning.methods.base import Batch, Method, Need, Presets, cross_entropy
-from clipguard.finetuning.methods.fare import ROBUSTVLM_SETTINGS
+from clipguard.finetuning.methods.embeddings.fare import ROBUSTVLM_SETTINGS
 
 # Of TeCoA's code, and of the methods that grew out of it: ViT-B/32, two weak attack steps.
 TECOA_SETTINGS: Mapping[str, Any] = {

@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from clipguard.finetuning.methods.base import Batch, Method, Need, Presets
-from clipguard.finetuning.methods.fare import ROBUSTVLM_SETTINGS, squared_distance
+from clipguard.finetuning.methods.embeddings.fare import ROBUSTVLM_SETTINGS, squared_distance
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,1 @@
+"""Methods that train on images alone, through their embeddings, a file each."""
