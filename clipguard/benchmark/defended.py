@@ -22,7 +22,7 @@ from clipguard.models.loading import LoadedModel
 from clipguard.models.module_model import FORMAT
 
 WORST = "worst case"  # what the cells of all threats together are called
-VERSION = 1  # of what attacks on defended models find. Increase it with any change that can move a number of theirs
+VERSION = 2  # of what attacks on defended models find. Increase it with any change that can move a number of theirs
 
 
 def recipes_of(plan: BenchPlan, recipes: Sequence[Recipe]) -> list[Recipe]:

@@ -8,8 +8,10 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+GATE_SLOPE = 10  # of the evidence that a gate has, over its threshold: how soft `soft_gate` is
 Objective = Callable[[Tensor], Tensor]  # images (B, ...) -> (B,) values
 
 
@@ -79,3 +81,18 @@ def soft_sign(gradients: Tensor) -> Tensor:
     """A smooth sign of gradients (B, ...): tanh of each over the mean absolute value of its image's."""
     size = gradients.detach().flatten(1).abs().mean(dim=1).clamp_min(1e-30)
     return torch.tanh(gradients / size.view(-1, *[1] * (gradients.ndim - 1)))
+
+
+def soft_gate(passing: Tensor, moved: Tensor, evidence: Tensor) -> Tensor:
+    """Logits (B, classes) of a classifier whose gate is open by a probability, in place of yes or no.
+
+    log(p softmax(passing) + (1 - p) softmax(moved)), p = sigmoid(evidence): where one side is right and the other is
+    wrong, the gradient leads over the gate to the side that is wrong.
+
+    Args:
+        passing: logits (B, classes) of images that pass as clean.
+        moved: logits (B, classes) of images that do not.
+        evidence: (B,) for passing, 0 at the threshold, with a gradient.
+    """
+    open_side = F.logsigmoid(evidence)[:, None] + passing.log_softmax(dim=1)
+    return torch.logaddexp(open_side, F.logsigmoid(-evidence)[:, None] + moved.log_softmax(dim=1))

@@ -21,8 +21,8 @@ from clipguard.attacks.engine.outcome import Example, ImageOutcome
 from clipguard.attacks.recipes import parse_recipe
 from clipguard.attacks.threat import ThreatModel
 from clipguard.defenses.attacking.engine import DefendedEngine
-from clipguard.defenses.attacking.threats import DefendedModel, split_by_threat
-from clipguard.defenses.base import Prompts, View
+from clipguard.defenses.attacking.threats import DefendedModel, split_by_threat, with_small_steps
+from clipguard.defenses.base import Classifier, Prompts, View
 from clipguard.defenses.classifiers import defend
 from clipguard.defenses.registry import BUILT_IN, parse_defenses
 
@@ -173,17 +173,44 @@ def test_an_adaptive_attack_finds_the_little_that_the_gate_lets_pass() -> None:
 
 def test_what_apgd_steps_over_is_found_by_smaller_steps_and_by_queries() -> None:
     """Brighter is worse at first, then wrong, and right again at the end: the first step, 2 eps long, leads to the end.
-    There the loss is higher than where it came from and slopes outward, so it stays. Other attacks of a recipe, and
-    other columns, are there for that.
+    There the loss is higher than where it came from and slopes outward, so it stays.
     """
     model = Dial(brightness, 0.5, 0.12, HALVES)
     case = Case("et3(steps=1,step_size=42.7,eps=50)", model, even(0.505), 0.03)
     classifier = defend(model.eval(), parse_defenses(case.defense))
     brighter = torch.cat([even(value)[:1] for value in (0.475, 0.505, 0.525, 0.535)])
     assert classifier.logits(brighter, View()).argmax(dim=1).tolist() == [1, 0, 1, 0]
-    assert robust(case.attacked("adaptive", "apgd-ce")) == [True] * N
-    assert robust(case.attacked("adaptive", "apgd-ce+pgd-100")) == [False] * N
+    alone = Engine(_Defended(classifier).eval(), parse_recipe("apgd-ce"), ThreatModel(), [case.eps], EngineOptions())
+    assert robust(list(alone.run(case.examples()))) == [True] * N
+    found = case.attacked("adaptive", "apgd-ce")
+    assert robust(found) == [False] * N
+    assert {outcome.eps_outcomes[0].broken_by for outcome in found} <= {"pgd-100 (identity)", "pgd-100 (unrolled)"}
     assert robust(case.attacked("black-box", "apgd-ce+square(queries=300)")) == [False] * N
+
+
+class _Defended(nn.Module):
+    """A defended classifier as a plain module, whose gradient is that of its own steps."""
+
+    def __init__(self, classifier: Classifier) -> None:
+        super().__init__()
+        self.classifier = classifier
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.classifier.logits(x, View(backward="unrolled"))
+
+
+@pytest.mark.parametrize(
+    ("recipe", "expected"),
+    [
+        ("apgd-ce(iterations=30)+apgd-dlr(iterations=40)+square", ["apgd-ce", "apgd-dlr", "pgd-40"]),
+        ("apgd-ce+pgd-7", ["apgd-ce", "pgd-7"]),
+        ("apgd-ce+fgsm", ["apgd-ce", "fgsm", "pgd-100"]),
+        ("pgd-7", ["pgd-7"]),
+        ("fab-t", ["fab-t"]),
+    ],
+)
+def test_small_steps_follow_auto_pgd(recipe: str, expected: list[str]) -> None:
+    assert [attack.full_name for attack in with_small_steps(parse_recipe(recipe).stages)] == expected
 
 
 def wide(case: Case) -> Case:

@@ -14,6 +14,8 @@ from typing import Literal, get_args
 from torch import nn
 
 from clipguard.attacks.base import Attack
+from clipguard.attacks.methods.apgd import APGD
+from clipguard.attacks.methods.pgd import FGSM, PGD
 from clipguard.attacks.methods.square import Square
 from clipguard.attacks.recipes import Recipe
 from clipguard.core.errors import DefenseError
@@ -144,9 +146,21 @@ def _adaptive(stages: Sequence[Attack], defended: DefendedModel) -> Iterator[App
             name = f"{layer.defense.name}: {relaxation}"
             searches[name] = Search(defended.classifier, defended.model, defended.seed, "identity", draws, relaxed)
     confidence = CONFIDENT if defended.random else 0
-    for attack in stages:
-        if not attack.black_box:
-            yield from (Approach(name, search, attack, confidence) for name, search in searches.items())
+    for attack in with_small_steps(stages):
+        yield from (Approach(name, search, attack, confidence) for name, search in searches.items())
+
+
+def with_small_steps(stages: Sequence[Attack]) -> list[Attack]:
+    """The attacks that use gradients, and after Auto-PGD PGD of as many steps, if there is none.
+
+    Auto-PGD begins with a step of 2 eps and may stay at the other end of the ball; a defended model's loss need not
+    rise all the way there.
+    """
+    attacks = [attack for attack in stages if not attack.black_box]
+    steps = [attack.iterations for attack in attacks if isinstance(attack, APGD)]
+    if steps and not any(isinstance(attack, PGD) and not isinstance(attack, FGSM) for attack in attacks):
+        attacks.append(PGD(iterations=max(steps)))
+    return attacks
 
 
 def _black_box(stages: Sequence[Attack], defended: DefendedModel) -> Iterator[Approach]:

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from clipguard.core.eps import PIXEL
-from clipguard.defenses.base import Backward, Classifier, Purifier, View
-from clipguard.defenses.gradients import gradient, live_gradient, soft_sign, twice
+from clipguard.defenses.base import Backward, Classifier, Purifier, View, with_gradient_of
+from clipguard.defenses.gradients import GATE_SLOPE, gradient, live_gradient, soft_gate, soft_sign, twice
 from clipguard.defenses.options import above, at_least
 
 Filter = Literal["gaussian", "butterworth", "ideal"]
@@ -89,14 +89,19 @@ class CSR(Purifier):
             return self._far(*self._embeddings(classifier, x, view))
 
     def relaxations(self) -> tuple[str, ...]:
-        return ("both branches",)
+        return ("both branches", "soft gate") if self.threshold < 1 else ("both branches",)
 
-    def relaxed(self, name: str, classifier: Classifier, x: Tensor, view: View) -> Tensor:  # noqa: ARG002
-        """The mean over the image and the low-passed one. Where both are taken for the same wrong class their
-        embeddings are alike, so the gate stays shut; and what an image is moved toward is wrong, too.
+    def relaxed(self, name: str, classifier: Classifier, x: Tensor, view: View) -> Tensor:
+        """The mean over the image and the low-passed one: where both are taken for the same wrong class their
+        embeddings are alike, so the gate stays shut, and what an image is moved toward is wrong, too. Or the image and
+        the moved one by how far the cosine is from the threshold, which leads to images that pass and are wrong.
         """
-        sides = [classifier.logits(image, view) for image in (x, self.smoothed(x))]
-        return torch.stack(sides).mean(dim=0)
+        if name == "both branches":
+            return torch.stack([classifier.logits(image, view) for image in (x, self.smoothed(x))]).mean(dim=0)
+        here, there = self._embeddings(classifier, x, view)
+        moved = self._moved(classifier, x.detach(), view, here.detach(), there.detach(), smooth=False)
+        sides = [classifier.logits(image, view) for image in (x, with_gradient_of(moved, x))]
+        return soft_gate(sides[0], sides[1], GATE_SLOPE * (1 - (1 - (here * there).sum(dim=1)) / (1 - self.threshold)))
 
     def smoothed(self, x: Tensor) -> Tensor:
         """LP x: images (B, 3, H, W) without their high frequencies, within [0,1]."""

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from clipguard.core.eps import PIXEL
 from clipguard.defenses.base import Backward, Classifier, Purifier, View, with_gradient_of
 from clipguard.defenses.draws import RowDraws
-from clipguard.defenses.gradients import gradient, live_gradient, soft_sign, twice
+from clipguard.defenses.gradients import GATE_SLOPE, gradient, live_gradient, soft_gate, soft_sign, twice
 from clipguard.defenses.options import above, at_least, below
 
 
@@ -86,16 +86,21 @@ class DOC(Purifier):
             return self._instability(classifier, x, view, here, view.draws.rows(x)) < self.threshold
 
     def relaxations(self) -> tuple[str, ...]:
-        return ("both branches",)
+        return ("both branches", "soft gate") if self.threshold else ("both branches",)
 
-    def relaxed(self, name: str, classifier: Classifier, x: Tensor, view: View) -> Tensor:  # noqa: ARG002
-        """The mean over both ends of the gate: an image that fools both need not care for tau."""
-        clean, draws = x.detach(), view.draws.rows(x)
-        with torch.no_grad():
-            here = classifier.embed(clean, view, normalize=False).float()
-            self._instability(classifier, clean, view, here, draws)  # takes its noise before the others do
-        ends = self._ends(classifier, clean, view, here, draws, smooth=False)
-        return torch.stack([classifier.logits(with_gradient_of(clean + e, x), view) for e in ends]).mean(dim=0)
+    def relaxed(self, name: str, classifier: Classifier, x: Tensor, view: View) -> Tensor:
+        """The mean over both ends of the gate, as an image that fools both need not care for tau; or both by how far
+        tau is from the threshold, with a gate less sharp than the defence's own.
+        """
+        clean, draws, both = x.detach(), view.draws.rows(x), name == "both branches"
+        with torch.set_grad_enabled(torch.is_grad_enabled() and not both):
+            here = classifier.embed(x, view, normalize=False).float()
+            tau = self._instability(classifier, x, view, here, draws)  # takes its noise before the others do
+        ends = self._ends(classifier, clean, view, here.detach(), draws, smooth=False)
+        sides = [classifier.logits(with_gradient_of(clean + end, x), view) for end in ends]
+        if both:
+            return torch.stack(sides).mean(dim=0)
+        return soft_gate(sides[0], sides[1], GATE_SLOPE * (tau / self.threshold - 1))
 
     def _mixed(self, classifier: Classifier, x: Tensor, view: View, *, smooth: bool) -> Tensor:
         draws = view.draws.rows(x)

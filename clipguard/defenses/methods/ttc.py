@@ -10,7 +10,7 @@ from torch import Tensor
 
 from clipguard.core.eps import PIXEL
 from clipguard.defenses.base import Backward, Classifier, Purifier, View, with_gradient_of
-from clipguard.defenses.gradients import gradient, live_gradient, soft_sign, twice
+from clipguard.defenses.gradients import GATE_SLOPE, gradient, live_gradient, soft_gate, soft_sign, twice
 from clipguard.defenses.options import at_least
 
 
@@ -70,23 +70,33 @@ class TTC(Purifier):
         return self._start(classifier, x, view)[1].flatten()
 
     def relaxations(self) -> tuple[str, ...]:
-        return ("both branches",)
+        return ("both branches", "soft gate") if self.threshold else ("both branches",)
 
-    def relaxed(self, name: str, classifier: Classifier, x: Tensor, view: View) -> Tensor:  # noqa: ARG002
-        """The mean over both sides of the gate: an image that fools both need not care for tau."""
+    def relaxed(self, name: str, classifier: Classifier, x: Tensor, view: View) -> Tensor:
+        """The mean over both sides of the gate, as an image that fools both need not care for tau; or both by how far
+        tau is from the threshold, which leads to images that pass and fool the side behind.
+        """
         clean = x.detach()
         start, _ = self._start(classifier, clean, view)
         deltas = (start, self._counterattack(classifier, clean, view, start))
         sides = [classifier.logits(with_gradient_of(clean + delta, x), view) for delta in deltas]
-        return torch.stack(sides).mean(dim=0)
+        if name == "both branches":
+            return torch.stack(sides).mean(dim=0)
+        return soft_gate(sides[0], sides[1], GATE_SLOPE * (self._tau(classifier, x, view, start) / self.threshold - 1))
 
     def _start(self, classifier: Classifier, x: Tensor, view: View) -> tuple[Tensor, Tensor]:
         """delta_0, and which images (B, 1, 1, 1) are to be moved further."""
         start = self._limited((2 * view.draws.rows(x).uniform(*x.shape[1:]) - 1) * self.eps / PIXEL, x)
         with torch.no_grad():
-            here = classifier.embed(x, view, normalize=False)
-            away = classifier.embed(x + start, view, normalize=False) - here
-        return start, (away.norm(dim=1) / here.norm(dim=1) < self.threshold)[:, None, None, None]
+            tau = self._tau(classifier, x, view, start)
+        return start, (tau < self.threshold)[:, None, None, None]
+
+    def _tau(self, classifier: Classifier, x: Tensor, view: View, start: Tensor) -> Tensor:
+        """(B,)."""
+        here = classifier.embed(x, view, normalize=False)
+        away = classifier.embed(x + start, view, normalize=False) - here
+        tau: Tensor = away.norm(dim=1) / here.norm(dim=1)
+        return tau
 
     def _counterattack(
         self, classifier: Classifier, x: Tensor, view: View, start: Tensor, *, smooth: bool = False
