@@ -16,6 +16,7 @@ from clipguard.adversarial.result import PREDICTED, AdversarialImage, Adversaria
 from clipguard.attacks.engine.outcome import ignore_outcome
 from clipguard.attacks.recipes import Recipe
 from clipguard.attacks.threat import ThreatModel
+from clipguard.benchmark.defended import defense_record, recipes_of
 from clipguard.benchmark.images import Preprocess
 from clipguard.benchmark.objects import Objects
 from clipguard.benchmark.plan import BenchPlan
@@ -44,7 +45,8 @@ def attack_images(
 ) -> AdversarialResult:
     """Attack the data set of a plan, or `files`, with its model, attack and eps: one of each.
 
-    Files without labels are attacked away from the model's own prediction.
+    Files without labels are attacked away from the model's own prediction. A defended model is attacked under the
+    plan's one threat.
 
     Raises:
         ClipguardError: for anything wrong with the plan, the model or the data, before the attack.
@@ -54,6 +56,7 @@ def attack_images(
         plan.check()
         recipe = open_recipe(plan.attacks[0])
         recipe.check_perturbs()
+        (recipe,) = recipes_of(plan, [recipe])
         parse_source(plan.models[0])
         with open_workers(plan, Objects(), keep_images=True) as workers:
             return _attack(workers, plan, files, recipe, progress, notices)
@@ -78,9 +81,12 @@ def _attack(
         task = _label_by_prediction(workers, preprocess, task)
     started = time.monotonic()
     run = start_record(plan, infos, [task], [recipe], workers.place)
+    if plan.defense is not None:
+        run["defense"] = defense_record(plan, len(task.dataset.class_names))
     run["notices"] = notices
     run["labels"] = "data set" if not files else "given" if files.labels else PREDICTED
     attacked = attack_task(plan, workers, model, task, recipe, progress)
+    model = plan.shown(model)
     run["batch_invariant"] = {model: attacked.batch_invariance} if attacked.batch_invariance else {}
     run["costs"] = [attacked.cost]
     if run["labels"] != PREDICTED:
@@ -130,6 +136,7 @@ def attack_task(
 ) -> AttackedTask:
     """Attack all images at the plan's first eps, and judge what comes out as a float and as an 8-bit image."""
     preprocess = workers.take(model, task)
+    model = plan.shown(model)
     progress.start(f"{model} · {task.name} · {recipe.name}", len(task.indices))
     attacking = workers.attack(recipe, task.indices.tolist(), {}, ignore_outcome)
     outcomes = []

@@ -9,6 +9,7 @@ from typing import Any
 from clipguard.attacks.recipes import Recipe
 from clipguard.benchmark.plan import BenchPlan
 from clipguard.benchmark.recipe_files import open_recipe
+from clipguard.core.errors import ModelError
 from clipguard.data import ZeroShotDataset, load_dataset
 from clipguard.models import parse_source
 from clipguard.models.loading import LoadedModel, load_model
@@ -32,10 +33,14 @@ class Objects:
         """Those of all objects."""
         return [*self.models, *self.datasets, *self.recipes]
 
-    def check_model_name(self, name: str) -> None:
-        """Raises ModelError for a name that names no model."""
-        if name not in self.models:
+    def check_model_name(self, name: str, setting: str = "model") -> None:
+        """Raises ModelError for a name, given as a setting, that names no model."""
+        if name in self.models:
+            return
+        try:
             parse_source(name)
+        except ModelError as error:
+            raise ModelError(str(error).replace("`model`", f"`{setting}`")) from error
 
     def model(self, name: str, plan: BenchPlan, device: str = "cpu") -> LoadedModel:
         """A model on a device."""

@@ -82,6 +82,8 @@ class BenchRun:
             recipes = recipes_of(plan, open_recipes(plan, self.objects))
             for name in plan.models:
                 self.objects.check_model_name(name)
+            for name in plan.transfer_from:
+                self.objects.check_model_name(name, "transfer_from")
             with open_workers(plan, self.objects) as workers:
                 return self._run(workers, recipes, notices)
 

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from clipguard.benchmark.plan import OF_DEFENSE, BenchPlan
+from clipguard.benchmark.plan import BenchPlan
 from clipguard.cli.console.terminal import echo_data
 from clipguard.cli.options import FILES_OF_MODELS, add_to_models, only_one, pop_settings, takes
 from clipguard.core.errors import ClipguardError
@@ -29,6 +29,8 @@ EXAMPLES = """
 `clipguard attack --model ViT-B-32-quickgelu:openai --dataset photos/ --eps 2 --n-samples 32 --out look`
 
 `clipguard attack photo.jpg --classes "cat,dog,bird" --quantize` — one image, and an attack that survives as a PNG
+
+`clipguard attack --defense ttc --dataset emoji-food` — through a defence, by an attacker who knows it
 
 `clipguard attack a.jpg b.jpg --classes names.txt --label "tabby cat" --attack pgd-50 --norm l2 --eps 0.5`
 
@@ -53,7 +55,7 @@ class Delivery:
     format: Literal["table", "json"] = setting("table", "What stdout gets.", letter="-f")
 
 
-NOT_OF_ATTACK = ("eps_mode", "engine", "text", *OF_DEFENSE)
+NOT_OF_ATTACK = ("eps_mode", "engine", "text", "threats", "transfer_from")
 PLAN = {name: declared for name, declared in settings_of(BenchPlan).items() if name not in NOT_OF_ATTACK}
 PLAN |= {
     "models": PLAN["models"].but(help=PLAN["models"].help.replace("; repeatable", "")),
@@ -69,6 +71,7 @@ PLAN |= {
         help="As `clipguard list attacks` shows, or a recipe file.",
         default_help=f"the protocol's last, else {PLAN['attacks'].default[0]}",
     ),
+    "defense": PLAN["defense"].but(help=f"{PLAN['defense'].help.removesuffix('.')}; it is attacked through."),
     "n_samples": PLAN["n_samples"].but(help="A seeded, class-stratified subset of so many, or all.", default=16),
 }
 SETTINGS = PLAN | FILES_OF_MODELS | settings_of(Delivery)
@@ -102,6 +105,8 @@ def attack(
         )
     from clipguard.core.files.output import OutputFolder
 
+    if plan.defense is not None:
+        plan = replace(plan, threats=("adaptive",))
     plan.check()
     named, out = how["name"] or plan.models[0], how["out"]
     with OutputFolder(out, whole=True) if out else OutputFolder.by_default(named, "attack-", whole=True) as folder:
@@ -174,7 +179,8 @@ def _grid(result: AdversarialResult, plan: BenchPlan) -> bytes:
     if len(result.images) > MOST:
         log.info("grid.png shows the first %d of %d images; all are in png/", MOST, len(result.images))
     eps = f"{plan.norm} eps {show_eps(plan.eps[0].typed, plan.norm)}"
-    what = f"{plan.models[0]} on {plan.datasets[0]}: {plan.attacks[0]}, {eps}{', 8-bit' if plan.quantize else ''}"
+    bits = ", 8-bit" if plan.quantize else ""
+    what = f"{plan.shown(plan.models[0])} on {plan.datasets[0]}: {plan.attacks[0]}, {eps}{bits}"
     counts = result.summary()
     title = f"{what}; of {counts['n']}, {counts['clean_correct']} right when clean, {counts['robust']} when attacked"
     return draw_grid([triple(i) for i in range(min(MOST, len(result.images)))], title)

@@ -9,7 +9,7 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 from clipguard.core.errors import DefenseError, did_you_mean
 from clipguard.core.plugins import Registry
 from clipguard.core.spec import Value, parse_call
-from clipguard.defenses.base import Defense
+from clipguard.defenses.base import Defense, Purifier
 from clipguard.defenses.methods.anti_adversary import AntiAdversary
 from clipguard.defenses.methods.bit_depth import BitDepth
 from clipguard.defenses.methods.clipure_cos import CLIPureCos
@@ -61,14 +61,28 @@ def register_defense(kind: type[Defense]) -> type[Defense]:
         The same class.
 
     Raises:
-        DefenseError: for a name that is taken, or that cannot be written where a defence is named.
+        DefenseError: for a name that is taken, or that cannot be written where a defence is named; for a class without
+            a method that it needs: `flagged` if it is gated, `purify`, and `differentiable` beside the identity.
     """
     if DEFENSES.get(kind.name, kind) is not kind:
         raise DefenseError(f"There is a defence {kind.name!r} already; give {kind.__name__} another name.")
     if not NAME.fullmatch(kind.name):
         raise DefenseError(f"{kind.name!r} is no name of a defence: lower-case letters, digits and dashes, as in ttc.")
+    lacking = [method for method in _promised(kind) if getattr(kind, method) is getattr(Purifier, method)]
+    if lacking:
+        raise DefenseError(f"{kind.__name__} needs a method {lacking[0]!r} for what it says of itself; write it.")
     DEFENSES[kind.name] = kind
     return kind
+
+
+def _promised(kind: type[Defense]) -> list[str]:
+    """Methods that a class needs for what its attributes say."""
+    methods = ["flagged"] if kind.gated else []
+    if issubclass(kind, Purifier) and kind.logits is Purifier.logits:
+        methods.append("purify")
+        if set(kind.backwards) != {"identity"}:
+            methods.append("differentiable")
+    return methods
 
 
 def parse_defenses(text: str) -> tuple[Defense, ...]:

@@ -59,12 +59,13 @@ class DefenseProbe:
 
     Attributes:
         defended: the model.
-        x: images (N, C, H, W) in [0,1].
+        x: images (N, C, H, W) in [0,1], which are attacked.
         labels: (N,) class numbers.
         indices: of the images in their data set; they seed the attacks.
         threat: the ball.
         eps: its size, in pixel units.
         options: of the engine.
+        clean: (M, C, H, W) in [0,1], which gates are shown; None: x.
     """
 
     defended: DefendedModel
@@ -74,6 +75,7 @@ class DefenseProbe:
     threat: ThreatModel
     eps: float
     options: EngineOptions
+    clean: Tensor | None = None
 
     def findings(self) -> list[Finding]:
         """Those of `PASS_CHECKS`, in that order."""
@@ -110,13 +112,16 @@ class DefenseProbe:
         search = Search(self.defended.classifier, self.defended.model, self.defended.seed, draws=self._draws)
         adaptive = self._attacked(search)
         wrong = self._evaluator(self.defended.judge("judge")).verify(adaptive).argmax(dim=1) != self.labels
-        clean, seen = self._flagged(self.x), self._flagged(adaptive)
-        n, broken, passed = len(self.x), int(wrong.sum()), int((wrong & ~seen).sum())
-        false = f"it flags {int(clean.sum())} of {n} clean images"
+        shown, seen = self.x if self.clean is None else self.clean, self._flagged(adaptive)
+        parts: tuple[Tensor, ...] = torch.split(shown, len(self.x))
+        flagged = int(torch.cat([self._flagged(part) for part in parts]).sum())
+        n, broken, passed = len(shown), int(wrong.sum()), int((wrong & ~seen).sum())
+        low, high = wilson_interval(flagged, n)
+        false = f"it flags {flagged} of {n} clean images (95 % interval {100 * low:.0f}–{100 * high:.0f} %)"
         if not broken:
-            return Finding("defense-gate", "ok", f"{false}; no image was broken", {"flagged": int(clean.sum()), "n": n})
+            return Finding("defense-gate", "ok", f"{false}; no image was broken", {"flagged": flagged, "n": n})
         evidence = f"{false}; {passed} of {broken} images that were broken through the defence pass it"
-        numbers = {"flagged": int(clean.sum()), "n": n, "passed": passed, "broken": broken}
+        numbers = {"flagged": flagged, "n": n, "passed": passed, "broken": broken}
         return Finding("defense-gate", judge(passed, broken), evidence, numbers)
 
     def _flagged(self, x: Tensor) -> Tensor:

@@ -5,7 +5,9 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from scipy.stats import beta, binom, binomtest
+import numpy as np
+import numpy.typing as npt
+from scipy.stats import beta, binom, binomtest, norm
 
 
 def wilson_interval(successes: int, n: int, confidence: float = 0.95) -> tuple[float, float]:
@@ -84,3 +86,23 @@ def average_interval(estimates: Sequence[tuple[float, float, float]]) -> tuple[f
 def percent_with_interval(accuracy: float, low: float, high: float) -> str:
     """`61.0 (54.7–67.0)`: fractions of 1 in percent."""
     return f"{100 * accuracy:.1f} ({100 * low:.1f}–{100 * high:.1f})"
+
+
+def interval_of_votes(margins: npt.NDArray[np.float64], votes: int, confidence: float = 0.95) -> float:
+    """By how much an accuracy by majority may change if all votes are cast again, for the same images.
+
+    A margin m between the shares of two classes stands for (1 + m) / 2 of the votes; the chance of a vote is estimated
+    as (k + 1/2) / (votes + 1), that of the majority is binomial, and images vote independently (normal approximation).
+
+    Args:
+        margins: (N,) of the true class, share of votes less that of the best other class, in [-1, 1].
+        votes: cast for each image, odd.
+        confidence: in (0, 1).
+
+    Returns:
+        Half the width of the interval, a fraction in [0, 1].
+    """
+    chance = ((1 + margins) / 2 * votes + 0.5) / (votes + 1)
+    right = binom.sf(votes // 2, votes, chance)
+    deviation = math.sqrt(float((right * (1 - right)).sum())) / len(margins)
+    return float(norm.ppf(0.5 + confidence / 2)) * deviation

@@ -73,6 +73,7 @@ def test_the_weak_column_alone_is_told(tmp_path: Path, capsys: pytest.CaptureFix
         (["--draws", "3"], "--draws is for defended models; add --defense"),
         (["--defense", "ttc", "--threat", "transfr"], "--threat 'transfr' is unknown. Did you mean 'transfer'?"),
         (["--defense", "ttc", "--attack", "pgd-2,pgd-3"], "With a --defense, --attack is one attack"),
+        (["--defense", "ttc", "--transfer-from", "tinny"], "Did you mean 'tiny'? For --transfer-from, use"),
         (["--defense", "ttc", "--attack", "square"], "uses no gradients, which adaptive attacks need"),
         (["--defense", "ttc", "--eps-mode", "nested"], "not attacked with --eps-mode nested"),
         (["--defense", "ttc", "--engine", "reference"], "not attacked with --engine reference"),
@@ -88,3 +89,32 @@ def test_bad_input_is_one_line(words: list[str], message: str, capsys: pytest.Ca
     (line,) = captured.err.splitlines()
     assert message in line
     assert captured.out == ""
+
+
+def test_an_image_is_attacked_through_the_defence(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """What is broken here is what the adaptive column breaks, and what the judge says of it is shown."""
+    how = ["-d", "emoji-food", "-n", "4", "--eps", "8", "--attack", "pgd-2", "--defense", "random-resize"]
+    how += ["--votes", "3", "--draws", "2"]
+    assert run(["-q", "attack", *how, "--out", str(tmp_path / "images"), "--format", "json"]) == 0
+    made = json.loads(capsys.readouterr().out)
+    assert made["run"]["defense"]["threats"] == ["adaptive"]
+    assert (
+        run(
+            ["-q", "bench", *how, "--threat", "adaptive", "--no-probes", "--no-store", "--out", str(tmp_path / "table")]
+        )
+        == 0
+    )
+    ours, theirs = (pd.read_parquet(tmp_path / name / "samples.parquet") for name in ("images", "table"))
+    theirs = theirs[theirs["attack"] == "adaptive"].reset_index(drop=True)
+    columns = ["model", "index", "robust", "broken_by", "adv_pred", "margin"]
+    pd.testing.assert_frame_equal(ours[columns], theirs[columns])
+    assert set(ours["model"]) == {"tiny + random-resize"}
+
+
+def test_a_gate_is_shown_more_images_than_are_attacked(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    how = ["-d", "emoji-food", "-n", "20", "--eps", "1", "--attack", "pgd-1+square(queries=1)", "--defense", "csr"]
+    assert run(["-q", "bench", *how, "--out", str(tmp_path / "out"), "--no-store"]) == 0
+    run_record = json.loads((tmp_path / "out" / "results.json").read_text())["run"]
+    (gate,) = [f for entry in run_record["findings"] for f in entry["findings"] if f["id"] == "defense-gate"]
+    assert gate["numbers"]["n"] == 20
+    assert f"flags {gate['numbers']['flagged']} of 20 clean images" in " ".join(capsys.readouterr().out.split())

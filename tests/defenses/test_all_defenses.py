@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-from dataclasses import fields
+from dataclasses import dataclass, fields
 from pathlib import Path
+from typing import ClassVar
 
 import pytest
 import torch
 from tiny_models import write_model
+from torch import Tensor
 
-from clipguard.defenses.base import Classifier, Prompts, View
+from clipguard.core.errors import DefenseError
+from clipguard.defenses.base import Backward, Classifier, Prompts, Purifier, View
 from clipguard.defenses.classifiers import defend
-from clipguard.defenses.registry import DEFENSES, parse_defenses
+from clipguard.defenses.registry import DEFENSES, parse_defenses, register_defense
 from clipguard.models import load_model
 
 NAMES, TEMPLATES = ["cat", "dog", "fire engine"], ["a photo of a {}.", "{}"]
@@ -77,3 +80,35 @@ def test_it_says_what_it_is(name: str) -> None:
     assert backward >= 0
     documented = kind.__doc__ or ""
     assert all(f"{field.name}: " in documented for field in fields(kind))
+
+
+def test_a_defence_that_lacks_what_it_says_it_has_is_refused() -> None:
+    @dataclass(frozen=True)
+    class Unwritten(Purifier):
+        name: ClassVar[str] = "unwritten"
+        summary: ClassVar[str] = "planted"
+
+        def cost(self, classes: int) -> tuple[int, int]:  # noqa: ARG002
+            return 1, 0
+
+    with pytest.raises(DefenseError, match="Unwritten needs a method 'purify'"):
+        register_defense(Unwritten)
+
+    @dataclass(frozen=True)
+    class Ungated(Unwritten):
+        gated: ClassVar[bool] = True
+
+        def purify(self, classifier: Classifier, x: Tensor, view: View) -> Tensor:  # noqa: ARG002
+            return x
+
+    with pytest.raises(DefenseError, match="Ungated needs a method 'flagged'"):
+        register_defense(Ungated)
+
+    @dataclass(frozen=True)
+    class Unrolled(Ungated):
+        gated: ClassVar[bool] = False
+        backwards: ClassVar[tuple[Backward, ...]] = ("identity", "unrolled")
+
+    with pytest.raises(DefenseError, match="Unrolled needs a method 'differentiable'"):
+        register_defense(Unrolled)
+    assert "unwritten" not in DEFENSES

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from scipy.stats import multinomial, norm
 
-from clipguard.statistics.intervals import average_interval, wilson_interval
+from clipguard.statistics.intervals import average_interval, interval_of_votes, wilson_interval
 from clipguard.statistics.paired import (
     Pairs,
     change_score,
@@ -166,3 +166,17 @@ def test_the_interval_of_an_average_is_that_of_its_parts_in_quadrature() -> None
     assert average_interval([(0.5, 0.2, 0.8), (0.7, 0.3, 0.9)]) == pytest.approx((0.6, 0.35, 0.6 + math.sqrt(0.13) / 2))
     with pytest.raises(ValueError, match="nothing"):
         average_interval([])
+
+
+def test_votes_cast_again_change_what_was_close() -> None:
+    """Of 5 votes 5 are 11/12 a vote: of 5 of those three or more are right with chance 0.99502; 3 are 7/12, 0.65296."""
+
+    def majority(p: float) -> float:
+        return sum(math.comb(5, k) * p**k * (1 - p) ** (5 - k) for k in (3, 4, 5))
+
+    sure, close = majority(11 / 12), majority(7 / 12)
+    both = math.sqrt(sure * (1 - sure) + close * (1 - close)) / 2
+    assert interval_of_votes(np.array([1.0, 0.2]), 5) == pytest.approx(1.959964 * both)
+    alone = interval_of_votes(np.array([1.0]), 5)
+    assert alone == pytest.approx(interval_of_votes(np.array([-1.0]), 5))
+    assert interval_of_votes(np.array([1.0]), 101) < alone / 100

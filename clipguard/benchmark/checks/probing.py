@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
 import numpy as np
@@ -25,6 +25,7 @@ from clipguard.benchmark.results.sample_rows import RowNames, cost_record, cost_
 from clipguard.benchmark.task import Task
 from clipguard.core.records.run import CostRecord, StageCosts
 from clipguard.defenses.attacking.threats import DefendedModel, ThreatRecipe
+from clipguard.defenses.registry import parse_defenses
 from clipguard.sanity.checks import Finding, not_checked
 from clipguard.sanity.defenses import PASS_CHECKS, DefenseProbe
 from clipguard.sanity.entries import NO_PROBES
@@ -35,6 +36,7 @@ from clipguard.store.store import Store
 
 PROBED_IMAGES = 8  # images a model and data set
 DEFENDED_IMAGES = 16  # the same of a defended model
+GATE_IMAGES = 200  # clean ones that a gate is shown: passes without gradients
 PROBES = "sanity probes"  # their name in `run.costs`
 VERSION = 1  # of what is stored. Increase it with any change of the probes
 
@@ -61,11 +63,13 @@ class ProbedImages:
         index: (N,) in their data set.
         x: pixels (N, 3, H, W) in [0,1].
         labels: (N,) class numbers.
+        clean: (M, 3, H, W), for the false positives of a gate; None: x.
     """
 
     index: npt.NDArray[np.int64]
     x: Tensor
     labels: npt.NDArray[np.int64]
+    clean: Tensor | None = None
 
 
 class Probed(NamedTuple):
@@ -96,7 +100,8 @@ def probe_defended(
     """The findings of `PASS_CHECKS` about a defended model on its device."""
     labels, threat = torch.from_numpy(images.labels).long().to(device), ThreatModel(plan.norm)
     eps, index, started = plan.eps[-1].pixels, images.index.tolist(), time.perf_counter()
-    findings = DefenseProbe(defended, images.x.to(device), labels, index, threat, eps, options).findings()
+    x, clean = images.x.to(device), None if images.clean is None else images.clean.to(device)
+    findings = DefenseProbe(defended, x, labels, index, threat, eps, options, clean).findings()
     count = defended.count
     return Probed(findings, {PROBES: Cost(count.forward, count.backward, time.perf_counter() - started)})
 
@@ -140,6 +145,9 @@ class Prober:
         indices = (right if len(right) else clean)["index"].to_numpy()
         index, x = pick_images(self.task.images.image, self.preprocess, indices, self.images)
         images = ProbedImages(index, x, self.task.dataset.labels[index])
+        if self.plan.defense is not None and any(defense.gated for defense in parse_defenses(self.plan.defense)):
+            read, shown = self.task.images.image, clean["index"].to_numpy()
+            images = replace(images, clean=pick_images(read, self.preprocess, shown, GATE_IMAGES)[1])
         key = self._key(index)
         known = read_probes(self.store, probe_file(self.store, key)) if self.store else None
         if known is not None:

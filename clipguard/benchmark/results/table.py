@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from clipguard.core.eps import show_eps
 from clipguard.core.html_table import html_table
 from clipguard.core.markdown import markdown_table
-from clipguard.core.records.run import ProtocolRecord, RunRecord
+from clipguard.core.records.run import ProtocolRecord
 from clipguard.sanity.entries import finding_lines
 
 if TYPE_CHECKING:
@@ -97,7 +97,7 @@ def caption(result: BenchResult) -> str:
     norms = sorted({c.norm for c in result.cells})
     what = f"robust accuracy is an upper bound, under {', '.join(attacks)} ({', '.join(norms)})" if attacks else "clean"
     nested = ", NESTED eps mode: small budgets were only confirmed" if result.run["eps_mode"] == "nested" else ""
-    defense = f"; {defense_line(result.run)}" if "defense" in result.run else ""
+    defense = f"; {defense_line(result)}" if "defense" in result.run else ""
     record = result.run.get("protocol")
     protocol = f"; {protocol_line(record)}" if record else ""
     invariant = all(answer["holds"] for answer in result.run.get("batch_invariant", {}).values())
@@ -107,14 +107,30 @@ def caption(result: BenchResult) -> str:
     return f"Accuracy in %, with 95 % Wilson intervals; {what}{nested}{defense}{protocol}; {seed}.{digits}{partial}"
 
 
-def defense_line(run: RunRecord) -> str:
-    """What the defences cost, who decides, and that a weak attack is one."""
-    record = run["defense"]
+def defense_line(result: BenchResult) -> str:
+    """What the defences cost, what their gates flag, who decides, and that a weak attack is one."""
+    record = result.run["defense"]
     forward, backward = record["passes"]
     names = " + ".join(defense["defense"] for defense in record["chain"])
-    votes = f", majority of {record['votes']} runs" if record["random"] else ""
+    votes = f", majority of {record['votes']} runs{_votes_again(result)}" if record["random"] else ""
     weak = "" if "adaptive" in record["threats"] else f" WEAK: {' and '.join(record['threats'])} alone."
-    return f"{names} takes up to {forward} forward and {backward} backward passes an image{votes}{weak}"
+    return f"{names} takes up to {forward} forward and {backward} backward passes an image{_gates(result)}{votes}{weak}"
+
+
+def _gates(result: BenchResult) -> str:
+    """`, flags 3 of 100 clean images`: what findings say of gates."""
+    found = [f["numbers"] for entry in result.run.get("findings", []) for f in entry["findings"]]
+    counts = [f"{numbers['flagged']} of {numbers['n']}" for numbers in found if "flagged" in numbers]
+    return f", flags {', '.join(counts)} clean images" if counts else ""
+
+
+def _votes_again(result: BenchResult) -> str:
+    """` (±1.4 points beside the interval)`: of the cell that other votes may change most."""
+    from clipguard.statistics.intervals import interval_of_votes
+
+    votes, cells = result.run["defense"]["votes"], result.samples.groupby(["model", "dataset", "attack", "eps"])
+    widest = max((interval_of_votes(rows["margin"].to_numpy(), votes) for _, rows in cells), default=0.0)
+    return f" (other votes: up to ±{100 * widest:.1f} points, beside the interval)"
 
 
 def protocol_line(protocol: ProtocolRecord) -> str:

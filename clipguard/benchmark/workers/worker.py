@@ -292,17 +292,20 @@ class Worker:
             yield from probe_defended(plan, defended, images, self.device, self.options).findings
 
     def predict(self, images: Sequence[Tensor]) -> list[Tensor]:
-        """(classes,) softmax of each image (3, H, W), which may differ in size; see `Workers`.
+        """(classes,) softmax, or shares of votes, of each image (3, H, W), which may differ in size; see `Workers`.
 
         Raises:
             NonFiniteError: for NaN.
         """
         options, shares = self.options, []
         size = options.batch_size or CPU_BATCH
-        evaluator = Evaluator(self.classifier, size, options.precision, fill=options.fill)
+        judge = None
+        if self.defense is not None:
+            judge = self.defense.around(self.model, self.classifier, self.task.dataset).judge("judge")
+        evaluator = Evaluator(judge or self.classifier, size, options.precision, fill=options.fill)
         for _, group in groupby(enumerate(images), key=lambda pair: (pair[1].shape, pair[0] // size)):
             positions, batch = zip(*group, strict=True)
             logits = evaluator.verify(torch.stack(batch).to(self.device))
             require_finite(logits, positions.__getitem__, "on a clean or finished image")
-            shares += list(logits.softmax(dim=1).cpu())
+            shares += list((logits if judge and judge.votes else logits.softmax(dim=1)).cpu())
         return shares
