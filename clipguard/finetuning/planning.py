@@ -24,7 +24,7 @@ from clipguard.finetuning.config import FinetuneConfig
 from clipguard.finetuning.data.batches import ImageBatch, choose_decoders, load_batches
 from clipguard.finetuning.data.images import TrainingImages
 from clipguard.finetuning.data.sampler import ResumableBatchSampler
-from clipguard.finetuning.data.training_data import open_data
+from clipguard.finetuning.data.training_data import open_for
 from clipguard.finetuning.processes.launch import read_launch
 from clipguard.finetuning.processes.meeting import RENDEZVOUS_TIMEOUT, joined
 from clipguard.finetuning.sources import NAMED, Sources
@@ -133,7 +133,7 @@ def _measure(
     started = time.perf_counter()
     method, text_mode = check(config, sources)
     with accelerated(config, device, nowhere) as accelerator:
-        data = open_data(config, needs_labels="labels" in method.all_needs(), sources=sources)
+        data = open_for(method, config, sources)
         loaded = sources.load(config, accelerator.device)
         torch.manual_seed(config.seed)
         model, objective = make_objective(config, method, text_mode, loaded, data, accelerator.autocast)

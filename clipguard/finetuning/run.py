@@ -23,7 +23,7 @@ from clipguard.finetuning.config import FinetuneConfig
 from clipguard.finetuning.data.batches import choose_decoders
 from clipguard.finetuning.data.images import TrainingImages
 from clipguard.finetuning.data.sampler import ResumableBatchSampler
-from clipguard.finetuning.data.training_data import TrainingData, open_data
+from clipguard.finetuning.data.training_data import TrainingData, open_for
 from clipguard.finetuning.final_evaluation import announce, choose_images, evaluate, no_evaluation
 from clipguard.finetuning.output.card import write_card
 from clipguard.finetuning.output.curves import draw_curves
@@ -203,7 +203,7 @@ def _run(
     progress = progress if team.main else Silent()
     with accelerated(config, device, folder.path) as accelerator:
         with team.agree():
-            data = open_data(config, needs_labels="labels" in method.all_needs(), sources=sources)
+            data = open_for(method, config, sources)
             loaded = sources.load(config, accelerator.device)
             for line in describe_model(loaded):
                 log.info(line)

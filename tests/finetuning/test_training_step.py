@@ -29,6 +29,7 @@ from clipguard.finetuning.training.trainer import Trainer
 from clipguard.models.export import WEIGHTS_NAME
 
 METHODS = ["clean", "tecoa", "fare", "pmg-aft", "sim-clip", "trades", "tima(attack_loss=margin)", "tima(text=encoder)"]
+METHODS += ["comp-tga", "saft", "laat", "agft"]
 State = dict[str, Tensor]
 EXACT = {"optimizer": "sgd", "lr": 0.01}  # Adam magnifies rounding
 

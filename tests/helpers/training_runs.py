@@ -19,7 +19,7 @@ from clipguard.finetuning.checks import check
 from clipguard.finetuning.config import FinetuneConfig
 from clipguard.finetuning.data.images import TrainingImages
 from clipguard.finetuning.data.sampler import ResumableBatchSampler
-from clipguard.finetuning.data.training_data import open_data
+from clipguard.finetuning.data.training_data import open_for
 from clipguard.finetuning.processes.team import ALONE, Team
 from clipguard.finetuning.settings import resolve
 from clipguard.finetuning.training.objective import make_objective
@@ -67,7 +67,7 @@ def make_trainer(config: FinetuneConfig, out: Path, team: Team = ALONE) -> Train
     """A trainer as a run makes it, without validation."""
     method, text_mode = check(config)
     accelerator = Accelerator(cpu=config.device != "cuda", gradient_accumulation_steps=config.accumulate)
-    data = open_data(config, needs_labels="labels" in method.all_needs())
+    data = open_for(method, config)
     loaded = load_model(config.model, device=accelerator.device)
     torch.manual_seed(config.seed)
     model, objective = make_objective(config, method, text_mode, loaded, data, accelerator.autocast)

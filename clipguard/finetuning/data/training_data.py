@@ -14,9 +14,12 @@ from clipguard.core.errors import DatasetError, FinetuneError, SplitError
 from clipguard.core.notices import notice
 from clipguard.core.records.provenance import fingerprint, image_hash
 from clipguard.data import ImageDataset, ZeroShotDataset, load_dataset, load_images
+from clipguard.data.classes.lists import parse_classes
 from clipguard.data.dataset import stratified_subset
 from clipguard.data.decoding import PixelCount
+from clipguard.data.templates import PHOTO, resolve_templates
 from clipguard.finetuning.config import FinetuneConfig
+from clipguard.finetuning.methods.base import Method
 from clipguard.finetuning.sources import NAMED, Sources
 
 TRAINING_SPLITS = ("train", "training", "all")  # in the order in which they are looked for
@@ -32,7 +35,7 @@ class TrainingData:
     Attributes:
         images: all images of the split.
         labels: (N,) of all images; None if there are none.
-        class_names, templates: empty without labels.
+        class_names, templates: empty where there are neither labels nor a need of class texts.
         train, validation: sorted indices, disjoint.
         held_out: the data set's own test split, where it has one.
         in_memory: whether all there is was given as an object.
@@ -64,17 +67,26 @@ class TrainingData:
         return fingerprint(self.class_names, rows)
 
 
-def open_data(config: FinetuneConfig, *, needs_labels: bool, sources: Sources = NAMED) -> TrainingData:
+def open_for(method: Method, config: FinetuneConfig, sources: Sources = NAMED) -> TrainingData:
+    """`open_data` as a method needs it."""
+    needs = method.all_needs()
+    return open_data(config, needs_labels="labels" in needs, needs_classes="classes" in needs, sources=sources)
+
+
+def open_data(
+    config: FinetuneConfig, *, needs_labels: bool, needs_classes: bool = False, sources: Sources = NAMED
+) -> TrainingData:
     """Open a data set's training split and set the validation images apart.
 
     Args:
         config: the run's settings.
         needs_labels: whether the method does; one that does not takes any folder of images.
+        needs_classes: whether it needs class names all the same: those of the settings, where the images have none.
         sources: perhaps a data set in memory.
 
     Raises:
         DatasetError: for data that cannot be used.
-        FinetuneError: if too few images are left to train on.
+        FinetuneError: if too few images are left to train on, or images without labels come without class names.
     """
     if sources.dataset is not None:
         given = _require_training_split(config, sources.dataset(config))
@@ -84,11 +96,19 @@ def open_data(config: FinetuneConfig, *, needs_labels: bool, sources: Sources = 
     except DatasetError as error:
         if needs_labels:
             raise
+        names, templates = _classes_alone(config, error) if needs_classes else ([], [])
         unlabelled = _training_split(config, lambda split: _load_unlabelled(config, split))
         notice("skipped", f"{config.method} needs no labels and is trained without, for they cannot be read: {error}")
         train, validation = divide(config, np.zeros(len(unlabelled), dtype=np.int64), 1)
-        return TrainingData(unlabelled, None, [], [], train, validation, None)
+        return TrainingData(unlabelled, None, names, templates, train, validation, None)
     return _of_labelled(config, labelled, _held_out(config, labelled.split))
+
+
+def _classes_alone(config: FinetuneConfig, error: DatasetError) -> tuple[list[str], list[str]]:
+    """Class names and prompts for images without labels. Raises FinetuneError where the settings have no names."""
+    if not config.classes:
+        raise FinetuneError(f"{config.method} needs no labels, but class names: give `classes` ({error})") from error
+    return list(parse_classes(config.classes).names), resolve_templates(config.templates, PHOTO, config.dataset)
 
 
 def _of_labelled(config: FinetuneConfig, labelled: ZeroShotDataset, held_out: ZeroShotDataset | None) -> TrainingData:

@@ -11,8 +11,21 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-Need = Literal["labels", "adversarial", "clean", "original_clean", "original_adversarial"]
+Need = Literal[
+    "labels",
+    "classes",  # class texts, of methods that need no labels; where there are labels there are class texts, too
+    "adversarial",
+    "clean",
+    "original_clean",
+    "original_adversarial",
+    "clean_patches",  # which bring the embeddings with them, and so do the next two
+    "adversarial_patches",
+    "original_clean_patches",
+    "class_prompts",
+    "negative_text",
+]
 TextMode = Literal["frozen", "head", "encoder", "free", "laat"]
+NEGATIVE_PROMPT = "This is not a photo of a {}"  # of Comp-TGA's code
 Presets = Mapping[str, Mapping[str, Any]]
 
 
@@ -28,6 +41,10 @@ class Batch:
         adversarial, clean: (B, D) of the tuned image tower, with gradients; under the training attack, `adversarial`
             is None and `clean` is detached.
         original_clean, original_adversarial: (B, D) of the frozen copy of the image tower as it came.
+        clean_patches, adversarial_patches, original_clean_patches: (B, N, D) patch tokens of the same passes, in the
+            space of the embeddings and not normalised; of vision transformers alone.
+        class_prompts: (C, T, D) unit rows, of which `text` is the mean over the T prompts of a class.
+        negative_text: (C, D) unit rows, as the model came: of `NEGATIVE_PROMPT` with each class's name.
     """
 
     text: Tensor
@@ -38,6 +55,11 @@ class Batch:
     clean: Tensor | None = None
     original_clean: Tensor | None = None
     original_adversarial: Tensor | None = None
+    clean_patches: Tensor | None = None
+    adversarial_patches: Tensor | None = None
+    original_clean_patches: Tensor | None = None
+    class_prompts: Tensor | None = None
+    negative_text: Tensor | None = None
 
     def logits(self, embeddings: Tensor) -> Tensor:
         """(B, C) scaled cosines with the tuned text."""

@@ -11,9 +11,14 @@ from clipguard.core.errors import FinetuneError, did_you_mean
 from clipguard.core.plugins import Registry
 from clipguard.core.spec import Value, parse_call
 from clipguard.finetuning.methods.base import Method
+from clipguard.finetuning.methods.classes.agft import AGFT
 from clipguard.finetuning.methods.classes.clean import Clean
+from clipguard.finetuning.methods.classes.comp_tga import CompTGA
+from clipguard.finetuning.methods.classes.laat import LAAT
 from clipguard.finetuning.methods.classes.pmg_aft import PMGAFT
+from clipguard.finetuning.methods.classes.saft import SAFT
 from clipguard.finetuning.methods.classes.tecoa import TeCoA
+from clipguard.finetuning.methods.classes.tga_zsr import TGAZSR
 from clipguard.finetuning.methods.classes.tima import TIMA
 from clipguard.finetuning.methods.classes.trades import TRADES
 from clipguard.finetuning.methods.embeddings.fare import FARE
@@ -30,7 +35,12 @@ def _add_plugin(_: str, kind: Any) -> None:
 
 
 METHODS: Registry[type[Method]] = Registry(
-    {kind.name: kind for kind in (TIMA, TeCoA, FARE, PMGAFT, SimCLIP, TRADES, Clean)}, "clipguard.methods", _add_plugin
+    {
+        kind.name: kind
+        for kind in (TIMA, TeCoA, FARE, PMGAFT, SimCLIP, TGAZSR, CompTGA, LAAT, AGFT, SAFT, TRADES, Clean)
+    },
+    "clipguard.methods",
+    _add_plugin,
 )
 
 

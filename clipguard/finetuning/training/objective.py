@@ -17,14 +17,17 @@ from clipguard.attacks.threat import ThreatModel
 from clipguard.finetuning.config import FinetuneConfig
 from clipguard.finetuning.data.batches import ImageBatch
 from clipguard.finetuning.data.training_data import TrainingData
-from clipguard.finetuning.methods.base import Batch, Method, TextMode
+from clipguard.finetuning.methods.base import Batch, Method, Need, TextMode
 from clipguard.finetuning.training.training_attack import Noise, TrainingAttack
 from clipguard.finetuning.tuned.class_text import ClassText
 from clipguard.finetuning.tuned.image_tower import ImageTower, checkpoint_gradients, choose_weights
+from clipguard.finetuning.tuned.patch_tokens import give_patches
 from clipguard.finetuning.tuned.tuned_model import TunedModel
 from clipguard.models.loading import LoadedModel
+from clipguard.models.text.encoding import class_rows
 
 NOISE_OF_IMAGES = 4  # as a `use` of random numbers; 0 is the attack
+PATCHES: frozenset[Need] = frozenset({"clean_patches", "adversarial_patches", "original_clean_patches"})
 Autocast = Callable[[], AbstractContextManager[object]]
 
 
@@ -84,23 +87,21 @@ class Objective:
         """
         needs = self.method.needs(progress)
         x, noise = images.pixels, self._noise(images)
-        batch = Batch(
-            text=forward(),
-            original_text=model.original_text(),
-            logit_scale=self.logit_scale,
-            labels=images.labels,
-            # Before the attack, which may look at it; its graph is kept for the loss.
-            clean=forward(_noisy(x, noise)) if "clean" in needs else None,
-            original_clean=self._embed_originally(x) if "original_clean" in needs else None,
-        )
+        batch = self._text(model, forward, needs, images.labels)
+        if needs & {"clean", "clean_patches"}:  # before the attack, which may look at it; its graph is kept
+            clean, patches = _embed(forward, _noisy(x, noise), patches="clean_patches" in needs)
+            batch = replace(batch, clean=clean, clean_patches=patches)
+        if needs & {"original_clean", "original_clean_patches"}:
+            clean, patches = self._embed_originally(x, patches="original_clean_patches" in needs)
+            batch = replace(batch, original_clean=clean, original_clean_patches=patches)
         attack = None
-        if needs & {"adversarial", "original_adversarial"}:
+        if needs & {"adversarial", "adversarial_patches", "original_adversarial"}:
             x_adv, attack = self.perturb(model, x, images.keys, batch, noise)
-            batch = replace(
-                batch,
-                adversarial=forward(_noisy(x_adv, noise)) if "adversarial" in needs else None,
-                original_adversarial=self._embed_originally(x_adv) if "original_adversarial" in needs else None,
-            )
+            if needs & {"adversarial", "adversarial_patches"}:
+                adversarial, patches = _embed(forward, _noisy(x_adv, noise), patches="adversarial_patches" in needs)
+                batch = replace(batch, adversarial=adversarial, adversarial_patches=patches)
+            if "original_adversarial" in needs:
+                batch = replace(batch, original_adversarial=self._embed_originally(x_adv)[0])
         return Terms(self.method.terms(whole(batch) if whole else batch, progress), batch, attack)
 
     def perturb(
@@ -118,7 +119,8 @@ class Objective:
         Returns:
             Adversarial images (B, 3, H, W) and the mean objective, a scalar.
         """
-        fixed = replace(batch, text=batch.text.detach(), clean=None if batch.clean is None else batch.clean.detach())
+        tuned = {name: getattr(batch, name) for name in ("text", "class_prompts", "clean")}
+        fixed = replace(batch, **{name: value.detach() for name, value in tuned.items() if value is not None})
         tower = model.image
 
         def objective(x_adv: Tensor) -> Tensor:
@@ -141,11 +143,29 @@ class Objective:
         rows = Noise(images.keys, images.pixels.device, NOISE_OF_IMAGES)
         return self.noise * rows.normal(*images.pixels.shape[1:])
 
-    def _embed_originally(self, x: Tensor) -> Tensor:
+    def _text(self, model: TunedModel, forward: nn.Module, needs: frozenset[Need], labels: Tensor | None) -> Batch:
+        """A batch with texts and labels alone."""
+        prompts = forward(prompts=True) if "class_prompts" in needs else None
+        return Batch(
+            text=forward() if prompts is None else class_rows(prompts),
+            original_text=model.original_text(),
+            logit_scale=self.logit_scale,
+            labels=labels,
+            class_prompts=prompts,
+            negative_text=model.text.negative if model.text is not None else None,
+        )
+
+    def _embed_originally(self, x: Tensor, *, patches: bool = False) -> tuple[Tensor, Tensor | None]:
         assert self.original is not None
         with torch.no_grad(), self.autocast():
-            embeddings: Tensor = self.original(x)
-        return embeddings
+            return self.original.with_patches(x) if patches else (self.original(x), None)
+
+
+def _embed(forward: nn.Module, x: Tensor, *, patches: bool) -> tuple[Tensor, Tensor | None]:
+    """Embeddings, and patch tokens where they are asked for, from one pass."""
+    out = forward(x, patches=True) if patches else (forward(x), None)
+    embeddings, tokens = out
+    return embeddings, tokens
 
 
 def _noisy(x: Tensor, noise: Tensor | None) -> Tensor:
@@ -163,18 +183,21 @@ def make_objective(
     """The model with its trained weights chosen, and what it is trained for.
 
     Raises:
-        FinetuneError: where the architecture does not allow `train`, `lora` or `grad_checkpointing`, or the text is
-            tuned already.
+        FinetuneError: where the architecture does not allow `train`, `lora` or `grad_checkpointing`, or has no patches
+            for a method that compares them, or the text is tuned already.
     """
     visual = loaded.model.visual
     assert isinstance(visual, nn.Module)
     tower = ImageTower(visual, loaded.preprocessing).to(loaded.device)
-    keeps_original = method.all_needs() & {"original_clean", "original_adversarial"}
+    needs = method.all_needs()
+    if needs & PATCHES:
+        give_patches(visual, method.name, loaded.info.name)
+    keeps_original = needs & {"original_clean", "original_adversarial", "original_clean_patches"}
     original = copy.deepcopy(tower) if keeps_original else None  # frozen and in eval mode, as all that is loaded
     choose_weights(visual, config)
     if config.grad_checkpointing:
         checkpoint_gradients(visual)
-    text = ClassText(loaded, data.class_names, data.templates, text_mode) if data.class_names else None
+    text = ClassText(loaded, data.class_names, data.templates, text_mode, needs) if data.class_names else None
     attack = TrainingAttack(
         ThreatModel(config.norm), config.eps_pixels, config.attack_steps, config.attack_step, config.random_start
     )

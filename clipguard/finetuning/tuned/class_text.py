@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
 
 import torch
 from torch import Tensor, nn
 
 from clipguard.core.errors import FinetuneError
-from clipguard.finetuning.methods.base import TextMode
+from clipguard.finetuning.methods.base import NEGATIVE_PROMPT, Need, TextMode
 from clipguard.models.loading import LoadedModel
 from clipguard.models.text.encoding import class_rows, encode_prompts, tokenize
 from clipguard.models.text.tuned import ORIGINAL_FILE, TEXT_FILE, LaatMap, LinearMap, TableMap, TextMap
@@ -38,10 +38,17 @@ class ClassText(nn.Module):
     original: Tensor
     prompts: Tensor | None
     tokens: Tensor | None
+    negative: Tensor | None
 
     def __init__(
-        self, loaded: LoadedModel, class_names: Sequence[str], templates: Sequence[str], mode: TextMode
+        self,
+        loaded: LoadedModel,
+        class_names: Sequence[str],
+        templates: Sequence[str],
+        mode: TextMode,
+        needs: Set[Need] = frozenset(),
     ) -> None:
+        """`needs`: of the method, which may ask for more than a row a class."""
         super().__init__()
         if loaded.text_map is not None and mode != "frozen":
             raise FinetuneError(
@@ -60,8 +67,13 @@ class ClassText(nn.Module):
         elif mode != "frozen":
             self.map = _make_map(mode, prompts, original, self.class_names).to(loaded.device)
         self.register_buffer("original", original, persistent=False)
-        self.register_buffer("prompts", None if self.map is None else prompts, persistent=False)
+        keeps_prompts = self.map is not None or "class_prompts" in needs
+        self.register_buffer("prompts", prompts if keeps_prompts else None, persistent=False)
         self.register_buffer("tokens", None if self.tower is None else tokens, persistent=False)
+        negative = None
+        if "negative_text" in needs:
+            negative = loaded.text_features(class_names, [NEGATIVE_PROMPT]).T.contiguous()
+        self.register_buffer("negative", negative, persistent=False)
         self.eval()
 
     def tuned_parameters(self) -> list[nn.Parameter]:
@@ -74,12 +86,20 @@ class ClassText(nn.Module):
 
     def forward(self) -> Tensor:
         """(C, D) unit rows, float32."""
+        if self.tower is None and self.map is None:
+            return self.original
+        return class_rows(self.class_prompts())
+
+    def class_prompts(self) -> Tensor:
+        """(C, T, D) unit rows, float32: those whose mean is a class; of frozen text only if they were asked for."""
         if self.tower is not None:
             assert self.tokens is not None
-            return class_rows(encode_prompts(self.tower, self.tokens, len(self.class_names)))
+            return encode_prompts(self.tower, self.tokens, len(self.class_names))
+        assert self.prompts is not None
         if self.map is None:
-            return self.original
-        return class_rows(self.map(self.prompts, self.class_names))
+            return self.prompts
+        mapped: Tensor = self.map(self.prompts, self.class_names)
+        return mapped
 
     @torch.no_grad()
     def export(self, model: nn.Module) -> dict[str, bytes]:

@@ -15,6 +15,7 @@ from clipguard.core.environment.quiet_libraries import quiet_libraries
 from clipguard.core.errors import FinetuneError
 from clipguard.finetuning.config import FinetuneConfig
 from clipguard.finetuning.tuned.lora import add_lora
+from clipguard.finetuning.tuned.patch_tokens import giving_patches, project
 from clipguard.models.classifier import fast_memory_format
 from clipguard.models.cosine import exact_cosines, on_grid
 from clipguard.models.preprocessing import Preprocessing
@@ -56,10 +57,20 @@ class ImageTower(nn.Module):
             self._through = None
 
     def forward(self, pixels: Tensor) -> Tensor:
-        visual = self._through or self.visual
-        out = visual(((pixels - self.mean) / self.std).contiguous(memory_format=self.memory_format))
+        out = self._pass(pixels)
         features: Tensor = out[0] if isinstance(out, tuple) else out  # CoCa's tower gives its tokens, too
         return features.float()
+
+    def with_patches(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
+        """Embeddings (B, D) and patch tokens (B, N, D), float32, from one pass; after `give_patches`."""
+        with giving_patches(self.visual):
+            out = self._pass(pixels)
+        embeddings, patches = project(self.visual, out) if self._through else out  # which leaves hooks out
+        return embeddings.float(), patches.float()
+
+    def _pass(self, pixels: Tensor) -> Any:
+        visual = self._through or self.visual
+        return visual(((pixels - self.mean) / self.std).contiguous(memory_format=self.memory_format))
 
 
 class TunedClassifier(nn.Module):

@@ -12,22 +12,26 @@ from clipguard.finetuning.tuned.image_tower import ImageTower
 class TunedModel(nn.Module):
     """The image tower in training and, where there are classes, their text.
 
-    Called with pixels (B, 3, H, W) it gives embeddings (B, D), called without it gives class texts (C, D): one module
-    for both, so that accelerate wraps, and a checkpoint holds, all that is trained.
+    Called with pixels (B, 3, H, W) it gives embeddings (B, D), with `patches` also patch tokens (B, N, D); called
+    without it gives class texts (C, D), with `prompts` those of each prompt (C, T, D): one module for all, so that
+    accelerate wraps, and a checkpoint holds, all that is trained.
     """
 
     def __init__(self, image: ImageTower, text: ClassText | None) -> None:
         super().__init__()
         self.image, self.text = image, text
 
-    def forward(self, pixels: Tensor | None = None) -> Tensor:
+    def forward(
+        self, pixels: Tensor | None = None, *, patches: bool = False, prompts: bool = False
+    ) -> Tensor | tuple[Tensor, Tensor]:
         if pixels is not None:
-            embeddings: Tensor = self.image(pixels)
+            embeddings: Tensor | tuple[Tensor, Tensor]
+            embeddings = self.image.with_patches(pixels) if patches else self.image(pixels)
             return embeddings
         if self.text is None:
             return self.original_text()
         with torch.autocast(self.image.mean.device.type, enabled=False):  # a rounded text moves every logit
-            text: Tensor = self.text()
+            text: Tensor = self.text.class_prompts() if prompts else self.text()
         return text
 
     def original_text(self) -> Tensor:
