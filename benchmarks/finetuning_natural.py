@@ -47,7 +47,9 @@ class Study:
             return dict(json.loads(path.read_text()))
         shutil.rmtree(folder, ignore_errors=True)  # of an interrupted run
         settings = {**SETTINGS, "lr": lr}
-        run = clipguard.finetune(method, out=folder, model=self.model, dataset=self.train, **settings).run
+        run = clipguard.finetune(
+            method, out=folder, model=self.model, dataset=self.train, templates="single", **settings
+        ).run
         scores = run["evaluation"]["scores"]["fine-tuned"]
         record = {"method": method, "settings": settings, "weights": run["sha256"]}
         record |= {"training_seconds": run["training_seconds"], "precision": run["resolved"]["precision"]}

@@ -150,6 +150,7 @@ def run(unit: Unit, work: Path) -> dict[str, Any]:
         shutil.rmtree(folder, ignore_errors=True)  # of an interrupted run
         settings = {"dataset": TRAINED_ON, "steps": STEPS, "batch_size": BATCH, "attack_steps": ATTACK_STEPS}
         settings |= {"lr": unit.lr, "eps": float(unit.eps), "seed": unit.seed, "eval_samples": 100}
+        settings |= {"templates": "single"}  # the default when these results were made
         done = clipguard.finetune(unit.method, out=folder, **settings).run
         record |= {"training_seconds": done["training_seconds"], "weights": done["sha256"]}
     if unit.method != "none":

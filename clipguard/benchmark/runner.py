@@ -13,6 +13,7 @@ from clipguard.attacks.engine.outcome import EpsOutcome, Example, ImageOutcome
 from clipguard.attacks.recipes import Recipe
 from clipguard.benchmark.checks.findings import defense_findings, run_findings
 from clipguard.benchmark.checks.probing import Prober, switched_off
+from clipguard.benchmark.checks.prompts import warn_of_prompts
 from clipguard.benchmark.defended import defense_record, recipes_of, worst_case
 from clipguard.benchmark.objects import Objects
 from clipguard.benchmark.plan import BenchPlan
@@ -94,6 +95,8 @@ class BenchRun:
         tasks = [task for task in tasks if len(task.indices)]  # a shard may have none of few
         infos = workers.check_models([(task.dataset.class_names, task.dataset.templates) for task in tasks])
         _say_what_is_left_out(plan, tasks, self.shard)
+        if plan.part is None and self.shard is None:
+            warn_of_prompts(infos.values(), {task.name: task.dataset.templates for task in tasks})
         started = time.monotonic()
         record = start_record(plan, infos, tasks, recipes, workers.place)
         record["notices"], record["probes"] = notices, self.probes

@@ -50,7 +50,7 @@ class FinetuneConfig:
     data_root: str | None = setting(
         None, "Folder with copies of named data sets, DIR/<name>.", default_help="$CLIPGUARD_DATA"
     )
-    templates: str = setting("single", "single, ensemble, a prompt with {}, or a file with one prompt a line.")
+    templates: str = setting("ensemble", "single, ensemble, a prompt with {}, or a file with one prompt a line.")
     n_samples: int | None = setting(None, "Images to use, a stratified subset, or all.", letter="-n", low=2, none="all")
     val_fraction: float = setting(0.1, "Of them, set apart to choose the best checkpoint.", low=0, high=0.9)
 
@@ -143,6 +143,7 @@ class FinetuneConfig:
 
         Raises FinetuneError for the settings of a newer clipguard.
         """
+        values = {"templates": "single", **values}  # the default once
         values = {"decoders" if name == "workers" else name: value for name, value in values.items()}  # its name once
         newer = sorted(values.keys() - {f.name for f in fields(cls)})
         if newer:

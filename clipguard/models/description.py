@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from clipguard.models.loading import LoadedModel
+from clipguard.models.text.trained_prompts import describe_prompts
 
 
 def describe_model(model: LoadedModel) -> list[str]:
@@ -18,6 +19,7 @@ def describe_model(model: LoadedModel) -> list[str]:
         f"{i.name}: weights {i.weights}, sha256 {i.sha256[:16]}…, mean {i.mean}, std {i.std}, "
         f"logit scale {i.logit_scale:.2f}"
         + (f", logit bias {i.logit_bias:.2f}" if i.logit_bias is not None else "")
-        + f", text {i.text}",
+        + f", text {i.text}"
+        + (f", trained with {describe_prompts(i.trained_prompts)}" if i.trained_prompts else ""),
         *(f"{i.name}: {line}" for line in i.detected),
     ]

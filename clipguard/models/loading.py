@@ -35,6 +35,7 @@ from clipguard.models.sources.detect import Detected, detect
 from clipguard.models.sources.locate import locate, locate_base, needs_hub
 from clipguard.models.sources.spec import ModelSource, parse_source
 from clipguard.models.text.encoding import Tokenizer, encode_classes, tokenize
+from clipguard.models.text.trained_prompts import trained_prompts
 from clipguard.models.text.tuned import AppliedText, TextChoice, TextMap, apply_text
 
 RELATED_COSINE = 0.5  # of an image tower's weights and its base's: below, a warning; fine-tuning moves them little
@@ -66,10 +67,12 @@ class ModelInfo:
     base_sha256: str | None = None
     base_cosine: float | None = None  # of the image tower's weights and the base's; near 1 if tuned from it
     detected: tuple[str, ...] = ()  # what was detected where the user named nothing, and what was left out
+    trained_prompts: tuple[str, ...] = ()  # with which clipguard fine-tuned it, as the run beside the weights says
 
     def to_dict(self) -> dict[str, Any]:
-        """The same as plain JSON types."""
-        return {key: list(value) if isinstance(value, tuple) else value for key, value in asdict(self).items()}
+        """The same as plain JSON types; without prompts where there are none, as before they were known."""
+        values = {key: list(value) if isinstance(value, tuple) else value for key, value in asdict(self).items()}
+        return values if self.trained_prompts else {k: v for k, v in values.items() if k != "trained_prompts"}
 
 
 class LoadedModel:
@@ -278,6 +281,7 @@ def _describe(
         text_sha256=text.sha256,
         format=folder_format if detected.file is None else detected.file.contents.format,
         detected=detected.notes + checkpoint.notes + weights.left_out,
+        trained_prompts=trained_prompts(checkpoint.weights, weights.sha256),
     )
 
 
@@ -292,4 +296,5 @@ def _describe_tower(info: ModelInfo, source: ModelSource, tower: WeightFile, cos
         base_sha256=info.sha256,
         base_cosine=round(cosine, 4),
         detected=info.detected + tower.contents.notes,
+        trained_prompts=trained_prompts(tower.path, tower.sha256),
     )

@@ -73,9 +73,7 @@ def test_the_default_gains_robust_accuracy(tmp_path: Path, capsys: pytest.Captur
     assert result["config"]["method"] == "tima"
     assert result["complete"]
     assert "Settings: method tima" in " ".join(captured.err.split())
-    bench = clipguard.bench(
-        f"local-dir:{out}", "emoji-animals", "8", "pgd-10", n_samples=60, templates="single", probes=False
-    )
+    bench = clipguard.bench(f"local-dir:{out}", "emoji-animals", "8", "pgd-10", n_samples=60, probes=False)
     clean, robust = (cell.correct for cell in bench.cells)
     assert (clean, robust) == (after["clean"]["correct"], after["robust"]["correct"])
 
@@ -113,7 +111,7 @@ def test_the_card_and_the_record(finetuned: Finetune) -> None:
     assert "open_clip" in front["tags"]
     assert "validation images, which chose the checkpoint" in card  # there is no test split
     assert "licence" in card
-    assert f"`clipguard bench --model local-dir:{out.name} --templates single`" in card
+    assert f"`clipguard bench --model local-dir:{out.name} --templates ensemble`" in card
     record = json.loads((out / "run.json").read_text())
     dataset = record["dataset"]
     assert sorted(dataset["train_indices"] + dataset["validation_indices"]) == list(range(24))

@@ -43,7 +43,7 @@ def test_objects_train_what_names_train_and_the_model_stays_as_it_was(
     named = finetune(method, tmp_path / "named", model=vit, dataset=images)
     model = clipguard.load_model(vit)
     before = hash_tensors(model.model.state_dict())
-    data = clipguard.load_dataset(images, templates="single")
+    data = clipguard.load_dataset(images)
     given = finetune(method, tmp_path / "given", model=model, dataset=data)
     assert (given.out / WEIGHTS_NAME).read_bytes() == (named.out / WEIGHTS_NAME).read_bytes()
     assert hash_tensors(model.model.state_dict()) == before

@@ -100,6 +100,10 @@ class Method(ABC):
         """What is needed at any point: at the first step or at the end. To be overridden if it is neither."""
         return self.needs(0.0) | self.needs(1.0)
 
+    def reads_text(self) -> bool:
+        """Whether the loss depends on class texts, and with them on the prompts."""
+        return bool(self.all_needs() & {"labels", "classes"})
+
     def divisible(self) -> bool:
         """Whether the loss is a mean over images (and terms without any), so that parts of a batch add up to it.
 

@@ -19,6 +19,7 @@ FRONT_MATTER = {
     "pipeline_tag": "zero-shot-image-classification",
     "tags": ["open_clip", "clip", "adversarial-robustness", "clipguard"],
 }
+MOST_PROMPTS = 8  # that the table shows
 CARD = """\
 ---
 {front_matter}---
@@ -46,7 +47,7 @@ model, _, preprocess = open_clip.create_model_and_transforms("local-dir:{name}")
 or `clipguard bench --model {model_name}{templates}`. {text}
 
 ## Limits
-
+{prompts}
 A robust accuracy is an upper bound, and PGD-10 is a weak attack: measure with `clipguard bench`. The licence of the
 base model's weights is unknown to clipguard and holds for these weights, too: look it up before you publish them.
 """
@@ -64,6 +65,7 @@ def write_card(run: RunRecord, name: str) -> str:
         facts=facts,
         accuracy=accuracy_markdown(run),
         text=run["text"],
+        prompts=_prompts(run),
         templates=f" --templates {quote(run['config']['templates'])}" if _has_named_prompts(run) else "",
     )
 
@@ -73,9 +75,24 @@ def _has_named_prompts(run: RunRecord) -> bool:
     return bool(run["dataset"]["templates"]) and "dataset" not in run.get("in_memory", {})
 
 
+def _prompts(run: RunRecord) -> str:
+    """A paragraph on the prompts that the model may have come to expect, if the loss read any."""
+    if not run.get("trained_prompts"):
+        return ""
+    text = (
+        "\nIt was trained with the prompts in the table, and may recognise far less with others: fine-tuned models\n"
+        "have lost 40 points of clean accuracy so."
+    )
+    if run["config"]["templates"] != "ensemble":
+        text += " They are not those that `clipguard bench` takes by itself: name them\nas above."
+    return text + "\n"
+
+
 def _facts(run: RunRecord) -> dict[str, str]:
     config, base, data, resolved = run["config"], run["base"], run["dataset"], run["resolved"]
-    prompts = ", ".join(f"`{template}`" for template in data["templates"]) or "none"
+    shown = [f"`{template}`" for template in data["templates"][:MOST_PROMPTS]]
+    more = len(data["templates"]) - len(shown)
+    prompts = ", ".join([*shown, f"{more} more in `run.json`"] if more else shown) or "none"
     images = f"{data['n_train']} images to train on, {data['n_validation']} to choose the checkpoint"
     in_memory = run.get("in_memory", {}).get("model")  # it may have been changed there
     return {

@@ -70,6 +70,7 @@ class RunRecord(TypedDict):
     base: dict[str, Any]  # fields of `ModelInfo`
     dataset: DatasetRecord
     notices: list[Notice]
+    trained_prompts: NotRequired[list[str]]  # of which the loss read the text; missing in older runs
     in_memory: NotRequired[dict[str, str]]  # settings that an object of Python stood for: SHA-256 of weights or data
     # Once the run is complete:
     training_seconds: NotRequired[float]
@@ -111,6 +112,7 @@ def start_record(
             "validation_indices": data.validation.tolist(),
         },
         "notices": notices,
+        "trained_prompts": data.templates if trainer.objective.method.reads_text() else [],
     }
     if in_memory := sources.record(record["dataset"]["fingerprint"]):
         record["in_memory"] = in_memory
