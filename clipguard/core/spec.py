@@ -1,10 +1,18 @@
-"""The `name(option=value,...)` in which attacks and fine-tuning methods are named."""
+"""The `name(option=value,...)` in which attacks, defences and fine-tuning methods are named."""
 
 from __future__ import annotations
 
+import math
 import re
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
+from clipguard.core.errors import ClipguardError, did_you_mean
+
+T = TypeVar("T")
 Value = bool | int | float | str
+NAME = re.compile(r"[a-z][a-z0-9-]*")  # as `parse_call` reads it
 
 
 def parse_call(text: str) -> tuple[str, dict[str, Value]]:
@@ -42,3 +50,67 @@ def _parse_value(part: str, text: str) -> Value:
 def split_attacks(values: list[str]) -> list[str]:
     """Split at commas outside parentheses: `pgd-10,apgd-ce(iterations=50,restarts=2)` is two attacks."""
     return [part.strip() for value in values for part in re.split(r",(?![^(]*\))", value) if part.strip()]
+
+
+@dataclass(frozen=True)
+class NamedKinds:
+    """How one of several kinds is made from its name and options, and what is said of those that are wrong.
+
+    A kind is a dataclass whose fields are its options: true or false, one of some words, a number or a whole number.
+
+    Attributes:
+        noun: what they are, such as "method".
+        example: how one is written.
+        error: what is raised.
+        option: how an option is called where its value is wrong, with "{name}", "{text}" and "{option}".
+        low: the least number of any option; None: the kinds check the ranges themselves.
+    """
+
+    noun: str
+    example: str
+    error: type[ClipguardError]
+    option: str = "{name}: {option}"
+    low: float | None = 0
+
+    def make(self, text: str, kinds: Mapping[str, type[T]]) -> T:
+        """The kind that a text names, with the options that it gives.
+
+        Args:
+            text: `NAME` or `NAME(option=value,...)`.
+            kinds: those that there are, by name.
+
+        Raises:
+            ClipguardError: for an unknown name or option, and for a value that is of another type than the option's,
+                not among its choices or out of range.
+        """
+        noun = self.noun.capitalize()
+        try:
+            name, options = parse_call(text)
+        except ValueError as error:
+            raise self.error(f"{noun} {text!r}: {error}, as in {self.example}.") from None
+        if name not in kinds:
+            raise self.error(f"Unknown {self.noun} {name!r}.{did_you_mean(name, kinds)} Known are {', '.join(kinds)}.")
+        kind = kinds[name]
+        known, types = [field.name for field in fields(kind)], get_type_hints(kind)  # type: ignore[arg-type]
+        for option, value in options.items():
+            if option not in known:
+                has = f"It has {', '.join(known) or 'none'}."
+                raise self.error(f"{noun} {name!r} has no option {option!r}.{did_you_mean(option, known)} {has}")
+            self._check(self.option.format(name=name, text=text, option=option), value, types[option])
+        return kind(**options)
+
+    def _check(self, what: str, value: Value, expected: Any) -> None:
+        if get_origin(expected) is Literal:
+            if value not in get_args(expected):
+                raise self.error(f"{what} must be {' or '.join(get_args(expected))}, not {value}.")
+        elif expected is bool:
+            if not isinstance(value, bool):
+                raise self.error(f"{what} must be true or false, not {value}.")
+        elif (
+            isinstance(value, (bool, str))
+            or (expected is int and not isinstance(value, int))
+            or (self.low is not None and not self.low <= value < math.inf)
+        ):
+            number = "a whole number" if expected is int else "a number"
+            least = "" if self.low is None else f" of at least {self.low:g}"
+            raise self.error(f"{what} must be {number}{least}, not {value}.")

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import re
-from dataclasses import fields
-from typing import Any, Literal, get_args, get_origin, get_type_hints
+from typing import Any
 
-from clipguard.core.errors import DefenseError, did_you_mean
+from clipguard.core.errors import DefenseError
 from clipguard.core.plugins import Registry
-from clipguard.core.spec import Value, parse_call
+from clipguard.core.spec import NAME, NamedKinds
 from clipguard.defenses.base import Defense, Purifier
 from clipguard.defenses.methods.anti_adversary import AntiAdversary
 from clipguard.defenses.methods.bit_depth import BitDepth
@@ -23,7 +22,7 @@ from clipguard.defenses.methods.smoothing import Smoothing
 from clipguard.defenses.methods.ttc import TTC
 from clipguard.defenses.methods.tte import TTE
 
-NAME = re.compile(r"[a-z][a-z0-9-]*")  # as `parse_call` reads it
+CALLS = NamedKinds("defence", "ttc or jpeg(quality=75)", DefenseError, "Defence {text!r}: {option}", None)
 PLUS_BETWEEN = re.compile(r"\+(?![^(]*\))")  # a plus inside parentheses is of a number
 
 
@@ -91,34 +90,4 @@ def parse_defenses(text: str) -> tuple[Defense, ...]:
     Raises:
         DefenseError: for an unknown name or option, or a value that makes no sense.
     """
-    return tuple(_parse_one(part) for part in PLUS_BETWEEN.split(text))
-
-
-def _parse_one(text: str) -> Defense:
-    try:
-        name, options = parse_call(text)
-    except ValueError as error:
-        raise DefenseError(f"Defence {text!r}: {error}, as in ttc or jpeg(quality=75).") from None
-    if name not in DEFENSES:
-        raise DefenseError(f"Unknown defence {name!r}.{did_you_mean(name, DEFENSES)} Known are {', '.join(DEFENSES)}.")
-    kind = DEFENSES[name]
-    known, types = [field.name for field in fields(kind)], get_type_hints(kind)
-    for option, value in options.items():
-        if option not in known:
-            hint = did_you_mean(option, known)
-            has = ", ".join(known) or "none"
-            raise DefenseError(f"Defence {name!r} has no option {option!r}.{hint} It has {has}.")
-        _check(f"Defence {text!r}: {option}", value, types[option])
-    return kind(**options)
-
-
-def _check(what: str, value: Value, expected: Any) -> None:
-    """Raises DefenseError unless the value is of the option's type; its range is the defence's own matter."""
-    if get_origin(expected) is Literal:
-        if value not in get_args(expected):
-            raise DefenseError(f"{what} must be {' or '.join(get_args(expected))}, not {value}.")
-    elif expected is bool:
-        if not isinstance(value, bool):
-            raise DefenseError(f"{what} must be true or false, not {value}.")
-    elif isinstance(value, (bool, str)) or (expected is int and not isinstance(value, int)):
-        raise DefenseError(f"{what} must be a {'whole ' if expected is int else ''}number, not {value}.")
+    return tuple(CALLS.make(part, DEFENSES) for part in PLUS_BETWEEN.split(text))

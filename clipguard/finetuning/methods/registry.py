@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import math
-import re
-from dataclasses import fields
-from typing import Any, Literal, get_args, get_origin, get_type_hints
+from typing import Any
 
-from clipguard.core.errors import FinetuneError, did_you_mean
+from clipguard.core.errors import FinetuneError
 from clipguard.core.plugins import Registry
-from clipguard.core.spec import Value, parse_call
+from clipguard.core.spec import NAME, NamedKinds
 from clipguard.finetuning.methods.base import Method
 from clipguard.finetuning.methods.classes.agft import AGFT
 from clipguard.finetuning.methods.classes.clean import Clean
@@ -24,7 +21,7 @@ from clipguard.finetuning.methods.classes.trades import TRADES
 from clipguard.finetuning.methods.embeddings.fare import FARE
 from clipguard.finetuning.methods.embeddings.sim_clip import SimCLIP
 
-NAME = re.compile(r"[a-z][a-z0-9-]*")  # as `parse_call` reads it
+CALLS = NamedKinds("method", "tima(lam_mhe=2,margin_mode=similarity)", FinetuneError)
 
 
 def _add_plugin(_: str, kind: Any) -> None:
@@ -73,30 +70,4 @@ def parse_method(text: str) -> Method:
         FinetuneError: for an unknown name or option, and for a value that is of another type than the option's, not
             among its choices, negative or not finite.
     """
-    try:
-        name, options = parse_call(text)
-    except ValueError as error:
-        raise FinetuneError(f"Method {text!r}: {error}, as in tima(lam_mhe=2,margin_mode=similarity).") from None
-    if name not in METHODS:
-        raise FinetuneError(f"Unknown method {name!r}.{did_you_mean(name, METHODS)} Known are {', '.join(METHODS)}.")
-    kind = METHODS[name]
-    known = [field.name for field in fields(kind)]
-    types = get_type_hints(kind)
-    for option, value in options.items():
-        if option not in known:
-            hint = did_you_mean(option, known)
-            raise FinetuneError(f"Method {name!r} has no option {option!r}.{hint} It has {', '.join(known) or 'none'}.")
-        _check(f"{name}: {option}", value, types[option])
-    return kind(**options)
-
-
-def _check(what: str, value: Value, expected: Any) -> None:
-    """Raise FinetuneError unless the value is of the option's type: a Literal, bool, or a number."""
-    if get_origin(expected) is Literal:
-        if value not in get_args(expected):
-            raise FinetuneError(f"{what} must be {' or '.join(get_args(expected))}, not {value}.")
-    elif expected is bool:
-        if not isinstance(value, bool):
-            raise FinetuneError(f"{what} must be true or false, not {value}.")
-    elif isinstance(value, (bool, str)) or not 0 <= value < math.inf:
-        raise FinetuneError(f"{what} must be a number of at least 0, not {value}.")
+    return CALLS.make(text, METHODS)
