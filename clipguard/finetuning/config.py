@@ -105,7 +105,10 @@ class FinetuneConfig:
     )
     random_start: bool = setting(True, "Of the attack.")
 
-    train: str = setting("visual", "visual: the image tower; last-N: its last N layer groups; all: text, too.")
+    train: str = setting(
+        "visual",
+        "visual: the image tower; last-N: its last N layer groups; svd: its singular values; all: text, too.",
+    )
     lora: int = setting(0, "Train low-rank changes of this rank only.", low=0, default_help="0, no")
     optimizer: Optimizer = setting("adamw", "adamw or sgd.")
     lr: float = setting(
@@ -162,14 +165,16 @@ class FinetuneConfig:
         if self.effective_batch is None and self.batch_size is None:
             raise FinetuneError("`batch_size=auto` needs `effective_batch`, the images of a step.")
         self.unlocked_groups()
+        if self.train == "svd" and self.lora:
+            raise FinetuneError("`train=svd` and `lora` are two ways to change the same matrices: choose one.")
 
     def unlocked_groups(self) -> int | None:
-        """N of `last-N`; None where the whole image tower is trained. Raises FinetuneError for anything else."""
-        if self.train in ("visual", "all"):
+        """N of `last-N`; None where all layers of the image tower count. Raises FinetuneError for anything else."""
+        if self.train in ("visual", "svd", "all"):
             return None
         prefix, _, number = self.train.rpartition("-")
         if prefix != "last" or not number.isdecimal() or int(number) < 1:
-            raise FinetuneError(f"`train` {self.train!r} must be visual, all or last-N with N of at least 1.")
+            raise FinetuneError(f"`train` {self.train!r} must be visual, svd, all or last-N with N of at least 1.")
         return int(number)
 
     @property

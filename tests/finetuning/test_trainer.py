@@ -22,7 +22,7 @@ from clipguard.finetuning.methods.registry import METHODS
 from clipguard.finetuning.training.metrics import read_metrics
 from clipguard.finetuning.training.optimizers import lr_factor
 from clipguard.finetuning.training.trainer import Trainer
-from clipguard.finetuning.tuned.lora import LowRank, merge_lora
+from clipguard.finetuning.tuned.lora import LowRank, merge_changes
 from clipguard.models import load_model
 
 State = dict[str, Tensor]
@@ -193,7 +193,7 @@ def test_low_rank_changes_merge_exactly(vit: str, images: str, tmp_path: Path) -
     x = torch.rand(3, 3, 16, 16)
     with torch.no_grad():
         before = visual(x)
-        merge_lora(visual)
+        merge_changes(visual)
         assert torch.equal(visual(x), before)
         assert set(visual.state_dict()) == names
         original = load_model(vit).model.visual

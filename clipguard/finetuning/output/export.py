@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from torch import Tensor
 
 from clipguard.finetuning.merge import interpolate
-from clipguard.finetuning.tuned.lora import merge_lora
+from clipguard.finetuning.tuned.lora import merge_changes
 from clipguard.finetuning.tuned.tuned_model import TunedModel
 from clipguard.models.export import checkpoint_files
 from clipguard.models.loading import LoadedModel
@@ -21,13 +21,13 @@ def export(tuned: TunedModel, loaded: LoadedModel, base: LoadedModel | None, wis
     """The files of the checkpoint: content by name.
 
     Args:
-        tuned: what was trained, with the weights to export; LoRA becomes part of them.
+        tuned: what was trained, with the weights to export; low-rank changes and singular values become part of them.
         loaded: the model it was made from, which takes the tuned weights.
         base: the model as it came, to mix with.
         wise_ft: share of the tuned weights, in [0,1]; below 1 it needs `base`.
     """
     visual = tuned.image.visual
-    merge_lora(visual)
+    merge_changes(visual)
     loaded.model.visual = visual
     files: dict[str, bytes] = {}
     if tuned.text is not None:

@@ -16,6 +16,7 @@ from clipguard.core.errors import FinetuneError
 from clipguard.finetuning.config import FinetuneConfig
 from clipguard.finetuning.tuned.lora import add_lora
 from clipguard.finetuning.tuned.patch_tokens import giving_patches, project
+from clipguard.finetuning.tuned.singular_values import train_singular_values
 from clipguard.models.classifier import fast_memory_format
 from clipguard.models.cosine import exact_cosines, on_grid
 from clipguard.models.preprocessing import Preprocessing
@@ -85,7 +86,7 @@ class TunedClassifier(nn.Module):
 
 
 def choose_weights(visual: nn.Module, config: FinetuneConfig) -> None:
-    """Set which parameters are trained: all, those of the last layer groups, or low-rank changes to the matrices.
+    """Set which parameters are trained: all, those of the last groups, singular values, or low-rank changes.
 
     Groups are open_clip's (`lock`): in a ViT the projection, then block by block from the last, then the patches.
 
@@ -93,6 +94,9 @@ def choose_weights(visual: nn.Module, config: FinetuneConfig) -> None:
         FinetuneError: where the architecture cannot be locked in part or has no matrix to change.
     """
     visual.requires_grad_(True)
+    if config.train == "svd":
+        train_singular_values(visual)
+        return
     groups = config.unlocked_groups()
     if groups is not None:
         try:

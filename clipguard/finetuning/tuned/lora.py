@@ -49,8 +49,8 @@ def _is_matrix(module: nn.Module, name: str, weight: nn.Parameter) -> bool:
     return weight.requires_grad and (attention or (linear and name == "weight"))
 
 
-def merge_lora(visual: nn.Module) -> None:
-    """Make what `add_lora` added part of the plain weights."""
+def merge_changes(visual: nn.Module) -> None:
+    """Make what `add_lora` or `train_singular_values` added part of the plain weights."""
     for module in list(visual.modules()):
         if parametrize.is_parametrized(module):
             for name in list(module.parametrizations):  # type: ignore[arg-type]
