@@ -124,6 +124,8 @@ class FinetuneOptions(TypedDict, total=False):
     warmup_steps: int | None
     schedule: Literal["cosine", "constant"]
     grad_clip: float
+    awp: float
+    awp_warmup: int
     ema: float
     wise_ft: float
     precision: Literal["auto", "float32", "bfloat16"]

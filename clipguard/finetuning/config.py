@@ -121,6 +121,15 @@ class FinetuneConfig:
     )
     schedule: Schedule = setting("cosine", "cosine or constant, after the warm-up.")
     grad_clip: float = setting(0.0, "Largest norm of the gradient.", low=0, default_help="0, no limit")
+    awp: float = setting(
+        0.0,
+        "Size of an adversarial perturbation of the weights, relative to each matrix. .01, as published for training "
+        "from scratch, is much for fine-tuning: try 1e-4 to 5e-3.",
+        low=0,
+        high=1,
+        default_help="0, none",
+    )
+    awp_warmup: int = setting(0, "Steps before weights are perturbed.", low=0)
     ema: float = setting(
         0.0,
         "Decay of a moving average of the weights, which is then the result.",
@@ -165,6 +174,9 @@ class FinetuneConfig:
         if self.effective_batch is None and self.batch_size is None:
             raise FinetuneError("`batch_size=auto` needs `effective_batch`, the images of a step.")
         self.unlocked_groups()
+        if self.awp and (self.lora or self.fsdp):
+            what = "the changes of `lora` are no matrices of the tower" if self.lora else "`fsdp` divides them"
+            raise FinetuneError(f"`awp` perturbs matrices, each by its own size, but {what}: leave one out.")
         if self.train == "svd" and self.lora:
             raise FinetuneError("`train=svd` and `lora` are two ways to change the same matrices: choose one.")
 
@@ -205,6 +217,10 @@ class FinetuneConfig:
         return self.step_size / PIXEL if self.norm == "linf" else self.step_size
 
     def to_dict(self) -> dict[str, Any]:
-        """The settings as plain JSON types; without noise where there is none, as before there could be any."""
+        """The settings as plain JSON types; without those of `ADDED` that are as if there were none."""
         values = asdict(self)
-        return values if self.noise else {name: value for name, value in values.items() if name != "noise"}
+        return {name: value for name, value in values.items() if name not in ADDED or value != ADDED[name]}
+
+
+# Settings that records have only where they are set, since there were records before there were these.
+ADDED = {field.name: field.default for field in fields(FinetuneConfig) if field.name in ("noise", "awp", "awp_warmup")}

@@ -85,7 +85,7 @@ def test_the_gradient_is_that_of_the_terms_alone(vit: str, images: str, tmp_path
     trainer = make_trainer(make_config(vit, images), tmp_path)
     batch = next(iter_batches(trainer))
     model, objective = trainer.model, trainer.objective
-    losses, seen, _ = objective(model, batch, 0.0, forward=trainer.model)
+    losses, seen, *_ = objective(model, batch, 0.0, forward=trainer.model)
     sum(losses.values()).backward()  # type: ignore[union-attr]
     gradients = [p.grad.clone() for p in model.image_parameters() if p.grad is not None]
     x_adv, _ = objective.perturb(model, batch.pixels, batch.keys, seen)

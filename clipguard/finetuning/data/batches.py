@@ -26,24 +26,35 @@ class ImageBatch(NamedTuple):
         pixels: (B, 3, H, W) in [0,1], or 8-bit.
         labels: (B,) int64, or None for data without labels.
         keys: of each row's random numbers.
+        adversarial: (B, 3, H, W) in [0,1], where the training attack has been made already.
     """
 
     pixels: Tensor
     labels: Tensor | None
     keys: list[int]
+    adversarial: Tensor | None = None
 
     def split(self, rows: int) -> list[ImageBatch]:
         """Its images in order, at most so many at a time."""
         parts = [slice(start, start + rows) for start in range(0, len(self.pixels), rows)]
-        labels = self.labels
-        return [ImageBatch(self.pixels[p], None if labels is None else labels[p], self.keys[p]) for p in parts]
+        labels, adversarial = self.labels, self.adversarial
+        return [
+            ImageBatch(
+                self.pixels[p],
+                None if labels is None else labels[p],
+                self.keys[p],
+                None if adversarial is None else adversarial[p],
+            )
+            for p in parts
+        ]
 
     def to(self, device: torch.device) -> ImageBatch:
         """The batch on a device, with pixels in [0,1]; 8-bit pixels travel as they are, and are divided there."""
         pixels = self.pixels.to(device, non_blocking=True)
         if pixels.dtype == torch.uint8:
             pixels = from_8bit(pixels)
-        return ImageBatch(pixels, None if self.labels is None else self.labels.to(device, non_blocking=True), self.keys)
+        labels = None if self.labels is None else self.labels.to(device, non_blocking=True)
+        return self._replace(pixels=pixels, labels=labels)
 
 
 def load_batches(images: TrainingImages, sampler: ResumableBatchSampler, decoders: int) -> Iterator[ImageBatch]:

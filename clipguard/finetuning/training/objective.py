@@ -38,11 +38,13 @@ class Terms(NamedTuple):
         losses: terms of the loss by name, scalars; the loss is their sum.
         batch: what the method computed them from, as far as it is this process's.
         attack: mean objective of the training attack, a scalar; None without one.
+        images: the batch, with adversarial images if there are any.
     """
 
     losses: dict[str, Tensor]
     batch: Batch
     attack: Tensor | None
+    images: ImageBatch
 
 
 @dataclass(frozen=True)
@@ -80,7 +82,7 @@ class Objective:
 
         Args:
             model: what is trained, or scored.
-            images: the batch, on the model's device and in [0,1].
+            images: the batch, on the model's device and in [0,1]; where it has adversarial images, there is no attack.
             progress: of the run, from 0 to 1.
             forward: the model as accelerate wrapped it, through which gradients flow; or the model itself.
             whole: makes of this process's batch that of all, from which the loss is computed.
@@ -96,13 +98,16 @@ class Objective:
             batch = replace(batch, original_clean=clean, original_clean_patches=patches)
         attack = None
         if needs & {"adversarial", "adversarial_patches", "original_adversarial"}:
-            x_adv, attack = self.perturb(model, x, images.keys, batch, noise)
+            x_adv = images.adversarial
+            if x_adv is None:
+                x_adv, attack = self.perturb(model, x, images.keys, batch, noise)
+                images = images._replace(adversarial=x_adv)
             if needs & {"adversarial", "adversarial_patches"}:
                 adversarial, patches = _embed(forward, _noisy(x_adv, noise), patches="adversarial_patches" in needs)
                 batch = replace(batch, adversarial=adversarial, adversarial_patches=patches)
             if "original_adversarial" in needs:
                 batch = replace(batch, original_adversarial=self._embed_originally(x_adv)[0])
-        return Terms(self.method.terms(whole(batch) if whole else batch, progress), batch, attack)
+        return Terms(self.method.terms(whole(batch) if whole else batch, progress), batch, attack, images)
 
     def perturb(
         self, model: TunedModel, x: Tensor, keys: list[int], batch: Batch, noise: Tensor | None = None

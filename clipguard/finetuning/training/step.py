@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import logging
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import nullcontext
 from dataclasses import replace
 from functools import partial
@@ -28,6 +28,7 @@ from clipguard.finetuning.processes.sharding import whole
 from clipguard.finetuning.processes.team import Team
 from clipguard.finetuning.training.objective import Objective, Terms, batch_accuracy
 from clipguard.finetuning.tuned.tuned_model import TunedModel
+from clipguard.finetuning.tuned.weight_perturbation import perturbed, perturbed_weights
 
 log = logging.getLogger("clipguard")
 Scalars = dict[str, Tensor]
@@ -55,12 +56,12 @@ class BatchLoss(nn.Module):
     def forward(self, images: ImageBatch, progress: float, *, alone: bool = False) -> tuple[Tensor, Terms]:
         """The loss with its graph, and terms without; `alone`: of these images, whatever others do."""
         whole = self._whole if self._gathers and not alone else None
-        losses, batch, attack = self.objective(self.model, images, progress, self._forward[0], whole)
+        losses, batch, attack, given = self.objective(self.model, images, progress, self._forward[0], whole)
         loss = torch.stack(list(losses.values())).sum()
         tensors: dict[str, Any] = {
             name: value.detach() for name, value in vars(batch).items() if isinstance(value, Tensor)
         }
-        return loss, Terms({n: term.detach() for n, term in losses.items()}, replace(batch, **tensors), attack)
+        return loss, Terms({n: term.detach() for n, term in losses.items()}, replace(batch, **tensors), attack, given)
 
     def _whole(self, batch: Batch) -> Batch:
         return gather_batch(batch, self.batch_size, self.team)
@@ -121,36 +122,62 @@ class Step:
         self.rows = config.batch_size and -(-config.batch_size // team.size) if config.effective_batch else None
         self.tower: Callable[[Tensor], Any] | None = None
 
-    def __call__(self, batches: Iterator[ImageBatch], progress: float, *, look: bool) -> tuple[list[Scalars], Scalars]:
+    def __call__(
+        self, batches: Iterator[ImageBatch], progress: float, *, look: bool, perturb: bool = True
+    ) -> tuple[list[Scalars], Scalars]:
         """Take the step.
 
         Args:
             batches: the next ones are taken.
             progress: of the run, from 0 to 1.
             look: whether clean accuracy is worth a pass where the method needs none.
+            perturb: whether the gradient is that at perturbed weights, where the settings ask for it (`awp`).
 
         Returns:
             Scalars by name of each batch, and the norms of the gradients.
         """
-        passes: list[Scalars] = []
-        norms: Scalars = {}
-        for _ in range(self.config.accumulate):
-            with record_function("clipguard: data"):
-                batch = next(batches)
-            with self.accelerator.accumulate(self.synced):
-                passes.append(self._pass(batch, progress, look))
-                with record_function("clipguard: optimiser"):
-                    if self.accelerator.sync_gradients:
-                        if self.config.fsdp:
-                            average_gradients(self.model.text_parameters(), self.team)
-                        norms = self._clip()
-                    for optimizer in self.optimizers.values():
-                        optimizer.step()
-                        optimizer.zero_grad()
+        drawn = (self._draw(batches) for _ in range(self.config.accumulate))
+        if self.config.awp and perturb:
+            passes = self._at_perturbed_weights(drawn, progress, look)
+        else:
+            passes = [scalars for scalars, _ in self._gradients(drawn, progress, look)]
+        with record_function("clipguard: optimiser"):
+            if self.config.fsdp:
+                average_gradients(self.model.text_parameters(), self.team)
+            norms = self._clip()
+            for optimizer in self.optimizers.values():
+                optimizer.step()
+                optimizer.zero_grad()
         return passes, norms
 
-    def _pass(self, batch: ImageBatch, progress: float, look: bool) -> Scalars:
-        """Add a batch's gradient, and return its scalars; in smaller parts where memory does not suffice."""
+    @staticmethod
+    def _draw(batches: Iterator[ImageBatch]) -> ImageBatch:
+        with record_function("clipguard: data"):
+            return next(batches)
+
+    def _gradients(
+        self, batches: Iterable[ImageBatch], progress: float, look: bool
+    ) -> Iterator[tuple[Scalars, ImageBatch]]:
+        """Add the gradients of a step's batches; gives the scalars of each, and the batch as `gradient` gives it."""
+        for batch in batches:
+            with self.accelerator.accumulate(self.synced):
+                yield self._pass(batch, progress, look)
+
+    def _at_perturbed_weights(self, batches: Iterable[ImageBatch], progress: float, look: bool) -> list[Scalars]:
+        """Leave the gradient at adversarially perturbed weights (AWP), on images attacked at those that there are.
+
+        The scalars are those at the perturbed weights, whose loss is the one that is trained on, and of the attack.
+        """
+        first = list(self._gradients(batches, progress, look=False))
+        with perturbed(perturbed_weights(self.model), self.config.awp):
+            for optimizer in self.optimizers.values():
+                optimizer.zero_grad()
+            second = self._gradients([attacked for _, attacked in first], progress, look)
+            attacks = [{"attack": scalars["attack"]} if "attack" in scalars else {} for scalars, _ in first]
+            return [{**attack, **scalars} for attack, (scalars, _) in zip(attacks, second, strict=True)]
+
+    def _pass(self, batch: ImageBatch, progress: float, look: bool) -> tuple[Scalars, ImageBatch]:
+        """As `gradient`, in smaller parts where memory does not suffice."""
         while True:
             try:
                 return self.gradient(batch, progress, look)
@@ -171,20 +198,30 @@ class Step:
             parameter.grad = None
         torch.cuda.empty_cache()
 
-    def gradient(self, batch: ImageBatch, progress: float, look: bool) -> Scalars:
-        """Add the gradient of a batch's loss to that of the weights; returns its scalars by name."""
+    def gradient(self, batch: ImageBatch, progress: float, look: bool) -> tuple[Scalars, ImageBatch]:
+        """Add the gradient of a batch's loss to that of the weights.
+
+        Returns:
+            Scalars by name; and the batch, with its adversarial images where a second gradient needs them.
+        """
         parts = batch.split(self.rows or len(batch.pixels))
-        scalars = []
+        scalars: list[tuple[float, Scalars]] = []
+        attacked: list[Tensor] = []
         for number, part in enumerate(parts, 1):
             share = len(part.pixels) / len(batch.pixels)
             weight = self.loss.weight(len(part.pixels), len(batch.pixels))
             last = number == len(parts)
             with nullcontext() if last else self.accelerator.no_sync(self.synced):
-                scalars.append((share, self._part(part, weight, progress, look, self.synced)))
+                values, images = self._part(part, weight, progress, look, self.synced)
+            scalars.append((share, values))
+            if self.config.awp and images.adversarial is not None:
+                attacked.append(images.adversarial)
+        if attacked:
+            batch = batch._replace(adversarial=torch.cat(attacked))
         if len(parts) == 1:
-            return scalars[0][1]
+            return scalars[0][1], batch
         names = scalars[0][1]
-        return {name: torch.stack([share * values[name] for share, values in scalars]).sum() for name in names}
+        return {name: torch.stack([share * values[name] for share, values in scalars]).sum() for name in names}, batch
 
     def try_alone(self, batch: ImageBatch, progress: float) -> None:
         """A pass with gradients that no other process takes part in."""
@@ -192,18 +229,18 @@ class Step:
 
     def _part(
         self, part: ImageBatch, weight: float, progress: float, look: bool, of: Callable[..., tuple[Tensor, Terms]]
-    ) -> Scalars:
-        """Add the gradient of the part's loss times its weight; returns the part's scalars, without a graph."""
+    ) -> tuple[Scalars, ImageBatch]:
+        """Add the gradient of the part's loss times its weight; returns scalars without a graph, and the images."""
         images = part.to(self.accelerator.device)
         with self.model.image.through(self.tower):
             with record_function("clipguard: objective"):
-                loss, (losses, batch, attack) = of(images, progress)
+                loss, (losses, batch, attack, images) = of(images, progress)
             with record_function("clipguard: backward"):
                 self.accelerator.backward(loss if weight == 1 else weight * loss)
             with record_function("clipguard: metrics"):
                 attacked = {} if attack is None else {"attack": attack}
                 scalars = {**attacked, **losses, "loss": loss, **self._accuracy(batch, images, look)}
-                return {name: value.detach() for name, value in scalars.items()}
+                return {name: value.detach() for name, value in scalars.items()}, images
 
     def _clip(self) -> Scalars:
         """Limit each gradient's norm; returns what they were. Without a limit, they are there to be checked."""

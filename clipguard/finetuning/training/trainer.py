@@ -157,7 +157,8 @@ class Trainer:
         factor = lr_factor(step, self.steps, self.warmup, self.config.schedule)
         for optimizer in self.optimizers.values():
             set_learning_rate(optimizer, factor)
-        passes, norms = self.step(batches, step / self.steps, look=(step + 1) % READ_EVERY == 0)
+        look, perturb = (step + 1) % READ_EVERY == 0, step >= self.config.awp_warmup
+        passes, norms = self.step(batches, step / self.steps, look=look, perturb=perturb)
         if self.average is not None:
             with record_function("clipguard: average"):
                 self.average.follow(self.model, first=step == 0)
