@@ -124,6 +124,7 @@ class FinetuneOptions(TypedDict, total=False):
     warmup_steps: int | None
     schedule: Literal["cosine", "constant"]
     grad_clip: float
+    regularizer: str | None
     awp: float
     awp_warmup: int
     ema: float

@@ -8,6 +8,8 @@ from clipguard.core.errors import FinetuneError
 from clipguard.finetuning.config import FinetuneConfig
 from clipguard.finetuning.methods.base import Method, TextMode
 from clipguard.finetuning.methods.registry import parse_method
+from clipguard.finetuning.methods.regularizers.base import Regularized
+from clipguard.finetuning.methods.regularizers.registry import parse_regularizer
 from clipguard.finetuning.processes.launch import read_launch
 from clipguard.finetuning.sources import NAMED, Sources
 from clipguard.models.sources.spec import parse_source
@@ -24,6 +26,25 @@ def check_processes(config: FinetuneConfig) -> None:
         )
 
 
+def method_of(config: FinetuneConfig) -> Method:
+    """The method that the settings name, with the regulariser beside it.
+
+    Raises:
+        FinetuneError: for names or options that there are not, and for a regulariser that would compare an image with
+            itself.
+    """
+    method = parse_method(config.method)
+    if config.regularizer is None:
+        return method
+    regularizer = parse_regularizer(config.regularizer)
+    if not config.random_start and regularizer.needs() & {"start", "fixed_start"}:
+        raise FinetuneError(
+            f"`regularizer={config.regularizer}` looks at where the attack begins at random: leave `random_start` on,"
+            " or give alpha=0,beta=0."
+        )
+    return Regularized(method, regularizer)
+
+
 def check(config: FinetuneConfig, sources: Sources = NAMED) -> tuple[Method, TextMode]:
     """The method, and how it tunes the text.
 
@@ -37,7 +58,7 @@ def check(config: FinetuneConfig, sources: Sources = NAMED) -> tuple[Method, Tex
     config.check()
     if sources.model is None:
         parse_source(config.model)
-    method = parse_method(config.method)
+    method = method_of(config)
     mode = method.text_mode()
     if config.train == "all":
         if mode not in ("frozen", "encoder"):

@@ -121,6 +121,11 @@ class FinetuneConfig:
     )
     schedule: Schedule = setting("cosine", "cosine or constant, after the warm-up.")
     grad_clip: float = setting(0.0, "Largest norm of the gradient.", low=0, default_help="0, no limit")
+    regularizer: str | None = setting(
+        None,
+        "Beside the method's loss: regmix, or regmix(alpha=1,beta=0.5,gamma=1).",
+        none="none",
+    )
     awp: float = setting(
         0.0,
         "Size of an adversarial perturbation of the weights, relative to each matrix. .01, as published for training "
@@ -223,4 +228,8 @@ class FinetuneConfig:
 
 
 # Settings that records have only where they are set, since there were records before there were these.
-ADDED = {field.name: field.default for field in fields(FinetuneConfig) if field.name in ("noise", "awp", "awp_warmup")}
+ADDED = {
+    field.name: field.default
+    for field in fields(FinetuneConfig)
+    if field.name in ("noise", "regularizer", "awp", "awp_warmup")
+}

@@ -51,6 +51,9 @@ def assert_same_curves(one: list[Row], many: list[Row]) -> None:
 def test_every_method_has_the_losses_of_one_process(vit: str, images: str, tmp_path: Path) -> None:
     """With parts of 4 and 3 images."""
     given = runs(SOME, vit, images, batch_size=7)
+    both = {"regularizer": "regmix", "awp": 0.01}
+    given |= {"values": {**given["tecoa"], **both, "train": "svd"}}
+    given |= {"meeting": {**given["pmg-aft(variant=repository)"], **both}}
     one, two = (train_all(given, n, tmp_path / str(n)) for n in (1, 2))
     for method in given:
         assert_same_curves(one[method], two[method])

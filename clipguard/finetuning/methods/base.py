@@ -18,6 +18,8 @@ Need = Literal[
     "clean",
     "original_clean",
     "original_adversarial",
+    "start",
+    "fixed_start",
     "clean_patches",  # which bring the embeddings with them, and so do the next two
     "adversarial_patches",
     "original_clean_patches",
@@ -40,6 +42,8 @@ class Batch:
         labels: (B,) int64, or None for data without labels.
         adversarial, clean: (B, D) of the tuned image tower, with gradients; under the training attack, `adversarial`
             is None and `clean` is detached.
+        start: (B, D) of the tuned image tower, of images where the training attack began at random; with gradients for
+            those that need "start", without for those that need "fixed_start".
         original_clean, original_adversarial: (B, D) of the frozen copy of the image tower as it came.
         clean_patches, adversarial_patches, original_clean_patches: (B, N, D) patch tokens of the same passes, in the
             space of the embeddings and not normalised; of vision transformers alone.
@@ -55,6 +59,7 @@ class Batch:
     clean: Tensor | None = None
     original_clean: Tensor | None = None
     original_adversarial: Tensor | None = None
+    start: Tensor | None = None
     clean_patches: Tensor | None = None
     adversarial_patches: Tensor | None = None
     original_clean_patches: Tensor | None = None

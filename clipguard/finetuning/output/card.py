@@ -98,13 +98,21 @@ def _facts(run: RunRecord) -> dict[str, str]:
     return {
         "Base model": f"{base['name']}{', in memory' if in_memory else ''}, weights "
         f"`{(in_memory or base['sha256'])[:16]}…`",
-        "Method": f"`{config['method']}`",
+        "Method": " ".join([f"`{config['method']}`", *_beside(config)]),
         "Data": f"{config['dataset']}, split {data['split']}: {images}; prompts {prompts}",
         "Training attack": f"PGD-{config['attack_steps']}, {eps_label(config)}, steps of {resolved['step_size']:.3g}",
         "Training": f"{resolved['steps']} steps of {resolved['images_per_step']} images, {config['optimizer']}, "
         f"learning rate {config['lr']:g}, seed {config['seed']}",
         "Checkpoint": f"step {resolved['exported_step']}, chosen by: {resolved['chosen_by']}",
     }
+
+
+def _beside(config: Mapping[str, Any]) -> list[str]:
+    """What goes beside the method, in words; nothing for most runs."""
+    svd = ["on singular values of the image tower"] if config["train"] == "svd" else []
+    terms = [f"with `{config['regularizer']}`"] if config.get("regularizer") else []
+    weights = [f"at weights perturbed by {config['awp']:g} of their size (AWP)"] if config.get("awp") else []
+    return [*svd, *terms, *weights]
 
 
 def accuracy_markdown(run: RunRecord) -> str:

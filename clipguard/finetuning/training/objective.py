@@ -14,6 +14,7 @@ from torch.profiler import record_function
 
 from clipguard.attacks.engine.passes.evaluator import frozen
 from clipguard.attacks.threat import ThreatModel
+from clipguard.core.errors import FinetuneError
 from clipguard.finetuning.config import FinetuneConfig
 from clipguard.finetuning.data.batches import ImageBatch
 from clipguard.finetuning.data.training_data import TrainingData
@@ -96,6 +97,8 @@ class Objective:
         if needs & {"original_clean", "original_clean_patches"}:
             clean, patches = self._embed_originally(x, patches="original_clean_patches" in needs)
             batch = replace(batch, original_clean=clean, original_clean_patches=patches)
+        if needs & {"start", "fixed_start"}:
+            batch = replace(batch, start=self._embed_start(images, noise, needs, forward))
         attack = None
         if needs & {"adversarial", "adversarial_patches", "original_adversarial"}:
             x_adv = images.adversarial
@@ -148,6 +151,14 @@ class Objective:
         rows = Noise(images.keys, images.pixels.device, NOISE_OF_IMAGES)
         return self.noise * rows.normal(*images.pixels.shape[1:])
 
+    def _embed_start(
+        self, images: ImageBatch, noise: Tensor | None, needs: frozenset[Need], forward: nn.Module
+    ) -> Tensor:
+        """(B, D) of where the attack begins."""
+        with torch.set_grad_enabled("start" in needs and torch.is_grad_enabled()):
+            embeddings: Tensor = forward(_noisy(self.attack.start(images.pixels, images.keys), noise))
+        return embeddings
+
     def _text(self, model: TunedModel, forward: nn.Module, needs: frozenset[Need], labels: Tensor | None) -> Batch:
         """A batch with texts and labels alone."""
         prompts = forward(prompts=True) if "class_prompts" in needs else None
@@ -189,8 +200,13 @@ def make_objective(
 
     Raises:
         FinetuneError: where the architecture does not allow `train`, `lora` or `grad_checkpointing`, or has no patches
-            for a method that compares them, or the text is tuned already.
+            for a method that compares them, the text is tuned already, or a regulariser finds no classes.
     """
+    if config.regularizer and not data.class_names:
+        raise FinetuneError(
+            f"`regularizer={config.regularizer}` compares predictions, but {config.dataset} has no classes here: train"
+            " on labelled images, or leave it out."
+        )
     visual = loaded.model.visual
     assert isinstance(visual, nn.Module)
     tower = ImageTower(visual, loaded.preprocessing).to(loaded.device)

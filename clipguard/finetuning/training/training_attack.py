@@ -75,11 +75,7 @@ class TrainingAttack:
         Returns:
             Adversarial images (B, C, H, W), and the mean objective at the last point that was evaluated, a scalar.
         """
-        eps = torch.full((len(x),), self.eps, device=x.device)
-        project = self.threat.projection(x, eps)
-        x_adv = x
-        if self.random_start:
-            x_adv = project(uniform_in_ball(x, eps, self.threat, Noise(keys, x.device)))
+        project, x_adv = self._projection(x), self.start(x, keys)
         for _ in range(self.steps):
             x_adv = x_adv.detach().requires_grad_()
             with torch.enable_grad():
@@ -88,3 +84,15 @@ class TrainingAttack:
             with torch.no_grad():
                 x_adv = ascent_step(x_adv, gradient, self.step_size, self.threat, project)
         return x_adv.detach(), values.detach().mean()
+
+    def start(self, x: Tensor, keys: Sequence[int]) -> Tensor:
+        """(B, C, H, W) where the attack on these images begins; without a random start, the images."""
+        if not self.random_start:
+            return x
+        return self._projection(x)(uniform_in_ball(x, self._eps(x), self.threat, Noise(keys, x.device)))
+
+    def _projection(self, x: Tensor) -> Callable[[Tensor], Tensor]:
+        return self.threat.projection(x, self._eps(x))
+
+    def _eps(self, x: Tensor) -> Tensor:
+        return torch.full((len(x),), self.eps, device=x.device)

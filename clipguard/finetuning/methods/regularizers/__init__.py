@@ -1,0 +1,1 @@
+"""Terms beside the loss of any method, a file each."""
