@@ -21,6 +21,7 @@ from clipguard.models.checkpoint.contents import explain_adapter
 from clipguard.models.checkpoint.match import check_activation, fit_state
 from clipguard.models.checkpoint.reader import WeightFile, check_finite, hash_file, read_weights
 from clipguard.models.text.encoding import Tokenizer
+from clipguard.models.text.wordpiece import VOCABULARY_KEY, WordPieceTokenizer, find_vocabulary, uses_vocabulary
 
 
 @dataclass(frozen=True)
@@ -43,6 +44,11 @@ class Checkpoint:
         """ "QuickGELU" or "GELU", or the name of the timm model that the image tower is."""
         plain = "QuickGELU" if self.model_cfg.get("quick_gelu", False) else "GELU"
         return str(self.model_cfg["vision_cfg"].get("timm_model_name") or plain)
+
+    @property
+    def folder(self) -> Path:
+        """Where what belongs to the weights lies: their folder, or they themselves if they are one."""
+        return self.weights if self.weights.is_dir() else self.weights.parent
 
 
 class PlacedWeights(NamedTuple):
@@ -107,7 +113,9 @@ def build(checkpoint: Checkpoint) -> nn.Module:
     try:
         # open_clip builds from names and folders only, and our config may be neither's.
         with _without_remote_code(checkpoint), tempfile.TemporaryDirectory() as folder:
-            (Path(folder) / CONFIG_NAME).write_text(json.dumps({"model_cfg": checkpoint.model_cfg}), encoding="utf-8")
+            (Path(folder) / CONFIG_NAME).write_text(
+                json.dumps({"model_cfg": _known_to_open_clip(checkpoint.model_cfg)}), "utf-8"
+            )
             model = open_clip.create_model(
                 f"local-dir:{folder}",
                 load_weights=False,  # ours are loaded strictly, afterwards
@@ -124,16 +132,25 @@ def build(checkpoint: Checkpoint) -> nn.Module:
     return cast(nn.Module, model)
 
 
+def _known_to_open_clip(model_cfg: Mapping[str, Any]) -> dict[str, Any]:
+    """Without the vocabulary of Delta-CLIP, which open_clip has no field for; see `load_tokenizer`."""
+    text = {key: value for key, value in model_cfg["text_cfg"].items() if key != VOCABULARY_KEY}
+    return {**model_cfg, "text_cfg": text}
+
+
 def load_tokenizer(checkpoint: Checkpoint) -> Tokenizer:
-    """open_clip's tokenizer for the model, with the context length of its config.
+    """open_clip's tokenizer for the model, or that of its own vocabulary, with the context length of its config.
 
     Raises:
         ModelError: when its files or packages are missing, or it has more tokens than the text tower.
     """
     import open_clip
 
+    text = checkpoint.model_cfg["text_cfg"]
+    if uses_vocabulary(text):
+        return _load_word_pieces(checkpoint)
     try:
-        length = checkpoint.model_cfg["text_cfg"].get("context_length")
+        length = text.get("context_length")
         with _without_remote_code(checkpoint):
             tokenizer = open_clip.get_tokenizer(checkpoint.tokenizer_name, context_length=length)
     except ModelError:
@@ -143,13 +160,28 @@ def load_tokenizer(checkpoint: Checkpoint) -> Tokenizer:
             f"Cannot load the tokenizer of {checkpoint.architecture} ({first_line(error)}): check that its files can"
             " be had."
         ) from error
-    size = checkpoint.model_cfg["text_cfg"].get("vocab_size", math.inf)
+    size = text.get("vocab_size", math.inf)
     if isinstance(tokenizer, open_clip.SimpleTokenizer) and tokenizer.vocab_size > size:
         raise ModelError(
             f"{checkpoint.architecture} has a vocabulary of {size}, but CLIP's tokenizer has {tokenizer.vocab_size}"
             ' tokens: name its own tokenizer as "hf_tokenizer_name" in text_cfg.'
         )
     return cast(Tokenizer, tokenizer)
+
+
+def _load_word_pieces(checkpoint: Checkpoint) -> Tokenizer:
+    import open_clip
+
+    text = checkpoint.model_cfg["text_cfg"]
+    length = text.get("context_length", open_clip.tokenizer.DEFAULT_CONTEXT_LENGTH)
+    path = find_vocabulary(checkpoint.folder, text)
+    tokenizer = WordPieceTokenizer(path, length)
+    if tokenizer.vocab_size > text["vocab_size"]:
+        raise ModelError(
+            f"{path} has {tokenizer.vocab_size} tokens, and the text tower of {checkpoint.architecture} knows"
+            f" {text['vocab_size']}: it is another model's vocabulary; put this one's there."
+        )
+    return tokenizer
 
 
 def load_weights(model: nn.Module, checkpoint: Checkpoint) -> PlacedWeights:

@@ -14,6 +14,7 @@ from clipguard.models.checkpoint.transformers import CONFIG_NAME, to_transformer
 from clipguard.models.export import checkpoint_files, plain_state
 from clipguard.models.loading import LoadedModel, hash_tensors
 from clipguard.models.text.tuned import TEXT_FILE
+from clipguard.models.text.wordpiece import uses_vocabulary
 
 Layout = Literal["open_clip", "hf"]
 CARD = """\
@@ -38,6 +39,7 @@ The licence of the source's weights holds for these, too: look it up before you 
 USE = {
     "open_clip": '`open_clip.create_model_and_transforms("local-dir:FOLDER")`',
     "hf": '`transformers.CLIPModel.from_pretrained("FOLDER")`',
+    "clipguard": '`clipguard.load_model("local-dir:FOLDER")`',
 }
 
 
@@ -127,4 +129,5 @@ def _card(loaded: LoadedModel, to: Layout, *, in_memory: bool) -> str:
     facts |= {"Detected": "; ".join(i.detected)} if i.detected else {}
     rows = "\n".join(f"| {key} | {value} |" for key, value in facts.items())
     library = "open_clip" if to == "open_clip" else "transformers"
-    return CARD.format(library=library, name=i.name, version=__version__, facts=rows, use=USE[to])
+    use = USE["clipguard" if uses_vocabulary(loaded.model_cfg["text_cfg"]) else to]
+    return CARD.format(library=library, name=i.name, version=__version__, facts=rows, use=use)

@@ -13,15 +13,21 @@ from torch import Tensor
 
 from clipguard.models.checkpoint.config import CONFIG_NAME, WEIGHT_NAMES
 from clipguard.models.loading import LoadedModel
+from clipguard.models.text.wordpiece import WordPieceTokenizer
 
 WEIGHTS_NAME = WEIGHT_NAMES[0]
 State = dict[str, Tensor]
 
 
 def checkpoint_files(loaded: LoadedModel, state: Mapping[str, Tensor]) -> dict[str, bytes]:
-    """Config and float32 weights of a model, for `local-dir:` in clipguard and open_clip: content by file name."""
+    """Config and float32 weights of a model, for `local-dir:` in clipguard and open_clip: content by file name.
+
+    A vocabulary of the model's own, which open_clip has no field for, goes with them.
+    """
     config = {"model_cfg": complete_config(loaded.model_cfg), "preprocess_cfg": _preprocess_config(loaded)}
+    tokenizer = loaded.tokenizer
     return {
+        **(tokenizer.files(loaded.model_cfg) if isinstance(tokenizer, WordPieceTokenizer) else {}),
         WEIGHTS_NAME: save(plain_state(state), {"format": "pt"}),
         CONFIG_NAME: (json.dumps(config, indent=2) + "\n").encode(),
     }

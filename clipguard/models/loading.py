@@ -218,9 +218,7 @@ def load_model(spec: str | Path, *, device: str | torch.device = "cpu", text: Te
     if cosine is not None and cosine < RELATED_COSINE:
         _warn_unrelated(detected.source, cosine)
     preprocessing = preprocessing_of(model, checkpoint.preprocess_cfg)
-    applied = apply_text(
-        model, checkpoint.weights.parent, checkpoint.model_cfg["embed_dim"], text, detected.source.spec
-    )
+    applied = apply_text(model, checkpoint.folder, checkpoint.model_cfg["embed_dim"], text, detected.source.spec)
     info = _describe(detected, checkpoint, weights, model, preprocessing, applied)
     if detected.tower is not None and cosine is not None:
         info = _describe_tower(info, detected.source, detected.tower, cosine)

@@ -8,12 +8,13 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from clipguard.core.errors import ModelError, first_line
-from clipguard.models.checkpoint.config import CONFIG_NAME, WEIGHT_NAMES
+from clipguard.models.checkpoint.config import CONFIG_NAME, WEIGHT_NAMES, read_config
 from clipguard.models.checkpoint.contents import ADAPTER_CONFIG, explain_adapter
 from clipguard.models.checkpoint.image_processor import PREPROCESSOR_NAME, PROCESSOR_NAME
 from clipguard.models.checkpoint.shards import INDEX_SUFFIX, is_index, read_index_names
 from clipguard.models.checkpoint.transformers import CONFIG_NAME as TRANSFORMERS_CONFIG
 from clipguard.models.text.tuned import ORIGINAL_FILE, TEXT_FILE
+from clipguard.models.text.wordpiece import VOCABULARY_NAME, uses_vocabulary, vocabulary_name
 
 
 def fetch_tag(spec: str, config: dict[str, Any]) -> Path:
@@ -52,9 +53,15 @@ def fetch_repository(repository: str) -> tuple[Path, Path]:
             raise
         return theirs, _fetch(lambda: _download_transformers(repository), spec, local)
     weights = _fetch(lambda: _download_open_clip(repository), spec, local)
-    for name in (TEXT_FILE, ORIGINAL_FILE):
+    for name in (TEXT_FILE, ORIGINAL_FILE, *_vocabulary_names(config)):
         _fetch_optional(repository, name)
     return config, weights
+
+
+def _vocabulary_names(config: Path) -> tuple[str, ...]:
+    """Under which names the vocabulary may be that a config asks for, if it does; see `text/wordpiece.py`."""
+    text = read_config(config)[0]["text_cfg"]
+    return (vocabulary_name(text), VOCABULARY_NAME) if uses_vocabulary(text) else ()
 
 
 def _fetch_transformers_config(repository: str) -> Path | None:

@@ -20,6 +20,7 @@ from clipguard.models.sources.download import fetch_repository, fetch_tag
 from clipguard.models.sources.open_clip_catalog import tag_config
 from clipguard.models.sources.published import find_repository
 from clipguard.models.sources.spec import ModelSource
+from clipguard.models.sources.vocabulary import with_vocabulary
 
 
 def needs_hub(source: ModelSource) -> bool:
@@ -126,7 +127,8 @@ def _folder_checkpoint(folder: Path, weights: Path, tokenizer: str, label: str) 
     unknown = sorted(set(preprocess) - PREPROCESS_KEYS)
     if unknown:
         notice("skipped", f"{folder / CONFIG_NAME}: not used of preprocess_cfg, as in open_clip: {', '.join(unknown)}")
-    return Checkpoint(f"{CONFIG_NAME} of {place}", tokenizer, model_cfg, preprocess, weights, label, from_folder=True)
+    where = f"{CONFIG_NAME} of {place}"
+    return with_vocabulary(Checkpoint(where, tokenizer, model_cfg, preprocess, weights, label, from_folder=True))
 
 
 def with_known_activation(checkpoint: Checkpoint, repository: str) -> Checkpoint:

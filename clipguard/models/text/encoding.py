@@ -84,7 +84,8 @@ def tokenize(
 def find_cut(tokenizer: Tokenizer, prompts: Sequence[str], tokens: Tensor) -> list[int]:
     """Which of N prompts have lost their end in their tokens (N, L); none where the tokenizer cannot be asked.
 
-    With room for one token more, a prompt that was whole gets nothing but padding, on the right.
+    With room for one token more, a prompt that was whole gets nothing but padding, on the right: at the end, or before
+    a last token that all have.
     """
     import inspect
 
@@ -93,15 +94,18 @@ def find_cut(tokenizer: Tokenizer, prompts: Sequence[str], tokens: Tensor) -> li
     if not asks or length < 2 or getattr(tokenizer, "reduction_fn", None) is not None:
         return []
     longer: Callable[..., Tensor] = tokenizer
-    short = longer(["a"], context_length=length + 1)[0]
-    if len(short) != length + 1 or not torch.equal(short[:-1], longer(["a"])[0]):
-        return []  # padded on the left, or with a last token of its own
-    padding = short[-1]
+    short, plain = longer(["a"], context_length=length + 1)[0], longer(["a"])[0]
+    last = len(short) == length + 1 and not torch.equal(short[:-1], plain) and bool(short[-1] == plain[-1])
+    length -= last
+    alike = len(short) == length + 1 + last and torch.equal(short[:length], plain[:length])
+    if not alike or (last and plain[0] == short[length]):
+        return []  # padded on the left
+    padding, tokens = short[length], tokens[:, :length]
     full = (tokens[:, -2] != padding).nonzero().flatten().tolist()  # of others the last token is padding
     lost_end: list[int] = []
     for start in range(0, len(full), BATCH):
         rows = full[start : start + BATCH]
-        more = longer([prompts[row] for row in rows], context_length=length + 1)
+        more = longer([prompts[row] for row in rows], context_length=length + 1 + last)[:, : length + 1]
         cut = (more[:, :-1] != tokens[rows]).any(dim=1) | (more[:, -1] != padding)
         lost_end += [row for row, is_cut in zip(rows, cut.tolist(), strict=True) if is_cut]
     return lost_end
