@@ -16,13 +16,14 @@ from clipguard.core.checking import check_type
 from clipguard.core.environment.hub_access import hub_access
 from clipguard.core.errors import ModelError
 from clipguard.core.notices import noticing
+from clipguard.models.adapters.config import is_adapter
 from clipguard.models.build import Checkpoint
 from clipguard.models.checkpoint.architecture import find_architectures
 from clipguard.models.checkpoint.contents import explain_adapter
 from clipguard.models.checkpoint.reader import WeightFile, find_release, read_weights
 from clipguard.models.given import open_model
 from clipguard.models.loading import LoadedModel, hash_tensors
-from clipguard.models.sources.detect import detect
+from clipguard.models.sources.detect import bring_here, detect
 from clipguard.models.sources.locate import config_folder, locate
 from clipguard.models.sources.open_clip_catalog import uses_quick_gelu
 from clipguard.models.sources.spec import DIR_PREFIX, ModelSource, parse_source
@@ -78,7 +79,9 @@ def _inspect(spec: str) -> Inspection:
     if source.kind == "tag":
         raise ModelError(f"{spec} names weights that open_clip publishes: `{bench_command(spec)}`.")
     if source.kind == "file":
-        return _inspect_file(source)
+        return _inspect_file(bring_here(source))
+    if source.kind == "adapter":
+        return _inspect_adapter(source)
     with hub_access() if source.kind == "hub" else nullcontext():
         checkpoint = locate(source)
     inspection = _read(source, read_weights(checkpoint.weights))
@@ -117,6 +120,8 @@ def bench_command(spec: str, base: str | None = None) -> str:
 
 def _inspect_file(source: ModelSource) -> Inspection:
     file = read_weights(Path(source.weights), source.entry)
+    if file.contents.adapter and is_adapter(file.path.parent):
+        return _inspect_adapter(source)
     inspection = _read(source, file)
     if file.contents.adapter:
         return replace(inspection, activation="of its base", needs=explain_adapter(file.path))
@@ -140,6 +145,21 @@ def _inspect_file(source: ModelSource) -> Inspection:
         inspection,
         activation="QuickGELU" if uses_quick_gelu(architecture) else "GELU",
         command=bench_command(f"{architecture}:{source.spec.removeprefix(f'{source.name}:')}"),
+    )
+
+
+def _inspect_adapter(source: ModelSource) -> Inspection:
+    """An adapter, with the base that is named or that its config names; nothing is merged."""
+    detected = detect(source)
+    assert detected.adapter is not None
+    assert detected.source.base is not None
+    inspection = replace(_read(source, detected.adapter.file), sha256=detected.adapter.sha256, activation="of its base")
+    base = detected.source.base.spec
+    return replace(
+        inspection,
+        base=base,
+        notes=[*detected.notes, *detected.adapter.notes],
+        command=bench_command(source.spec, None if source.base else base),
     )
 
 

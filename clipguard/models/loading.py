@@ -21,6 +21,7 @@ from clipguard.core.environment.device import check_device
 from clipguard.core.environment.hub_access import hub_access
 from clipguard.core.environment.quiet_libraries import quiet_libraries
 from clipguard.core.errors import ModelError
+from clipguard.models.adapters.merge import Adapter, merge_adapter
 from clipguard.models.build import Checkpoint, PlacedWeights, build, load_tokenizer, load_tower, load_weights
 from clipguard.models.checkpoint.reader import WeightFile
 from clipguard.models.classifier import Resolution, ZeroShotClassifier
@@ -193,7 +194,8 @@ def load_model(spec: str | Path, *, device: str | torch.device = "cpu", text: Te
 
     Args:
         spec: `tiny`, `ARCH:TAG`, `path/to/weights.pt`, `ARCH:path/to/weights.pt`, `hf-hub:org/repo`, `local-dir:path`
-            or the short name of a published model; `FILE@BASE` for an image tower and the model it was tuned from;
+            or the short name of a published model; `FILE@BASE` for an image tower and the model it was tuned from,
+            `FOLDER@BASE` for an adapter (LoRA) and the model it was trained on;
             `#normalization=...` and `#entry=...` at the end. See docs/checkpoints.md.
         device: a torch device.
         text: "original" scores a model whose text clipguard tuned with the text it had before; see `text/tuned.py`.
@@ -215,6 +217,8 @@ def load_model(spec: str | Path, *, device: str | torch.device = "cpu", text: Te
             tokenizer = load_tokenizer(checkpoint)
             weights = load_weights(model, checkpoint)
             cosine = None if detected.tower is None else load_tower(model, detected.tower, checkpoint)
+            if detected.adapter is not None and detected.source.base is not None:
+                merge_adapter(model, detected.adapter, detected.source.base.spec)
     if cosine is not None and cosine < RELATED_COSINE:
         _warn_unrelated(detected.source, cosine)
     preprocessing = preprocessing_of(model, checkpoint.preprocess_cfg)
@@ -222,13 +226,17 @@ def load_model(spec: str | Path, *, device: str | torch.device = "cpu", text: Te
     info = _describe(detected, checkpoint, weights, model, preprocessing, applied)
     if detected.tower is not None and cosine is not None:
         info = _describe_tower(info, detected.source, detected.tower, cosine)
+    if detected.adapter is not None:
+        info = _describe_adapter(info, detected.source, detected.adapter)
     return LoadedModel(info, model, tokenizer, preprocessing, checkpoint.model_cfg, applied.text_map).to(target)
 
 
 def _locate_whole(detected: Detected) -> Checkpoint:
     """Config and weights of the model to build: the source's own or, for an image tower, those of its base."""
     source, file = detected.source, detected.file
-    if source.base is not None and file is not None:
+    if detected.adapter is not None and source.base is not None:
+        checkpoint = locate_base(source.base, detected.adapter.file.path)
+    elif source.base is not None and file is not None:
         checkpoint = locate_base(source.base, file.path)
     else:
         checkpoint = locate(source, file)
@@ -295,4 +303,18 @@ def _describe_tower(info: ModelInfo, source: ModelSource, tower: WeightFile, cos
         base_cosine=round(cosine, 4),
         detected=info.detected + tower.contents.notes,
         trained_prompts=trained_prompts(tower.path, tower.sha256),
+    )
+
+
+def _describe_adapter(info: ModelInfo, source: ModelSource, adapter: Adapter) -> ModelInfo:
+    """The same with the adapter that was merged into it."""
+    assert source.base is not None
+    return replace(
+        info,
+        weights=f"{adapter.file.path} (adapter), {info.weights} (its base)",
+        sha256=adapter.sha256,
+        format=adapter.file.contents.format,
+        base=source.base.spec,
+        base_sha256=info.sha256,
+        detected=info.detected + adapter.notes,
     )

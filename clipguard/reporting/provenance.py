@@ -141,8 +141,11 @@ def _page(citation: str) -> str:
 
 def _checkpoint(name: str) -> list[Reference]:
     bare = name.partition("#")[0]
-    repository = bare.removeprefix(HUB_PREFIX) if bare.startswith(HUB_PREFIX) else ""
-    known = find_published(bare) or next((p for p in published_models() if p.hub and p.hub == repository), None)
+    place = bare.removeprefix(HUB_PREFIX).partition("@")[0] if bare.startswith(HUB_PREFIX) else ""
+    repository = "/".join(place.split("/")[:2])
+    file = place.removeprefix(repository).strip("/")
+    found = (p for p in published_models() if repository and (p.hub, p.file) == (repository, file))
+    known = find_published(bare) or next(found, None)
     hub = repository or (known.hub if known else "")
     text = f"{name}: {known.method}, {known.paper}" if known else name
     return [Reference(text, f"{HUB}/{hub}" if hub else "")] if known or hub else []

@@ -247,7 +247,7 @@ def test_mistakes_in_specs_name_their_cure(model_folder: Folder, tmp_path: Path)
         (f"{path}@", "write FILE@BASE"),
         (f"{path}@{base}#norm=clip", "Cannot read #norm=clip"),
         (f"{path}@{base}#entry=", "Cannot read #entry="),
-        ("tiny@tiny", "only a weight file takes a base"),
+        ("tiny@tiny", "only a weight file or an adapter takes a base"),
         ("tiny#entry=x", "is for weight files"),
         (f"{path}@{path}", f"The base of {path}: {path} holds an image tower alone"),
         (f"{path}@nonsense", "Unknown model 'nonsense'"),

@@ -64,9 +64,14 @@ def test_the_table_of_published_models() -> None:
     assert len({entry.name for entry in entries}) == len(entries)
     for entry in entries:
         assert entry.architecture in architectures()
-        assert bool(entry.hub) != bool(entry.file), entry.name
+        assert bool(entry.hub) != bool(entry.where), entry.name
         assert entry.unverified  # nothing was checked against the files themselves
-        if entry.hub:
+        if entry.hub and entry.file:
+            source = parse_source(entry.name)
+            assert source.weights == f"hf-hub:{entry.hub}/{entry.file}"
+            assert source.base == parse_source(entry.base)
+            assert entry.base == f"{entry.architecture}:openai"
+        elif entry.hub:
             assert parse_source(entry.name).name == entry.hub
         else:
             assert parse_source(entry.base).name == entry.architecture

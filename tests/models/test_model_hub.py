@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import json
+import re
 import shutil
 import socket
 import threading
@@ -13,15 +15,18 @@ from pathlib import Path
 import huggingface_hub
 import pytest
 import torch
+from checkpoint_files import save_bare, save_tecoa, tuned_model
 from huggingface_hub import constants
 from huggingface_hub.errors import EntryNotFoundError
 from open_clip import factory, pretrained
-from tiny_models import CONFIGS
+from safetensors.torch import save_file
+from tiny_models import CONFIGS, state_of
 
 from clipguard.core.environment import hub_access as hub
 from clipguard.core.errors import ModelError
 from clipguard.models import load_model
 from clipguard.models.convert import convert_files
+from clipguard.models.inspection import inspect_model
 from clipguard.models.text.tuned import TEXT_FILE, LaatMap
 
 
@@ -148,6 +153,60 @@ def test_a_published_model_by_name(no_network: Path, model_folder: Callable[[str
         assert "fare4-vitl14 was tuned from OpenAI's weights" in info.detected[0]
     fill_cache(no_network, "chs20/FARE4-ViT-B-32-laion2B-s34B-b79K", model_folder("vit"))
     assert load_model("fare4-vitb32-laion2b").info.activation == "GELU"
+
+
+def test_a_file_of_a_repository(
+    no_network: Path, model_folder: Callable[[str], Path], architecture: str, tmp_path: Path
+) -> None:
+    """A tower, a whole model and one in several files, in a folder of the repository or not."""
+    base, files = model_folder("vit-quick"), tmp_path / "files"
+    (files / "sub").mkdir(parents=True)
+    model = tuned_model(base)
+    save_bare(model, files / "simclip4.pt")
+    state = state_of(model)
+    names = list(state)
+    save_file({name: state[name] for name in names[:20]}, files / "sub" / "m-00001-of-00002.safetensors")
+    save_file({name: state[name] for name in names[20:]}, files / "sub" / "m-00002-of-00002.safetensors")
+    places = {name: f"m-0000{1 + (number >= 20)}-of-00002.safetensors" for number, name in enumerate(names)}
+    (files / "sub" / "m.safetensors.index.json").write_text(json.dumps({"weight_map": places}))
+    fill_cache(no_network, "org/towers", files)
+    tower = "hf-hub:org/towers/simclip4.pt"
+    whole = f"{architecture}-quickgelu:hf-hub:org/towers/sub/m.safetensors.index.json"
+    for spec in (f"{tower}@local-dir:{base}", whole, f"{tower}@{whole}"):
+        loaded = load_model(spec)
+        assert loaded.info.name == spec
+        assert all(torch.equal(t, state[f"visual.{n}"]) for n, t in loaded.model.visual.state_dict().items())
+    assert "models--org--towers" in inspect_model(tower).path
+    assert "name the model it was tuned from" in inspect_model(tower).needs
+    for spec, part in (
+        (tower, "holds an image tower alone"),
+        ("hf-hub:org/towers/other.pt", "hf-hub:org/towers/other.pt is not in the local cache"),
+        (
+            "hf-hub:org/towers/README.md",
+            "is no weight file of a hub repository: write hf-hub:organisation/repository/file",
+        ),
+        ("hf-hub:org/towers/../../etc/w.pt", "is no weight file of a hub repository"),
+        (f"hf-hub:org/towers@{whole}", "hf-hub:org/towers is not in the local cache"),  # no adapter there
+    ):
+        with pytest.raises(ModelError, match=re.escape(part)):
+            load_model(spec)
+
+
+def test_a_published_file_by_name(
+    no_network: Path, model_folder: Callable[[str], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With the base that it belongs to, and another one if that is named."""
+    base = model_folder("vit-quick")
+    tower = tuned_model(base)
+    (tmp_path / "files").mkdir()
+    save_tecoa(tower, tmp_path / "files" / "CLIP-ViT-B-16_QTAFT_eps4.pt")  # its state_dict is the prompter's
+    fill_cache(no_network, "futakw/clip-qt-aft", tmp_path / "files")
+    monkeypatch.setattr(pretrained, "download_pretrained", lambda *_, **__: str(base / "open_clip_model.safetensors"))
+    monkeypatch.setitem(factory._MODEL_CONFIGS, "ViT-B-16-quickgelu", CONFIGS["vit-quick"])
+    loaded = load_model("qt-aft-vitb16")
+    assert (loaded.info.base, loaded.info.activation) == ("ViT-B-16-quickgelu:openai", "QuickGELU")
+    assert all(torch.equal(t, tower.visual.state_dict()[n]) for n, t in loaded.model.visual.state_dict().items())
+    assert load_model(f"qt-aft-vitb16@local-dir:{base}").info.base == f"local-dir:{base}"
 
 
 def test_the_text_files_of_a_repository_are_fetched_too(

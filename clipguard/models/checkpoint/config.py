@@ -8,7 +8,15 @@ from typing import Any
 
 from clipguard.core.errors import ModelError
 from clipguard.models.checkpoint.foreign import read_json
-from clipguard.models.checkpoint.shards import INDEX_SUFFIX, explain_shard, is_index, is_shard
+from clipguard.models.checkpoint.shards import (
+    INDEX_SUFFIX,
+    METADATA_NAME,
+    PART_SUFFIX,
+    explain_shard,
+    is_distributed,
+    is_index,
+    is_shard,
+)
 
 CONFIG_NAME = "open_clip_config.json"
 # open_clip's own order of preference (open_clip.factory._find_checkpoint_in_dir).
@@ -90,6 +98,8 @@ def _three_numbers(values: Any, low: float) -> bool:
 def find_weights(folder: Path) -> Path:
     """The weight file of a model folder, or the index of its several, by open_clip's order of preference.
 
+    A folder with a checkpoint of torch.distributed in it is its own weight file.
+
     Raises:
         ModelError: when there is none, or several of which none has a preferred name.
     """
@@ -97,6 +107,8 @@ def find_weights(folder: Path) -> Path:
         for path in (folder / name, folder / f"{name}{INDEX_SUFFIX}"):
             if path.is_file():
                 return path
+    if is_distributed(folder):
+        return folder
     files = sorted(path for path in folder.iterdir() if path.is_file())
     others = [path for path in files if path.suffix in (".safetensors", ".bin", ".pth", ".pt")]
     whole = [path for path in files if is_index(path)] + [path for path in others if not is_shard(path)]
@@ -115,4 +127,6 @@ def _explain_no_weights(folder: Path, files: list[Path]) -> str:
     foreign = [path.name for path in files if path.suffix in (".h5", ".msgpack", ".distcp", ".onnx", ".gguf", ".ckpt")]
     if not foreign:
         return f"{folder} has no weight file: {cure}."
+    if foreign[0].endswith(PART_SUFFIX):
+        return f"{folder} has parts of a checkpoint of torch.distributed without its {METADATA_NAME}: fetch that, too."
     return f"{folder} has no weight file of PyTorch, but {foreign[0]}, which clipguard does not read: {cure}."

@@ -13,12 +13,11 @@ from torch import Tensor
 
 from clipguard.core.errors import ModelError
 from clipguard.core.notices import notice
-from clipguard.models.checkpoint.foreign import read_json
+from clipguard.models.adapters.config import ADAPTER_CONFIG
 from clipguard.models.checkpoint.prefixes import find_prefixes, split_by_prefix, strip_prefixes
 from clipguard.models.checkpoint.transformers import from_transformers, is_transformers
 from clipguard.models.checkpoint.unpickler import Inert
 
-ADAPTER_CONFIG = "adapter_config.json"  # of peft
 METADATA_KEYS = ("input_resolution", "context_length", "vocab_size")  # only OpenAI's files carry these
 # By entry, the format of code that tunes the image tower of OpenAI's `clip` package, which has OpenAI's models only.
 OPENAI_TOWER_FORMATS = {
@@ -75,10 +74,16 @@ def find_contents(raw: Any, path: Path, entry: str = "") -> Contents:
     """
     if not isinstance(raw, Mapping) or not raw:
         raise ModelError(f"{path} holds no state dict but {type(raw).__name__}: save model.state_dict() and load that.")
+    if _has_parts(raw):
+        raise ModelError(
+            f"{path} holds the part that one process of several has (DTensor, ShardedTensor): gather them before saving"
+            " (torch.distributed.checkpoint.state_dict with full_state_dict=True), or give a checkpoint of"
+            " torch.distributed as a folder."
+        )
     states = dict(_state_dicts(raw))
     chosen = _choose(states, path, entry, raw)
-    tensors, outside = _unwrap(states[chosen], path)
-    adapter = _is_adapter(tensors, path)
+    adapter = _is_adapter(states[chosen], path)
+    tensors, outside = (dict(states[chosen]), []) if adapter else _unwrap(states[chosen], path)
     metadata = tuple(key for key in METADATA_KEYS if tensors.pop(key, None) is not None)
     others = [f"left out: {name} ({len(state)} tensors)" for name, state in states.items() if name != chosen]
     notes = [*others, *outside]
@@ -117,6 +122,15 @@ def _state_dicts(raw: Mapping[Any, Any], prefix: str = "") -> Iterator[tuple[str
 
 def _is_state_dict(value: Mapping[Any, Any]) -> bool:
     return bool(value) and all(isinstance(k, str) and isinstance(v, Tensor) for k, v in value.items())
+
+
+def _has_parts(value: Any, depth: int = 3) -> bool:
+    """Whether any of the tensors is divided over processes, and this file has one process's part."""
+    if isinstance(value, Mapping):
+        return depth > 0 and any(_has_parts(item, depth - 1) for item in value.values())
+    if isinstance(value, Inert):
+        return value.name.endswith(("DTensor", "ShardedTensor"))
+    return isinstance(value, Tensor) and hasattr(value, "to_local")
 
 
 def _choose(states: Mapping[str, Any], path: Path, entry: str, raw: Mapping[Any, Any]) -> str:
@@ -161,15 +175,11 @@ def _is_adapter(tensors: Iterable[str], path: Path) -> bool:
 
 
 def explain_adapter(path: Path) -> str:
-    """What to do with a file that holds an adapter."""
-    config = path.with_name(ADAPTER_CONFIG)
-    base = read_json(config).get("base_model_name_or_path") if config.is_file() else None
-    what = f"an adapter for {base}" if base else "an adapter for another model"
-    load = f"CLIPModel.from_pretrained({base or 'BASE'!r})"
+    """What to do with a file that holds an adapter without its config."""
     return (
-        f"{path} is {what} (LoRA, peft), not a model: merge it with transformers and peft, as in"
-        f" PeftModel.from_pretrained({load}, {str(path.parent)!r}).merge_and_unload().save_pretrained('merged'), and"
-        " give local-dir:merged."
+        f"{path} is an adapter for another model (LoRA), not a model, and its {ADAPTER_CONFIG}, which says how it is to"
+        " be scaled, is not beside it: put it there (peft's save_pretrained writes both), or merge it where it was"
+        " trained."
     )
 
 

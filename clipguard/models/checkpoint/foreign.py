@@ -35,6 +35,8 @@ _PAGES = (b"<!doctype", b"<html", b"<?xml", b"<head", b"<error")
 
 def describe_foreign(path: Path) -> str | None:
     """`"a web page ..., not weights: fetch ..."`: what the file is, and the cure; None if it is nothing known."""
+    if path.suffix == ".distcp":
+        return "one part of a checkpoint of torch.distributed: give its folder, with its .metadata"
     with path.open("rb") as stream:
         head = stream.read(4096)
     if not head:

@@ -16,13 +16,21 @@ import torch
 
 from clipguard.core.errors import ModelError, first_line
 from clipguard.models.checkpoint.contents import Contents, find_contents, shorten
+from clipguard.models.checkpoint.distributed import read_distributed
 from clipguard.models.checkpoint.foreign import describe_foreign
-from clipguard.models.checkpoint.shards import explain_shard, is_index, is_shard, read_index
+from clipguard.models.checkpoint.shards import (
+    distributed_files,
+    explain_shard,
+    is_distributed,
+    is_index,
+    is_shard,
+    read_index,
+)
 from clipguard.models.checkpoint.unpickler import RefusedError, read_archive
 
 _OLD_MAGIC = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."  # how torch's format before 1.6 begins
 _LONGEST_HEADER = 100_000_000  # bytes, of a safetensors file
-Container = Literal["safetensors", "torch.save", "TorchScript"]
+Container = Literal["safetensors", "torch.save", "TorchScript", "torch.distributed"]
 
 
 @dataclass(frozen=True)
@@ -84,7 +92,7 @@ def read_weights(path: Path, entry: str = "") -> WeightFile:
     """Read safetensors, `torch.save` or TorchScript files onto the CPU, without running code from them.
 
     Args:
-        path: the file, whatever its name ends with, or the index of several.
+        path: the file, whatever its name ends with, the index of several, or the folder of torch.distributed.
         entry: which of several state dicts in it is meant; see `find_contents`.
 
     Raises:
@@ -92,7 +100,8 @@ def read_weights(path: Path, entry: str = "") -> WeightFile:
             not a dictionary of tensors, or one with a NaN or an infinity.
     """
     places = read_index(path) if is_index(path) else {}
-    parts = tuple(sorted(set(places.values()))) or (path,)
+    several = distributed_files(path) if is_distributed(path) else tuple(sorted(set(places.values())))
+    parts = several or (path,)
     if not places and is_shard(path):
         raise ModelError(explain_shard(path))
     try:
@@ -125,6 +134,8 @@ def _read_parts(index: Path, places: Mapping[str, Path], parts: Sequence[Path]) 
 
 def _read(path: Path) -> tuple[Container, Any]:
     """The content of a file, by what it is and not by what its name ends with."""
+    if path.is_dir():
+        return "torch.distributed", read_distributed(path)
     if _is_torchscript(path):
         return "TorchScript", _read_archive(path, "TorchScript archive")
     foreign = describe_foreign(path)

@@ -1,4 +1,7 @@
-"""Weights in several files: an index (`model.safetensors.index.json`) that says which of them holds which tensor."""
+"""Weights in several files: an index (`model.safetensors.index.json`) that says which of them holds which tensor.
+
+Or a folder of torch.distributed, which `distributed.py` reads.
+"""
 
 from __future__ import annotations
 
@@ -9,6 +12,8 @@ from clipguard.core.errors import ModelError
 from clipguard.models.checkpoint.foreign import read_json
 
 INDEX_SUFFIX = ".index.json"
+METADATA_NAME = ".metadata"  # of torch.distributed: the index
+PART_SUFFIX = ".distcp"
 _SHARD = re.compile(r"(.+)-(\d+)-of-(\d+)(\.\w+)")
 
 
@@ -21,6 +26,16 @@ def is_shard(path: Path) -> bool:
     """Whether the name is that of one of several files: `model-00001-of-00002.safetensors`."""
     match = _SHARD.fullmatch(path.name)
     return match is not None and int(match[3]) > 1
+
+
+def is_distributed(path: Path) -> bool:
+    """Whether it is a folder with a checkpoint of torch.distributed."""
+    return path.is_dir() and (path / METADATA_NAME).is_file()
+
+
+def distributed_files(path: Path) -> tuple[Path, ...]:
+    """The files that such a checkpoint is in."""
+    return (path / METADATA_NAME, *sorted(path.glob(f"*{PART_SUFFIX}")))
 
 
 def read_index(path: Path) -> dict[str, Path]:

@@ -170,10 +170,12 @@ def _part(config: Mapping[str, Any], name: str, defaults: Mapping[str, Any]) -> 
 
 
 def _tower(config: Mapping[str, Any]) -> dict[str, Any]:
+    width, inner = config["hidden_size"], config["intermediate_size"]
+    ratio = inner / width
     tower = {
-        "width": config["hidden_size"],
+        "width": width,
         "layers": config["num_hidden_layers"],
-        "mlp_ratio": config["intermediate_size"] / config["hidden_size"],
+        "mlp_ratio": ratio if int(width * ratio) == inner else (inner + 0.5) / width,  # open_clip rounds down
     }
     eps = config["layer_norm_eps"]
     return tower if eps == _TEXT_DEFAULTS["layer_norm_eps"] else {**tower, "norm_kwargs": {"eps": eps}}

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
+from clipguard.core.environment.hub_access import hub_access
 from clipguard.core.errors import ModelError
+from clipguard.models.adapters.config import ADAPTER_CONFIG, is_adapter
+from clipguard.models.adapters.merge import Adapter, read_adapter
 from clipguard.models.checkpoint.architecture import describe_shapes, find_architectures, openai_twin, settle_activation
 from clipguard.models.checkpoint.contents import explain_adapter
 from clipguard.models.checkpoint.reader import WeightFile, read_weights
+from clipguard.models.sources.download import fetch_adapter, fetch_file
 from clipguard.models.sources.locate import config_folder
-from clipguard.models.sources.spec import ModelSource, parse_source
+from clipguard.models.sources.spec import DIR_PREFIX, HUB_PREFIX, ModelSource, parse_source
 
 
 class Detected(NamedTuple):
@@ -20,6 +25,7 @@ class Detected(NamedTuple):
     source: ModelSource  # with the architecture or the base that its file tells filled in
     file: WeightFile | None = None  # what was read, if the source is a lone weight file
     notes: tuple[str, ...] = ()  # what was detected
+    adapter: Adapter | None = None  # what is merged into `source.base`
 
     @property
     def tower(self) -> WeightFile | None:
@@ -28,16 +34,21 @@ class Detected(NamedTuple):
 
 
 def detect(source: ModelSource) -> Detected:
-    """Read a lone weight file, and fill in what the source leaves open: architecture, base model.
+    """Read a lone weight file or an adapter, and fill in what the source leaves open: architecture, base model.
 
-    Other sources leave nothing open, and nothing of them is read.
+    What is on the hub is fetched. Other sources leave nothing open, and nothing of them is read.
 
     Raises:
         ModelError: when the file leaves open what must not be guessed; says how to name it.
     """
+    source = bring_here(source)
+    if source.kind == "adapter":
+        return _detect_adapter(source, Path(source.weights))
     if source.kind != "file":
         return Detected(source)
     file = read_weights(Path(source.weights), source.entry)
+    if file.contents.adapter and is_adapter(file.path.parent):
+        return _detect_adapter(source, file.path.parent)
     if file.contents.adapter:
         raise ModelError(explain_adapter(file.path))
     if file.contents.image_only:
@@ -58,6 +69,43 @@ def detect(source: ModelSource) -> Detected:
         ) from error
     note = f"architecture detected: {architecture}, {why}"
     return Detected(replace(source, name=architecture), file, (note,))
+
+
+def bring_here(source: ModelSource) -> ModelSource:
+    """The same with a file or adapter of the hub in the hub's cache.
+
+    Raises:
+        ModelError: when it is neither there nor to be had.
+    """
+    if not source.weights.startswith(HUB_PREFIX):
+        return source
+    with hub_access():
+        fetch = fetch_adapter if source.kind == "adapter" else fetch_file
+        return replace(source, weights=str(fetch(source.weights)))
+
+
+def _detect_adapter(source: ModelSource, folder: Path) -> Detected:
+    """An adapter is merged into the model named, or into the one that its config names."""
+    adapter = read_adapter(folder)
+    named = source.base or _named_base(folder, adapter.config.base)
+    base, notes = _detect_base(replace(source, name=""), named)
+    if source.base is None:
+        notes = (f"base: {base.spec}, as its {ADAPTER_CONFIG} says", *notes)
+    return Detected(replace(source, kind="adapter", base=base), notes=notes, adapter=adapter)
+
+
+def _named_base(folder: Path, name: str) -> ModelSource:
+    """The `base_model_name_or_path` of an adapter: a folder, there or from here, or a repository of the hub."""
+    path = next((path for path in (folder / name, Path(name).expanduser()) if name and path.is_dir()), None)
+    if path is not None:
+        return parse_source(f"{DIR_PREFIX}{path}")
+    if re.fullmatch(r"[\w.-]+/[\w.-]+", name):
+        return parse_source(f"{HUB_PREFIX}{name}")
+    known = f"{name!r}, which is neither a folder here nor a name of the hub" if name else "no base model"
+    raise ModelError(
+        f"{folder} is an adapter (LoRA), and its {ADAPTER_CONFIG} names {known}: name the model it was trained on, as"
+        f" in {folder}@ViT-B-32-quickgelu:openai."
+    )
 
 
 def _detect_tower(source: ModelSource, file: WeightFile) -> Detected:
@@ -81,9 +129,12 @@ def _detect_tower(source: ModelSource, file: WeightFile) -> Detected:
 
 def _detect_base(source: ModelSource, base: ModelSource) -> tuple[ModelSource, tuple[str, ...]]:
     try:
-        base, _, notes = detect(base)
+        found = detect(base)
     except ModelError as error:
         raise ModelError(f"The base of {source.weights}: {error}") from error
+    base, notes = found.source, found.notes
+    if found.adapter is not None:
+        raise ModelError(f"The base {base.spec} is an adapter, too: merge it first (`clipguard convert`).")
     if base.base is not None:
         raise ModelError(f"The base {base.spec} is an image tower alone: name a whole model.")
     if source.name and source.name != base.name:

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
 from clipguard.core.errors import ModelError, first_line
+from clipguard.models.adapters.config import ADAPTER_CONFIG, read_adapter_config
+from clipguard.models.adapters.config import WEIGHT_NAMES as ADAPTER_WEIGHTS
 from clipguard.models.checkpoint.config import CONFIG_NAME, WEIGHT_NAMES, read_config
-from clipguard.models.checkpoint.contents import ADAPTER_CONFIG, explain_adapter
 from clipguard.models.checkpoint.image_processor import PREPROCESSOR_NAME, PROCESSOR_NAME
 from clipguard.models.checkpoint.shards import INDEX_SUFFIX, is_index, read_index_names
 from clipguard.models.checkpoint.transformers import CONFIG_NAME as TRANSFORMERS_CONFIG
@@ -64,6 +66,39 @@ def _vocabulary_names(config: Path) -> tuple[str, ...]:
     return (vocabulary_name(text), VOCABULARY_NAME) if uses_vocabulary(text) else ()
 
 
+def fetch_file(place: str) -> Path:
+    """A weight file of a hub repository, `hf-hub:ORG/REPO/FILE`, with what it names if it is an index.
+
+    Raises:
+        ModelError: when it is neither cached nor to be had; says which local file to give instead.
+    """
+    import huggingface_hub
+
+    organisation, repository, *names = place.removeprefix("hf-hub:").split("/")
+    repository, name = f"{organisation}/{repository}", "/".join(names)
+    local = f"/path/to/{names[-1]}"
+    path = _fetch(lambda: huggingface_hub.hf_hub_download(repository, name), place, local)
+    for shard in read_index_names(path) if is_index(path) else []:
+        within = "/".join([*names[:-1], shard])
+        _fetch(lambda within=within: huggingface_hub.hf_hub_download(repository, within), place, local)  # type: ignore[misc]
+    return path
+
+
+def fetch_adapter(place: str) -> Path:
+    """The folder of an adapter that is a hub repository, `hf-hub:ORG/REPO`.
+
+    Raises:
+        ModelError: when its config or weights are neither cached nor to be had.
+    """
+    import huggingface_hub
+
+    repository = place.removeprefix("hf-hub:")
+    local = "/path/to/folder with its adapter_config.json"
+    config = _fetch(lambda: huggingface_hub.hf_hub_download(repository, ADAPTER_CONFIG), place, local)
+    _fetch(lambda: _download_first(repository, ADAPTER_WEIGHTS), place, local)
+    return config.parent
+
+
 def _fetch_transformers_config(repository: str) -> Path | None:
     """The config of a `CLIPModel` repository, with its preprocessing beside it; None if it is not to be had."""
     import huggingface_hub
@@ -85,7 +120,12 @@ def _refuse_adapter(repository: str) -> None:
         config = Path(huggingface_hub.hf_hub_download(repository, ADAPTER_CONFIG))
     except Exception:  # the caller reports what was wanted first
         return
-    raise ModelError(explain_adapter(config.with_name("adapter_model.safetensors")))
+    base = read_adapter_config(config).base
+    example = f"hf-hub:{base}" if re.fullmatch(r"[\w.-]+/[\w.-]+", base) else "BASE"
+    raise ModelError(
+        f"hf-hub:{repository} is an adapter (LoRA, peft), not a model: name what it was trained on, as in"
+        f" hf-hub:{repository}@{example}."
+    )
 
 
 def _download_open_clip(repository: str) -> str:

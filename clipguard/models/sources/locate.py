@@ -11,7 +11,6 @@ from clipguard.core.errors import ModelError
 from clipguard.core.notices import notice
 from clipguard.models.build import Checkpoint
 from clipguard.models.checkpoint.config import CONFIG_NAME, PREPROCESS_KEYS, find_weights, read_config
-from clipguard.models.checkpoint.contents import ADAPTER_CONFIG, explain_adapter
 from clipguard.models.checkpoint.image_processor import read_image_processor
 from clipguard.models.checkpoint.reader import WeightFile
 from clipguard.models.checkpoint.transformers import CONFIG_NAME as TRANSFORMERS_CONFIG
@@ -95,8 +94,6 @@ def _read_folder(folder: Path) -> tuple[dict[str, Any], dict[str, Any] | None]:
     """Model config of a folder in open_clip's layout with its preprocessing's, or in transformers', without."""
     if not (folder / CONFIG_NAME).is_file() and (folder / TRANSFORMERS_CONFIG).is_file():
         return read_transformers_config(folder), None
-    if not (folder / CONFIG_NAME).is_file() and (folder / ADAPTER_CONFIG).is_file():
-        raise ModelError(explain_adapter(folder / "adapter_model.safetensors"))
     return read_config(folder / CONFIG_NAME)
 
 

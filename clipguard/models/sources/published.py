@@ -26,9 +26,9 @@ class Published:
     evaluated: str  # how its published numbers were measured
     results: str = ""
     at: str = ""  # a spec, for one that comes with an installed package
-    hub: str = ""  # an open_clip repository of the Hugging Face hub
-    file: str = ""  # else, the file's name
-    where: str = ""  # and where it is published
+    hub: str = ""  # a repository of the Hugging Face hub
+    file: str = ""  # the file's name, there or elsewhere
+    where: str = ""  # where it is published, if not on the hub
     base: str = ""  # whose text tower goes with a file that is an image tower
     normalization: str = ""  # where it differs from the base's
     unverified: list[str] = field(default_factory=list)
@@ -42,8 +42,12 @@ class Published:
     def source(self) -> str:
         """Where it is, for people."""
         if self.at or self.hub:
-            return self.at or f"hf-hub:{self.hub}"
+            return self.at or self._on_hub()
         return f"{self.file}, {self.where}; base {self.base}"
+
+    def _on_hub(self) -> str:
+        """The spec of a repository, or of a file in one."""
+        return f"hf-hub:{self.hub}" + (f"/{self.file}@{self.base}" if self.file else "")
 
     def spec(self) -> str:
         """The spec that loads it.
@@ -52,7 +56,7 @@ class Published:
             ModelError: when it is not on the hub, so that somebody has to fetch it.
         """
         if self.at or self.hub:
-            return self.at or f"hf-hub:{self.hub}"
+            return self.at or self._on_hub()
         option = f"#normalization={self.normalization}" if self.normalization else ""
         raise ModelError(
             f"{self.name} is not on the Hugging Face hub: download {self.file} ({self.where}) and give it as `model`"
@@ -82,5 +86,5 @@ def find_published(name: str) -> Published | None:
 
 
 def find_repository(repository: str) -> Published | None:
-    """The checkpoint in that hub repository."""
-    return next((entry for entry in published_models() if entry.hub == repository), None)
+    """The checkpoint that is that whole hub repository."""
+    return next((entry for entry in published_models() if entry.hub == repository and not entry.file), None)

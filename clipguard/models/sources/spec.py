@@ -11,6 +11,8 @@ from pathlib import Path
 from typing import Literal
 
 from clipguard.core.errors import ModelError, did_you_mean
+from clipguard.models.adapters.config import is_adapter
+from clipguard.models.checkpoint.shards import is_distributed
 from clipguard.models.normalization import Normalization, parse_normalization
 from clipguard.models.sources.open_clip_catalog import (
     activation_agrees,
@@ -35,13 +37,15 @@ FORMS = (
 
 @dataclass(frozen=True)
 class ModelSource:
-    """A model as the user named it: which of the five forms, and the parts of the name."""
+    """A model as the user named it: which of the six forms, and the parts of the name."""
 
     spec: str
-    kind: Literal["tiny", "hub", "dir", "tag", "file"]
+    kind: Literal["tiny", "hub", "dir", "tag", "file", "adapter"]
     name: str  # the architecture for "tag" and "file" ("" where the file has to tell), else the repository or folder
-    weights: str = ""  # the tag or path, for "tag" and "file"
-    base: ModelSource | None = None  # whose text tower goes with the image tower in a file
+    weights: str = ""  # the tag; the path of a "file" or "adapter", or its place on the hub, with hf-hub:
+    base: ModelSource | None = (
+        None  # whose text tower goes with the image tower in a file, or what an adapter is merged into
+    )
     normalization: Normalization | None = None  # instead of the model's own
     entry: str = ""  # which of several state dicts in a file
 
@@ -59,10 +63,15 @@ def parse_source(spec: str) -> ModelSource:
     model, base, options = split_spec(spec)
     published = find_published(model)
     if published is not None:
-        model = published.spec()
+        model, own_base, _ = split_spec(published.spec())
+        base = base or own_base
     source = _parse_model(model)
-    if base and source.kind != "file":
-        raise ModelError(f"{spec}: only a weight file takes a base model after @; {model} is a whole model.")
+    if base and source.kind in ("hub", "dir"):
+        source = _parse_adapter(source, model)
+    if base and source.kind not in ("file", "adapter"):
+        raise ModelError(
+            f"{spec}: only a weight file or an adapter takes a base model after @; {model} is a whole model."
+        )
     if options.get("entry") and source.kind != "file":
         raise ModelError(f"{spec}: #entry= is for weight files.")
     normalization = options.get("normalization") or (published.normalization if published else "")
@@ -109,12 +118,13 @@ def _is_there(text: str) -> bool:
 def _parse_model(spec: str) -> ModelSource:
     if spec == TINY:
         return ModelSource(spec, "tiny", TINY)
-    if spec.startswith(HUB_PREFIX):
-        return ModelSource(spec, "hub", _check_repository(spec.removeprefix(HUB_PREFIX)))
-    if spec.startswith(DIR_PREFIX):
-        return ModelSource(spec, "dir", str(_check_folder(spec.removeprefix(DIR_PREFIX))))
-    if Path(spec).expanduser().is_file() or (":" not in spec and spec.endswith(WEIGHT_SUFFIXES)):
+    if spec.startswith((HUB_PREFIX, DIR_PREFIX)):
+        return _parse_prefixed(spec)
+    path = Path(spec).expanduser()
+    if path.is_file() or is_distributed(path) or (":" not in spec and spec.endswith(WEIGHT_SUFFIXES)):
         return ModelSource(spec, "file", "", str(_check_file(spec)))
+    if is_adapter(path):
+        return ModelSource(spec, "adapter", str(path), str(path))
     name, colon, weights = spec.partition(":")
     if not colon or not name or not weights:
         raise ModelError(_explain_incomplete(spec, name))
@@ -122,9 +132,22 @@ def _parse_model(spec: str) -> ModelSource:
     if tag_config(architecture, weights):
         _check_tag_activation(architecture, weights)
         return ModelSource(spec, "tag", architecture, weights)
+    if weights.startswith(HUB_PREFIX):
+        return ModelSource(spec, "file", architecture, _check_hub_file(weights))
     if _looks_like_path(weights):
         return ModelSource(spec, "file", architecture, str(_check_file(weights)))
     raise ModelError(_explain_unknown_tag(architecture, weights))
+
+
+def _parse_prefixed(spec: str) -> ModelSource:
+    """`hf-hub:ORG/REPO`, `hf-hub:ORG/REPO/FILE` and `local-dir:FOLDER`."""
+    if spec.startswith(HUB_PREFIX):
+        if spec.count("/") > 1:
+            return ModelSource(spec, "file", "", _check_hub_file(spec))
+        return ModelSource(spec, "hub", _check_repository(spec.removeprefix(HUB_PREFIX)))
+    folder = _check_folder(spec.removeprefix(DIR_PREFIX))
+    source = ModelSource(spec, "dir", str(folder))
+    return _parse_adapter(source, spec) if _is_adapter_alone(folder) else source
 
 
 def add_to_files(specs: list[str], base: str | None, normalization: str | None) -> list[str]:
@@ -136,7 +159,7 @@ def add_to_files(specs: list[str], base: str | None, normalization: str | None) 
     added, files = [], 0
     for spec in specs:
         model, named_base, options = split_spec(spec)
-        is_file = find_published(model) is None and _parse_model(model).kind == "file"
+        is_file = find_published(model) is None and _parse_model(model).kind in ("file", "adapter")
         takes_base = bool(base) and not named_base and is_file
         files += takes_base
         rest = spec.removeprefix(model)
@@ -188,6 +211,32 @@ def _check_repository(repository: str) -> str:
     return repository
 
 
+def _check_hub_file(text: str) -> str:
+    """`hf-hub:ORG/REPO/FILE`, where FILE may be in folders."""
+    parts = text.removeprefix(HUB_PREFIX).split("/")
+    named = len(parts) > 2 and all(re.fullmatch(r"[\w.+-]+", part) and part.strip(".") for part in parts)
+    if not named or not text.endswith(WEIGHT_SUFFIXES):
+        raise ModelError(
+            f"{text} is no weight file of a hub repository: write {HUB_PREFIX}organisation/repository/file.pt (or"
+            f" {', '.join(WEIGHT_SUFFIXES[1:])}), or {HUB_PREFIX}organisation/repository for a whole model."
+        )
+    return text
+
+
+def _parse_adapter(source: ModelSource, model: str) -> ModelSource:
+    """The same as an adapter, if it can be one: with a base, a repository is, and a folder with an adapter's config."""
+    if source.kind == "hub":
+        return replace(source, kind="adapter", weights=model)
+    return replace(source, kind="adapter", weights=source.name) if is_adapter(Path(source.name)) else source
+
+
+def _is_adapter_alone(folder: Path) -> bool:
+    """Whether an adapter is all that is in a folder."""
+    return is_adapter(folder) and not any(
+        (folder / name).is_file() for name in ("config.json", "open_clip_config.json")
+    )
+
+
 def _check_folder(text: str) -> Path:
     path = Path(text).expanduser()
     if not text:
@@ -206,6 +255,8 @@ def _looks_like_path(text: str) -> bool:
 
 def _check_file(text: str) -> Path:
     path = Path(text).expanduser()
+    if is_distributed(path):
+        return path
     if path.is_dir():
         raise ModelError(f"{text} is a folder: give {DIR_PREFIX}{text}, or the weight file inside it.")
     if not path.is_file():
