@@ -125,10 +125,11 @@ def build(checkpoint: Checkpoint) -> nn.Module:
     except ModelError:
         raise
     except Exception as error:  # timm, transformers and open_clip each raise their own
-        raise ModelError(
-            f"open_clip cannot build {checkpoint.architecture} ({first_line(error)}): check its model_cfg,"
-            " and that the packages it needs are installed."
-        ) from error
+        cure = "check its model_cfg, and that the packages it needs are installed"
+        if "unexpected keyword" in str(error):
+            later = f"open_clip {open_clip.__version__} has no such setting"
+            cure = f"{later}; update it if the model was made with a later one, or check its model_cfg"
+        raise ModelError(f"open_clip cannot build {checkpoint.architecture} ({first_line(error)}): {cure}.") from error
     return cast(nn.Module, model)
 
 

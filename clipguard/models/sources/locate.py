@@ -125,7 +125,19 @@ def _folder_checkpoint(folder: Path, weights: Path, tokenizer: str, label: str) 
     if unknown:
         notice("skipped", f"{folder / CONFIG_NAME}: not used of preprocess_cfg, as in open_clip: {', '.join(unknown)}")
     where = f"{CONFIG_NAME} of {place}"
-    return with_vocabulary(Checkpoint(where, tokenizer, model_cfg, preprocess, weights, label, from_folder=True))
+    notes = _tell_naflex(model_cfg, folder)
+    return with_vocabulary(
+        Checkpoint(where, tokenizer, model_cfg, preprocess, weights, label, from_folder=True, notes=notes)
+    )
+
+
+def _tell_naflex(model_cfg: dict[str, Any], folder: Path) -> tuple[str, ...]:
+    """What to know of an image tower that could take images of any shape."""
+    if "naflex" not in str(model_cfg["vision_cfg"].get("timm_model_name")):
+        return ()
+    note = "NaFlex image tower: scored on images of one size, as open_clip builds it, not each of its own shape"
+    notice("guessed", f"{folder}: {note}")
+    return (note,)
 
 
 def with_known_activation(checkpoint: Checkpoint, repository: str) -> Checkpoint:
