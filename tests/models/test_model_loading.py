@@ -172,3 +172,16 @@ def test_a_missing_package_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     (tmp_path / "open_clip_model.safetensors").touch()
     with pytest.raises(ModelError, match="needs the transformers package: pip install transformers"):
         load_model(f"local-dir:{tmp_path}")
+
+
+def test_quick_gelu_as_a_text(model_folder: Callable[[str], Path], tmp_path: Path) -> None:
+    """As the configs of chs20/fare4-clip and its like have it."""
+    folder = tmp_path / "fare4"
+    shutil.copytree(model_folder("vit-quick"), folder)
+    path = folder / "open_clip_config.json"
+    path.write_text(path.read_text().replace('"quick_gelu": true', '"quick_gelu": "TRUE"'))
+    assert '"TRUE"' in path.read_text()
+    loaded, plain = load_model(f"local-dir:{folder}"), load_model(f"local-dir:{model_folder('vit-quick')}")
+    assert loaded.info.activation == "QuickGELU"
+    pixels = torch.rand(2, 3, 32, 32)
+    assert torch.equal(loaded.model.encode_image(pixels), plain.model.encode_image(pixels))
