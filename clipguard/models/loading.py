@@ -32,6 +32,7 @@ from clipguard.models.preprocessing import (
     preprocessing_of,
     to_native_pixels,
 )
+from clipguard.models.prompts.learned import LearnedPrompts
 from clipguard.models.sources.detect import Detected, detect
 from clipguard.models.sources.locate import locate, locate_base, needs_hub
 from clipguard.models.sources.spec import ModelSource, parse_source
@@ -86,8 +87,11 @@ class LoadedModel:
         preprocessing: its normalisation, size and resize mode.
         text_map: tuned text that the text tower does not hold, if any; applied by `classifier` and `text_features`.
         model_cfg: open_clip's config of the architecture.
+        prompts: learned ones that it is scored with in place of templates, if any; see `with_prompts`.
         device: where it lives.
     """
+
+    prompts: LearnedPrompts | None = None
 
     def __init__(
         self,
@@ -146,14 +150,19 @@ class LoadedModel:
 
     def check_text(self, class_names: Sequence[str], templates: Sequence[str], *, duplicates: bool) -> None:
         """Raises ModelError for names and templates that `classifier` would refuse; nothing is encoded."""
-        tokenize(self.tokenizer, class_names, templates, duplicates=duplicates)
+        if self.prompts is not None:
+            self.prompts.tokens(self.tokenizer, class_names, duplicates=duplicates)
+        else:
+            tokenize(self.tokenizer, class_names, templates, duplicates=duplicates)
 
     def text_features(
         self, class_names: Sequence[str], templates: Sequence[str], *, duplicates: bool = False
     ) -> Tensor:
         """The class-text matrix (D, C), float32, columns of unit length; cached on this object."""
         key = (tuple(class_names), tuple(templates))
-        if key not in self._text:
+        if key not in self._text and self.prompts is not None:
+            self._text[key] = self.prompts.encode(self.model, self.tokenizer, class_names, duplicates=duplicates)
+        elif key not in self._text:
             self._text[key] = encode_classes(
                 self.model, self.tokenizer, class_names, templates, self.device, self.text_map, duplicates=duplicates
             )
@@ -164,6 +173,7 @@ class LoadedModel:
         info = self.info if name is None else replace(self.info, name=name)
         model, text_map = deepcopy((self.model, self.text_map))
         made = LoadedModel(info, model, self.tokenizer, self.preprocessing, self.model_cfg, text_map)
+        made.prompts = self.prompts
         return made.to(self.device)
 
     def to(self, device: str | torch.device) -> LoadedModel:

@@ -31,11 +31,11 @@ VISION = {"image_size": 16, "layers": 2, "width": 32, "head_width": 16, "patch_s
 SMALL: dict[str, Any] = {"steps": 4, "batch_size": 4, "attack_steps": 2, "eps": "8", "lr": 1e-3, "warmup_steps": 1}
 
 
-def write_vit(folder: Path, seed: int = 0, **vision: Any) -> str:
+def write_vit(folder: Path, seed: int = 0, text_layers: int = 1, **vision: Any) -> str:
     """A ViT with random weights as a `local-dir:` model; returns its name."""
     folder.mkdir(parents=True, exist_ok=True)
     config = {
-        "model_cfg": {"embed_dim": 16, "vision_cfg": {**VISION, **vision}, "text_cfg": TEXT},
+        "model_cfg": {"embed_dim": 16, "vision_cfg": {**VISION, **vision}, "text_cfg": {**TEXT, "layers": text_layers}},
         "preprocess_cfg": {},
     }
     (folder / "open_clip_config.json").write_text(json.dumps(config))

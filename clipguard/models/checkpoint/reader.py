@@ -132,6 +132,15 @@ def _read_parts(index: Path, places: Mapping[str, Path], parts: Sequence[Path]) 
     return container, raw
 
 
+def read_plain(path: Path) -> Any:
+    """The content of one file, whatever it holds: containers, plain values and CPU tensors, without running code of it.
+
+    Raises:
+        ModelError: for a corrupt file, and one that needs code to be run.
+    """
+    return _read(path)[1]
+
+
 def _read(path: Path) -> tuple[Container, Any]:
     """The content of a file, by what it is and not by what its name ends with."""
     if path.is_dir():
