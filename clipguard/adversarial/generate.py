@@ -86,11 +86,11 @@ def _attack(
     run["notices"] = notices
     run["labels"] = "data set" if not files else "given" if files.labels else PREDICTED
     attacked = attack_task(plan, workers, model, task, recipe, progress)
-    model = plan.shown(model)
-    run["batch_invariant"] = {model: attacked.batch_invariance} if attacked.batch_invariance else {}
+    shown = plan.shown(model)
+    run["batch_invariant"] = {shown: attacked.batch_invariance} if attacked.batch_invariance else {}
     run["costs"] = [attacked.cost]
     if run["labels"] != PREDICTED:
-        run["findings"] = [_findings(model, task, attacked.images)]
+        run["findings"] = [_findings(shown, task, attacked.images)]
         say(run["findings"])
     run["complete"], run["wall_seconds"] = True, round(time.monotonic() - started, 3)
     return AdversarialResult(run, task.dataset.class_names, attacked.cells, attacked.images)

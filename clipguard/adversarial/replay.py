@@ -20,7 +20,7 @@ from clipguard.core.eps import eps_of_numbers
 from clipguard.core.errors import ClipguardError, ResultError
 from clipguard.core.progress import Progress, Silent
 from clipguard.core.records.run import RunRecord
-from clipguard.models.loading import LoadedModel, load_model
+from clipguard.models.loading import LoadedModel
 
 
 @dataclass(frozen=True)
@@ -66,18 +66,23 @@ def replay_images(run: RunRecord, requests: Sequence[ReplayRequest], progress: P
 
 
 def _load_as_then(run: RunRecord, name: str) -> tuple[BenchPlan, LoadedModel]:
-    """A model of the run, and the plan for it alone. Raises ClipguardError where it is not what it was."""
+    """A model of the run with its prompts, and the plan for it alone.
+
+    Raises:
+        ClipguardError: where it is not what it was.
+    """
     if "plan" not in run:
         raise ResultError("The run is of an older clipguard, which did not keep its plan")
     if run["engine"] != "clipguard" or run["eps_mode"] == "nested":
         raise ResultError("With --engine reference and --eps-mode nested, an image's outcome depends on the others")
     settings = {**run["plan"], "device": "auto", "precision": run["precision"], "compile": False, "batch_size": None}
     plan = BenchPlan.from_dict(settings, [name])
-    model = load_model(name, device=choose_device(plan.device), text=plan.text)
+    typed = run["models"][name]["name"] if plan.prompts is not None else name
+    model = Objects().model(typed, plan, choose_device(plan.device))
     then, now = run["models"][name], model.info.to_dict()
     if any(then.get(key) != now[key] for key in ("sha256", "base_sha256", "text_sha256")):
         raise ResultError(f"The weights of {name} are not those of the run (another SHA-256)")
-    return plan, model
+    return replace(plan, prompts=None), model  # which has them
 
 
 def _replay_dataset(

@@ -42,6 +42,7 @@ class BenchOptions(TypedDict, total=False):
     decoders: int | None
     templates: str
     text: Literal["tuned", "original"]
+    prompts: str | Path | None
     split: str | None
     classes: str | Path | None
     class_names: Literal["source", "tecoa"]

@@ -59,8 +59,8 @@ class DefenseOfPlan:
     def around(self, model: LoadedModel, classifier: nn.Module, dataset: ZeroShotDataset) -> DefendedModel:
         """A classifier of a model with the defences around it. Raises DefenseError where one cannot stand there."""
         names, templates = dataset.class_names, dataset.templates
-        # Text that is tuned beside the weights is not what the text tower says.
-        has_text = model.info.format != FORMAT and model.text_map is None
+        # Text that is tuned beside the weights, and learned prompts, are not what the text tower says of the names.
+        has_text = model.info.format != FORMAT and model.text_map is None and model.prompts is None
         prompts = Prompts(model.model, model.tokenizer, names, templates) if has_text else None
         duplicates = self.plan.duplicate_names
         others = {

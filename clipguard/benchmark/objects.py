@@ -13,6 +13,7 @@ from clipguard.core.errors import ModelError
 from clipguard.data import ZeroShotDataset, load_dataset
 from clipguard.models import parse_source
 from clipguard.models.loading import LoadedModel, load_model
+from clipguard.models.prompts.files import read_prompts, with_prompts
 
 
 @dataclass(frozen=True)
@@ -43,7 +44,16 @@ class Objects:
             raise ModelError(str(error).replace("`model`", f"`{setting}`")) from error
 
     def model(self, name: str, plan: BenchPlan, device: str = "cpu") -> LoadedModel:
-        """A model on a device."""
+        """A model on a device, with the plan's learned prompts if it has any."""
+        if plan.prompts is None:
+            return self.bare_model(name, plan, device)
+        prompts = read_prompts(plan.prompts)
+        if name in self.models:  # which stays as it is
+            return with_prompts(self.models[name].copy().to(device), prompts)
+        return with_prompts(self.bare_model(name, plan, device), prompts)
+
+    def bare_model(self, name: str, plan: BenchPlan, device: str = "cpu") -> LoadedModel:
+        """The same without learned prompts, which belong to the models that are measured."""
         if name in self.models:
             return self.models[name].to(device)
         return load_model(name, device=device, text=plan.text)

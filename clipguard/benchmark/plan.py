@@ -141,6 +141,12 @@ class BenchPlan:
     text: Literal["tuned", "original"] = setting(
         "tuned", "original: score models that clipguard tuned with the text they had before."
     )
+    prompts: str | None = setting(
+        None,
+        "A file of learned prompts, as `finetune --method apt` writes, to score the models with in place of templates; "
+        "of APT's own files, FILE#position=middle says where the class name stands.",
+        metavar="FILE",
+    )
     split: str | None = setting(None, "Of the data.", default_help="test, else validation, else the only one")
     classes: str | Path | None = setting(
         None,
@@ -179,6 +185,8 @@ class BenchPlan:
         lists = {"datasets": list(self.datasets), "attacks": list(self.attacks), "eps": [r.typed for r in self.eps]}
         lists |= {"part": list(self.part)} if self.part else {}
         values |= lists | {"overrides": dict(self.overrides)}
+        if self.prompts is None:  # as before there could be any
+            del values["prompts"]
         if self.defense is None:
             return {name: value for name, value in values.items() if name not in OF_DEFENSE}
         return values | {"threats": list(self.threats), "transfer_from": list(self.transfer_from)}
@@ -205,7 +213,11 @@ class BenchPlan:
             raise ResultError(f"{what}; bench the model again.") from error
 
     def shown(self, model: str) -> str:
-        """What a model is called in tables and rows: a defended one is not the same."""
+        """What a model is called in tables and rows: one with learned prompts or a defence is not the same."""
+        if self.prompts is not None:
+            from clipguard.models.prompts.files import prompts_label
+
+            model = f"{model} + prompts {prompts_label(self.prompts)}"
         return model if self.defense is None else f"{model} + {self.defense}"
 
     def check(self) -> None:
@@ -217,6 +229,10 @@ class BenchPlan:
                 raise ClipguardError(f"part must be two numbers from 0 on, the first below the second: {self.part!r}.")
         if self.resize != "model" and self.resolution == "native":
             raise ClipguardError("`resize` is for images that are attacked after it; leave out `resolution=native`.")
+        if self.prompts is not None:
+            from clipguard.models.prompts.files import read_prompts
+
+            read_prompts(self.prompts)
         self._check_defense()
 
     def _check_defense(self) -> None:

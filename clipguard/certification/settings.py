@@ -23,6 +23,7 @@ NOT_OF_CERTIFY = (
     "workers",
     "ray",
     "protocol",
+    "prompts",
     *OF_DEFENSE,
 )
 SMOOTHING = settings_of(Smoothing)

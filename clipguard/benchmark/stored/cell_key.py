@@ -63,6 +63,8 @@ def cell_key(
         "compile": options.compile,
         "device": model.device.type,
     }
+    if model.prompts is not None:
+        key["prompts"] = model.prompts.sha256
     if plan.eps_mode == "nested":  # what an image faces at an eps depends on the others
         key["nested"] = [eps.typed for eps in plan.eps]
     if plan.engine == "reference":  # random numbers belong to the batch

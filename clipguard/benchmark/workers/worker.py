@@ -160,7 +160,7 @@ class Worker:
         self.device = choose_device(plan.device)
         self.fresh_options = engine_options(plan, self.device, keep_images=keep_images)
         self.place = Place.of(plan, self.device)
-        open_model = partial(objects.model, plan=plan, device=self.device)
+        open_model = partial(objects.bare_model, plan=plan, device=self.device)
         self.defense = DefenseOfPlan(plan, open_model) if plan.defense is not None else None
         self._invariance: dict[bool, BatchInvariance] = {}  # of what is attacked, by whether gradients are needed
         self._told_of_test: set[str] = set()  # models
@@ -275,7 +275,7 @@ class Worker:
         """All findings of the doctor; see `Workers`."""
         plan, dataset, other = self.plan, self.task.dataset, None
         if transfer_from:
-            model = self.objects.model(transfer_from, plan, self.device)
+            model = self.objects.bare_model(transfer_from, plan, self.device)
             for line in describe_model(model):
                 log.info(line)
             # It resizes inside, so that it takes the images of the other's size.

@@ -198,5 +198,6 @@ class RunRecord(_AlwaysRecorded, total=False):
 
 
 def model_names(run: RunRecord) -> list[str]:
-    """The models of a run as they were typed: defended ones have another name in its tables."""
-    return [record["name"] if record and "defense" in run else shown for shown, record in run["models"].items()]
+    """The models of a run as they were typed: those with a defence or prompts have another name in its tables."""
+    renamed = "defense" in run or run.get("plan", {}).get("prompts") is not None
+    return [record["name"] if record and renamed else shown for shown, record in run["models"].items()]
