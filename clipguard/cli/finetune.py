@@ -233,5 +233,9 @@ def print_scores(result: FinetuneResult) -> None:
         print_findings(console, alarms(found["findings"]))
     else:
         console.print(f"Not evaluated: {found['images'].removeprefix('none: ')}.", highlight=False)
-    console.print(f"local-dir:{result.out}", soft_wrap=True, highlight=False)
+    made = f"local-dir:{result.out}"
+    if "prompts" in run:
+        model, prompts = shlex.quote(run["config"]["model"]), shlex.quote(str(result.out / run["prompts"]))
+        made = f"Score it with: clipguard bench --model {model} --prompts {prompts}"
+    console.print(made, soft_wrap=True, highlight=False)
     log.info("Trained in %.0f s; look at %s", run["training_seconds"], result.out / "curves.png")

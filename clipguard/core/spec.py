@@ -56,7 +56,8 @@ def split_attacks(values: list[str]) -> list[str]:
 class NamedKinds:
     """How one of several kinds is made from its name and options, and what is said of those that are wrong.
 
-    A kind is a dataclass whose fields are its options: true or false, one of some words, a number or a whole number.
+    A kind is a dataclass whose fields are its options: true or false, one of some words, words joined by _, a number
+    or a whole number.
 
     Attributes:
         noun: what they are, such as "method".
@@ -106,6 +107,9 @@ class NamedKinds:
         elif expected is bool:
             if not isinstance(value, bool):
                 raise self.error(f"{what} must be true or false, not {value}.")
+        elif expected is str:
+            if not isinstance(value, str):
+                raise self.error(f"{what} must be words joined by _, not {value}.")
         elif (
             isinstance(value, (bool, str))
             or (expected is int and not isinstance(value, int))

@@ -60,6 +60,8 @@ def check(config: FinetuneConfig, sources: Sources = NAMED) -> tuple[Method, Tex
         parse_source(config.model)
     method = method_of(config)
     mode = method.text_mode()
+    if method.prompt_design() is not None:
+        _check_prompts(config)
     if config.train == "all":
         if mode not in ("frozen", "encoder"):
             raise FinetuneError(f"`train=all` trains the text tower, but {config.method} has text={mode}; choose one.")
@@ -79,3 +81,11 @@ def check(config: FinetuneConfig, sources: Sources = NAMED) -> tuple[Method, Tex
     if config.tracker != "none" and not TRACKERS[config.tracker]():
         raise FinetuneError(f"`tracker={config.tracker}` needs a package: pip install 'clipguard[tracking]'.")
     return method, mode
+
+
+def _check_prompts(config: FinetuneConfig) -> None:
+    """Raise FinetuneError for settings about weights, where prompts alone are trained."""
+    given = {"train": "visual", "lora": 0, "fsdp": False, "wise_ft": 1.0}
+    for name, default in given.items():
+        if getattr(config, name) != default:
+            raise FinetuneError(f"{config.method} trains prompts and no weights: leave `{name}` out.")

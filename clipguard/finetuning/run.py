@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -51,6 +51,8 @@ from clipguard.models.checkpoint.reader import hash_file
 from clipguard.models.description import describe_model
 from clipguard.models.export import WEIGHTS_NAME
 from clipguard.models.loading import LoadedModel, load_model
+from clipguard.models.prompts.files import read_prompts, with_prompts
+from clipguard.models.prompts.learned import PROMPTS_NAME
 
 log = logging.getLogger("clipguard")
 
@@ -270,12 +272,14 @@ def _finish(
         base = sources.load(config, loaded.device)
     files = export(trainer.load_best(), loaded, base, config.wise_ft)
     output.write_files(files)
-    tuned = load_model(f"local-dir:{output.path}", device=loaded.device)  # what is scored is what was written
+    tuned = _written(config, sources, output.path, files, loaded)  # what is scored is what was written
     run["resolved"]["exported_step"] = trainer.position.best_step or trainer.steps
     if trainer.step.rows is not None:
         run["resolved"]["micro_batch"] = trainer.step.rows
     run["training_seconds"] = round(trainer.position.seconds, 1)
-    run["sha256"] = hash_file(output.path / WEIGHTS_NAME)
+    run["sha256"] = hash_file(output.path / (PROMPTS_NAME if PROMPTS_NAME in files else WEIGHTS_NAME))
+    if PROMPTS_NAME in files:
+        run["prompts"] = PROMPTS_NAME
     run["text"] = describe_text(files)
     if test_images and base:
         run["evaluation"] = evaluate(config, test_images, base, tuned, progress)
@@ -285,3 +289,12 @@ def _finish(
     title = f"{config.method} on {config.dataset}, from {config.model}"
     curves = draw_curves(read_metrics(output.path), title, trainer.position.best_step)
     output.write_files({"README.md": write_card(run, output.path.name).encode(), "curves.png": curves})
+
+
+def _written(
+    config: FinetuneConfig, sources: Sources, out: Path, files: Mapping[str, bytes], loaded: LoadedModel
+) -> LoadedModel:
+    """The model that was exported, read again: the base with the prompts, or the checkpoint."""
+    if PROMPTS_NAME in files:
+        return with_prompts(sources.load(config, loaded.device), read_prompts(out / PROMPTS_NAME))
+    return load_model(f"local-dir:{out}", device=loaded.device)

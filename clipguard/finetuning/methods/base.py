@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+
+from clipguard.finetuning.methods.prompts.design import PromptDesign
 
 Need = Literal[
     "labels",
@@ -70,6 +72,10 @@ class Batch:
         """(B, C) scaled cosines with the tuned text."""
         return self.logit_scale * F.normalize(embeddings, dim=-1) @ self.text.T
 
+    def with_text(self, text: Tensor) -> Batch:
+        """The same with another text (C, D)."""
+        return replace(self, text=text)
+
 
 @dataclass(frozen=True)
 class Method(ABC):
@@ -93,6 +99,10 @@ class Method(ABC):
         """How the class texts are tuned."""
         return "frozen"
 
+    def prompt_design(self) -> PromptDesign | None:
+        """The prompts that are trained, in place of all else; None: none are."""
+        return None
+
     def text_learning_rate(self) -> float:
         """Peak learning rate of the text side's own parameters, which are no parameters of the image tower."""
         return 1e-6 if self.text_mode() == "encoder" else 1e-3
@@ -105,9 +115,9 @@ class Method(ABC):
         """What is needed at any point: at the first step or at the end. To be overridden if it is neither."""
         return self.needs(0.0) | self.needs(1.0)
 
-    def reads_text(self) -> bool:
-        """Whether the loss depends on class texts, and with them on the prompts."""
-        return bool(self.all_needs() & {"labels", "classes"})
+    def reads_templates(self) -> bool:
+        """Whether the loss depends on class texts, and with them on the templates, which learned prompts replace."""
+        return self.prompt_design() is None and bool(self.all_needs() & {"labels", "classes"})
 
     def divisible(self) -> bool:
         """Whether the loss is a mean over images (and terms without any), so that parts of a batch add up to it.

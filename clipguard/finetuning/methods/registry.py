@@ -20,6 +20,8 @@ from clipguard.finetuning.methods.classes.tima import TIMA
 from clipguard.finetuning.methods.classes.trades import TRADES
 from clipguard.finetuning.methods.embeddings.fare import FARE
 from clipguard.finetuning.methods.embeddings.sim_clip import SimCLIP
+from clipguard.finetuning.methods.prompts.apt import APT
+from clipguard.finetuning.methods.prompts.fap import FAP
 
 CALLS = NamedKinds("method", "tima(lam_mhe=2,margin_mode=similarity)", FinetuneError)
 
@@ -34,7 +36,7 @@ def _add_plugin(_: str, kind: Any) -> None:
 METHODS: Registry[type[Method]] = Registry(
     {
         kind.name: kind
-        for kind in (TIMA, TeCoA, FARE, PMGAFT, SimCLIP, TGAZSR, CompTGA, LAAT, AGFT, SAFT, TRADES, Clean)
+        for kind in (TIMA, TeCoA, FARE, PMGAFT, SimCLIP, TGAZSR, CompTGA, LAAT, AGFT, SAFT, TRADES, Clean, APT, FAP)
     },
     "clipguard.methods",
     _add_plugin,

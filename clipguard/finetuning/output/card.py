@@ -38,19 +38,23 @@ CARD = """\
 
 ## Use
 
-```python
-import open_clip
-
-model, _, preprocess = open_clip.create_model_and_transforms("local-dir:{name}")
-```
-
-or `clipguard bench --model {model_name}{templates}`. {text}
+{use} {text}
 
 ## Limits
 {prompts}
 A robust accuracy is an upper bound, and PGD-10 is a weak attack: measure with `clipguard bench`. The licence of the
 base model's weights is unknown to clipguard and holds for these weights, too: look it up before you publish them.
 """
+
+USE = """\
+```python
+import open_clip
+
+model, _, preprocess = open_clip.create_model_and_transforms("local-dir:{name}")
+```
+
+or `clipguard bench --model {model_name}{templates}`."""
+USE_OF_PROMPTS = "`clipguard bench --model {base} --prompts {path}`."
 
 
 def write_card(run: RunRecord, name: str) -> str:
@@ -59,15 +63,21 @@ def write_card(run: RunRecord, name: str) -> str:
     return CARD.format(
         front_matter=yaml.safe_dump(FRONT_MATTER, sort_keys=False),
         name=name,
-        model_name=quote(f"local-dir:{name}"),
         model=run["config"]["model"],
         version=run["versions"]["clipguard"],
         facts=facts,
         accuracy=accuracy_markdown(run),
         text=run["text"],
         prompts=_prompts(run),
-        templates=f" --templates {quote(run['config']['templates'])}" if _has_named_prompts(run) else "",
+        use=_use(run, name),
     )
+
+
+def _use(run: RunRecord, name: str) -> str:
+    if "prompts" in run:
+        return USE_OF_PROMPTS.format(base=quote(run["config"]["model"]), path=quote(f"{name}/{run['prompts']}"))
+    templates = f" --templates {quote(run['config']['templates'])}" if _has_named_prompts(run) else ""
+    return USE.format(name=name, model_name=quote(f"local-dir:{name}"), templates=templates)
 
 
 def _has_named_prompts(run: RunRecord) -> bool:

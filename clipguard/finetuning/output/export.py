@@ -9,16 +9,18 @@ from torch import Tensor
 
 from clipguard.finetuning.merge import interpolate
 from clipguard.finetuning.tuned.lora import merge_changes
+from clipguard.finetuning.tuned.prompt_text import PromptText
 from clipguard.finetuning.tuned.tuned_model import TunedModel
 from clipguard.models.export import checkpoint_files
 from clipguard.models.loading import LoadedModel
+from clipguard.models.prompts.learned import PROMPTS_NAME
 from clipguard.models.text.tuned import ORIGINAL_FILE, TEXT_FILE
 
 log = logging.getLogger("clipguard")
 
 
 def export(tuned: TunedModel, loaded: LoadedModel, base: LoadedModel | None, wise_ft: float) -> dict[str, bytes]:
-    """The files of the checkpoint: content by name.
+    """The files of the checkpoint: content by name. Where prompts are what was trained, it is theirs alone.
 
     Args:
         tuned: what was trained, with the weights to export; low-rank changes and singular values become part of them.
@@ -27,6 +29,8 @@ def export(tuned: TunedModel, loaded: LoadedModel, base: LoadedModel | None, wis
         wise_ft: share of the tuned weights, in [0,1]; below 1 it needs `base`.
     """
     visual = tuned.image.visual
+    if isinstance(tuned.text, PromptText):
+        return {PROMPTS_NAME: tuned.text.learned().to_bytes()}
     merge_changes(visual)
     loaded.model.visual = visual
     files: dict[str, bytes] = {}
@@ -45,6 +49,8 @@ def export(tuned: TunedModel, loaded: LoadedModel, base: LoadedModel | None, wis
 
 def describe_text(files: Mapping[str, bytes]) -> str:
     """What became of the text, for the model card."""
+    if PROMPTS_NAME in files:
+        return "The prompts are learned, `--templates` has no effect on them; all weights are the base model's."
     if TEXT_FILE in files:
         return f"Its text is tuned, by `{TEXT_FILE}`: clipguard applies it, open_clip loads the original text."
     if ORIGINAL_FILE in files:

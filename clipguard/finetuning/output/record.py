@@ -74,7 +74,8 @@ class RunRecord(TypedDict):
     in_memory: NotRequired[dict[str, str]]  # settings that an object of Python stood for: SHA-256 of weights or data
     # Once the run is complete:
     training_seconds: NotRequired[float]
-    sha256: NotRequired[str]  # of the tuned weights
+    sha256: NotRequired[str]  # of the tuned weights, or of the prompts
+    prompts: NotRequired[str]  # the name of the file that holds them, where they are what was trained
     text: NotRequired[str]  # what became of it, for the model card
     evaluation: NotRequired[EvaluationRecord]
 
@@ -112,7 +113,7 @@ def start_record(
             "validation_indices": data.validation.tolist(),
         },
         "notices": notices,
-        "trained_prompts": data.templates if trainer.objective.method.reads_text() else [],
+        "trained_prompts": data.templates if trainer.objective.method.reads_templates() else [],
     }
     if in_memory := sources.record(record["dataset"]["fingerprint"]):
         record["in_memory"] = in_memory
@@ -128,7 +129,7 @@ def _resolve(config: FinetuneConfig, trainer: Trainer) -> Resolved:
         "step_size": config.attack_step * (PIXEL if config.norm == "linf" else 1),
         "eval_every": trainer.eval_every,
         "save_every": trainer.save_every,
-        "text_mode": "none" if trainer.model.text is None else trainer.objective.method.text_mode(),
+        "text_mode": _text_mode(trainer),
         "precision": "bfloat16" if trainer.accelerator.mixed_precision == "bf16" else "float32",
         "processes": trainer.accelerator.num_processes,
         "chosen_by": validation.criterion if validation else "the last step: there are no validation images",
@@ -136,6 +137,13 @@ def _resolve(config: FinetuneConfig, trainer: Trainer) -> Resolved:
     if trainer.step.rows is not None:
         resolved["micro_batch"] = trainer.step.rows
     return resolved
+
+
+def _text_mode(trainer: Trainer) -> str:
+    method = trainer.objective.method
+    if method.prompt_design() is not None:
+        return "prompts"
+    return "none" if trainer.model.text is None else method.text_mode()
 
 
 def to_json(run: RunRecord) -> bytes:

@@ -23,6 +23,7 @@ from clipguard.finetuning.training.training_attack import Noise, TrainingAttack
 from clipguard.finetuning.tuned.class_text import ClassText
 from clipguard.finetuning.tuned.image_tower import ImageTower, checkpoint_gradients, choose_weights
 from clipguard.finetuning.tuned.patch_tokens import give_patches
+from clipguard.finetuning.tuned.prompt_text import PromptText
 from clipguard.finetuning.tuned.tuned_model import TunedModel
 from clipguard.models.loading import LoadedModel
 from clipguard.models.text.encoding import class_rows
@@ -127,6 +128,10 @@ class Objective:
         Returns:
             Adversarial images (B, 3, H, W) and the mean objective, a scalar.
         """
+        design = self.method.prompt_design()
+        ascending = None
+        if design is not None and design.ascent and isinstance(model.text, PromptText):
+            ascending = model.text.ascending(design.ascent)
         tuned = {name: getattr(batch, name) for name in ("text", "class_prompts", "clean")}
         fixed = replace(batch, **{name: value.detach() for name, value in tuned.items() if value is not None})
         tower = model.image
@@ -134,6 +139,8 @@ class Objective:
         def objective(x_adv: Tensor) -> Tensor:
             with self.autocast():
                 embeddings = tower(_noisy(x_adv, noise))
+            if ascending is not None:
+                return ascending(lambda text: self.method.attack_objective(embeddings, fixed.with_text(text)))
             return self.method.attack_objective(embeddings, fixed)
 
         training = tower.training
@@ -168,7 +175,7 @@ class Objective:
             logit_scale=self.logit_scale,
             labels=labels,
             class_prompts=prompts,
-            negative_text=model.text.negative if model.text is not None else None,
+            negative_text=model.text.negative if isinstance(model.text, ClassText) else None,
         )
 
     def _embed_originally(self, x: Tensor, *, patches: bool = False) -> tuple[Tensor, Tensor | None]:
@@ -201,6 +208,7 @@ def make_objective(
     Raises:
         FinetuneError: where the architecture does not allow `train`, `lora` or `grad_checkpointing`, or has no patches
             for a method that compares them, the text is tuned already, or a regulariser finds no classes.
+        ModelError: where it takes no learned prompts.
     """
     if config.regularizer and not data.class_names:
         raise FinetuneError(
@@ -215,10 +223,16 @@ def make_objective(
         give_patches(visual, method.name, loaded.info.name)
     keeps_original = needs & {"original_clean", "original_adversarial", "original_clean_patches"}
     original = copy.deepcopy(tower) if keeps_original else None  # frozen and in eval mode, as all that is loaded
-    choose_weights(visual, config)
+    design = method.prompt_design()
+    text: ClassText | PromptText | None = None
+    if design is None:
+        choose_weights(visual, config)
+        if data.class_names:
+            text = ClassText(loaded, data.class_names, data.templates, text_mode, needs)
+    else:  # the weights stay frozen, as all that is loaded
+        text = PromptText(loaded, data.class_names, data.templates, design, method.name)
     if config.grad_checkpointing:
         checkpoint_gradients(visual)
-    text = ClassText(loaded, data.class_names, data.templates, text_mode, needs) if data.class_names else None
     attack = TrainingAttack(
         ThreatModel(config.norm), config.eps_pixels, config.attack_steps, config.attack_step, config.random_start
     )

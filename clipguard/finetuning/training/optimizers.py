@@ -15,15 +15,18 @@ from clipguard.finetuning.tuned.tuned_model import TunedModel
 
 
 def make_optimizers(config: FinetuneConfig, model: TunedModel, text_lr: float) -> dict[str, torch.optim.Optimizer]:
-    """One for the image tower, as configured; one for tuned text, Adam without weight decay at its own rate."""
-    image = model.image_parameters()
+    """One for the image tower, as configured; one for tuned text, Adam without weight decay at its own rate.
+
+    Where prompts are learned there is one for them alone, as configured.
+    """
+    image, prompts = model.image_parameters(), model.prompt_parameters()
     # Of fused ones torch has Adam alone for parameters that are divided among processes.
     fused = config.optimizer == "adamw" or not any(isinstance(parameter, DTensor) for parameter in image)
     common: dict[str, Any] = {"lr": config.lr, "weight_decay": config.weight_decay, "fused": fused}
     optimizers: dict[str, torch.optim.Optimizer] = {
-        "image": torch.optim.AdamW(image, **common)
+        "prompts" if prompts else "image": torch.optim.AdamW(prompts or image, **common)
         if config.optimizer == "adamw"
-        else torch.optim.SGD(image, momentum=config.momentum, **common)
+        else torch.optim.SGD(prompts or image, momentum=config.momentum, **common)
     }
     if text := model.text_parameters():
         optimizers["text"] = torch.optim.AdamW(text, text_lr, weight_decay=0.0, fused=text[0].is_cuda or None)

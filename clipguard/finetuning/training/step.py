@@ -244,7 +244,9 @@ class Step:
 
     def _clip(self) -> Scalars:
         """Limit each gradient's norm; returns what they were. Without a limit, they are there to be checked."""
-        parameters = {"image": self.model.image_parameters(), "text": self.model.text_parameters()}
+        model = self.model
+        parameters = {"image": model.image_parameters(), "text": model.text_parameters()}
+        parameters["prompts"] = model.prompt_parameters()
         limit = self.config.grad_clip
         norms = {
             name: self.accelerator.clip_grad_norm_(parameters[name], limit)

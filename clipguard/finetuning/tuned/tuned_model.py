@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from clipguard.finetuning.tuned.class_text import ClassText
 from clipguard.finetuning.tuned.image_tower import ImageTower
+from clipguard.finetuning.tuned.prompt_text import PromptText
 
 
 class TunedModel(nn.Module):
@@ -17,7 +18,7 @@ class TunedModel(nn.Module):
     accelerate wraps, and a checkpoint holds, all that is trained.
     """
 
-    def __init__(self, image: ImageTower, text: ClassText | None) -> None:
+    def __init__(self, image: ImageTower, text: ClassText | PromptText | None) -> None:
         super().__init__()
         self.image, self.text = image, text
 
@@ -31,7 +32,8 @@ class TunedModel(nn.Module):
         if self.text is None:
             return self.original_text()
         with torch.autocast(self.image.mean.device.type, enabled=False):  # a rounded text moves every logit
-            text: Tensor = self.text.class_prompts() if prompts else self.text()
+            with_prompts = prompts and isinstance(self.text, ClassText)
+            text: Tensor = self.text.class_prompts() if with_prompts else self.text()
         return text
 
     def original_text(self) -> Tensor:
@@ -39,9 +41,14 @@ class TunedModel(nn.Module):
         return torch.empty(0, 0) if self.text is None else self.text.original
 
     def image_parameters(self) -> list[nn.Parameter]:
-        """What is trained of the image tower."""
-        return [p for p in self.image.parameters() if p.requires_grad]
+        """What is trained of the image tower's own weights."""
+        prompts = {id(p) for p in self.prompt_parameters()}
+        return [p for p in self.image.parameters() if p.requires_grad and id(p) not in prompts]
 
     def text_parameters(self) -> list[nn.Parameter]:
         """What is trained of the text."""
-        return [] if self.text is None else self.text.tuned_parameters()
+        return self.text.tuned_parameters() if isinstance(self.text, ClassText) else []
+
+    def prompt_parameters(self) -> list[nn.Parameter]:
+        """What is trained of learned prompts, in both towers."""
+        return self.text.tuned_parameters() if isinstance(self.text, PromptText) else []
