@@ -168,6 +168,13 @@ class LoadedModel:
             )
         return self._text[key]
 
+    def take_prompts(self, prompts: LearnedPrompts) -> None:
+        """Be scored with learned prompts from now on; those of the image tower are in it already."""
+        self.prompts = prompts
+        self.info = replace(self.info, text=prompts.describe(), text_sha256=prompts.sha256)
+        self._text = {}
+        self.__dict__.pop("tower_sha256", None)  # of the tower without them
+
     def copy(self, name: str | None = None) -> LoadedModel:
         """The same with weights of its own, on the same device, frozen; under another name if one is given."""
         info = self.info if name is None else replace(self.info, name=name)

@@ -26,7 +26,7 @@ CARD = """\
 
 # {name}
 
-{model}, made robust by clipguard {version}.
+{made} by clipguard {version}.
 
 | | |
 | --- | --- |
@@ -60,10 +60,11 @@ USE_OF_PROMPTS = "`clipguard bench --model {base} --prompts {path}`."
 def write_card(run: RunRecord, name: str) -> str:
     """README.md for the folder and the hub, from the record of a complete run; `name` is the folder's."""
     facts = "\n".join(f"| {key} | {value} |" for key, value in _facts(run).items())
+    model = run["config"]["model"]
     return CARD.format(
         front_matter=yaml.safe_dump(FRONT_MATTER, sort_keys=False),
         name=name,
-        model=run["config"]["model"],
+        made=f"Prompts for {model}, learned" if "prompts" in run else f"{model}, made robust",
         version=run["versions"]["clipguard"],
         facts=facts,
         accuracy=accuracy_markdown(run),

@@ -21,7 +21,7 @@ from clipguard.finetuning.data.training_data import TrainingData
 from clipguard.finetuning.methods.base import Batch, Method, Need, TextMode
 from clipguard.finetuning.training.training_attack import Noise, TrainingAttack
 from clipguard.finetuning.tuned.class_text import ClassText
-from clipguard.finetuning.tuned.image_tower import ImageTower, checkpoint_gradients, choose_weights
+from clipguard.finetuning.tuned.image_tower import FrozenTower, ImageTower, checkpoint_gradients, choose_weights
 from clipguard.finetuning.tuned.patch_tokens import give_patches
 from clipguard.finetuning.tuned.prompt_text import PromptText
 from clipguard.finetuning.tuned.tuned_model import TunedModel
@@ -217,13 +217,12 @@ def make_objective(
         )
     visual = loaded.model.visual
     assert isinstance(visual, nn.Module)
-    tower = ImageTower(visual, loaded.preprocessing).to(loaded.device)
-    needs = method.all_needs()
+    design, needs = method.prompt_design(), method.all_needs()
+    tower = (ImageTower if design is None else FrozenTower)(visual, loaded.preprocessing).to(loaded.device)
     if needs & PATCHES:
         give_patches(visual, method.name, loaded.info.name)
     keeps_original = needs & {"original_clean", "original_adversarial", "original_clean_patches"}
     original = copy.deepcopy(tower) if keeps_original else None  # frozen and in eval mode, as all that is loaded
-    design = method.prompt_design()
     text: ClassText | PromptText | None = None
     if design is None:
         choose_weights(visual, config)

@@ -74,6 +74,23 @@ class ImageTower(nn.Module):
         return visual(((pixels - self.mean) / self.std).contiguous(memory_format=self.memory_format))
 
 
+class FrozenTower(ImageTower):
+    """An image tower whose weights are not trained: they are in no checkpoint, and none needs to have them."""
+
+    def __init__(self, visual: nn.Module, preprocessing: Preprocessing) -> None:
+        super().__init__(visual, preprocessing)
+        self.register_load_state_dict_post_hook(_miss_nothing)  # type: ignore[no-untyped-call]
+
+    def state_dict(self, *_: Any, destination: Any = None, **__: Any) -> Any:
+        """Nothing of its own."""
+        return {} if destination is None else destination
+
+
+def _miss_nothing(_tower: nn.Module, incompatible: Any) -> None:
+    """After loading a `TunedModel`, or its average: what is not there of its image tower was not saved."""
+    incompatible.missing_keys[:] = [key for key in incompatible.missing_keys if "image." not in key]
+
+
 class TunedClassifier(nn.Module):
     """The image tower in training as a classifier, for the attack engine: pixels in [0,1] -> logits (B, C)."""
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Mapping
-from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast, get_args
 
@@ -129,9 +128,7 @@ def with_prompts(loaded: LoadedModel, prompts: LearnedPrompts) -> LoadedModel:
         blocks, width = vision_size(visual, name)
         _check_fit(prompts, f"the image tower of {name}", prompts.vision.shape[-1], width, prompts.vision, blocks)
         FixedVisionPrompts(prompts.vision.to(loaded.device)).attach(visual)
-        loaded.__dict__.pop("tower_sha256", None)  # which was of the tower without them
-    loaded.prompts = prompts
-    loaded.info = replace(loaded.info, text=prompts.describe(), text_sha256=prompts.sha256)
+    loaded.take_prompts(prompts)
     return loaded
 
 
