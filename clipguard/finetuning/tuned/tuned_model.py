@@ -32,8 +32,8 @@ class TunedModel(nn.Module):
         if self.text is None:
             return self.original_text()
         with torch.autocast(self.image.mean.device.type, enabled=False):  # a rounded text moves every logit
-            with_prompts = prompts and isinstance(self.text, ClassText)
-            text: Tensor = self.text.class_prompts() if with_prompts else self.text()
+            of_each = self.text.class_prompts if prompts and isinstance(self.text, ClassText) else self.text
+            text: Tensor = of_each()
         return text
 
     def original_text(self) -> Tensor:
