@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from open_clip.transformer import text_global_pool
@@ -174,7 +175,7 @@ def test_a_checkpoint_of_apt_is_read(tiny: LoadedModel, tmp_path: Path) -> None:
     """As Dassl saves it; its prefix and suffix are of the training classes, and do not count."""
     path = tmp_path / "model.pth.tar-50"
     state = {"ctx": context(96).half(), "token_prefix": torch.zeros(3, 1, 96), "token_suffix": torch.zeros(3, 11, 96)}
-    torch.save({"state_dict": state, "epoch": 50, "optimizer": {"lr": 0.002}, "val_result": None}, path)
+    torch.save({"state_dict": state, "epoch": 50, "optimizer": {"lr": 0.002}, "val_result": np.float64(93.5)}, path)
     prompts = read_prompts(path)
     assert prompts.layout == Layout("X X X X", 4, "end")
     assert torch.equal(prompts.context, context(96).half().float())
