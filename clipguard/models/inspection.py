@@ -17,6 +17,7 @@ from clipguard.core.environment.hub_access import hub_access
 from clipguard.core.errors import ModelError
 from clipguard.core.notices import noticing
 from clipguard.models.adapters.config import is_adapter
+from clipguard.models.adapters.merge import read_adapter
 from clipguard.models.build import Checkpoint
 from clipguard.models.checkpoint.architecture import find_architectures
 from clipguard.models.checkpoint.contents import explain_adapter
@@ -150,15 +151,21 @@ def _inspect_file(source: ModelSource) -> Inspection:
 
 def _inspect_adapter(source: ModelSource) -> Inspection:
     """An adapter, with the base that is named or that its config names; nothing is merged."""
-    detected = detect(source)
-    assert detected.adapter is not None
+    source = bring_here(source)
+    weights = Path(source.weights)
+    adapter = read_adapter(weights if weights.is_dir() else weights.parent)
+    inspection = _read(source, adapter.file)
+    inspection = replace(inspection, sha256=adapter.sha256, activation="of its base", notes=list(adapter.notes))
+    try:
+        detected = detect(source)
+    except ModelError as error:
+        return replace(inspection, needs=str(error))
     assert detected.source.base is not None
-    inspection = replace(_read(source, detected.adapter.file), sha256=detected.adapter.sha256, activation="of its base")
     base = detected.source.base.spec
     return replace(
         inspection,
         base=base,
-        notes=[*detected.notes, *detected.adapter.notes],
+        notes=[*detected.notes, *adapter.notes],
         command=bench_command(source.spec, None if source.base else base),
     )
 

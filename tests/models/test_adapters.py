@@ -283,6 +283,9 @@ def test_adapters_that_do_not_fit(theirs: Path, model_folder: Folder, tmp_path: 
         f"{tmp_path / 'lora'}@local-dir:{model_folder('resnet')}"
     )
     assert "names no base model: name the model it was trained on" in refusal(str(tmp_path / "lora"))
+    found = inspect_model(str(tmp_path / "lora"))
+    assert "names no base model: name the model it was trained on" in found.needs
+    assert (found.command, found.notes) == ("", ["LoRA merged into 1 modules"])
     assert "The base" in refusal(f"{tmp_path / 'lora'}@{tmp_path / 'lora'}")
     (tmp_path / "lora" / "adapter_model.safetensors").rename(tmp_path / "lora.safetensors")
     assert "but no adapter_model.safetensors or adapter_model.bin: put it there" in refusal(spec)

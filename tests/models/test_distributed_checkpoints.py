@@ -81,6 +81,7 @@ def test_as_open_clip_writes_it(architecture: str, model_folder: Folder, tmp_pat
     assert f"write {architecture}:{folder} or" in refusal(str(folder))
     shutil.copy(model_folder("vit-quick") / "open_clip_config.json", folder)
     assert_holds(f"local-dir:{folder}", state)
+    assert inspect_model(str(folder)).command == f"clipguard bench --model local-dir:{folder}"
 
 
 def test_an_image_tower(model_folder: Folder, tmp_path: Path) -> None:

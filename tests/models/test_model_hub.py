@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import re
 import shutil
 import socket
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -68,6 +71,12 @@ def test_without_a_network_the_message_names_a_local_alternative(spec: str, loca
     assert str(no_network) in message
     assert "\n" not in message
     assert constants.HF_HUB_OFFLINE is False
+
+
+def test_the_hub_is_asked_before_open_clip_is_imported() -> None:
+    code = "from clipguard.core.environment.hub_access import hub_access; hub_access().__enter__()"
+    environment = {**os.environ, "HF_HUB_OFFLINE": "1"}
+    assert subprocess.run([sys.executable, "-c", code], check=False, env=environment).returncode == 0
 
 
 @pytest.mark.usefixtures("no_network")

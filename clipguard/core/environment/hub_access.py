@@ -59,9 +59,9 @@ def hub_access() -> Iterator[bool]:
     Yields:
         Whether the hub is reachable.
     """
-    import huggingface_hub
+    from huggingface_hub import constants
 
-    settings: list[Any] = [huggingface_hub.constants]
+    settings: list[Any] = [constants]
     if "datasets" in sys.modules:
         settings.append(sys.modules["datasets"].config)
     before = [module.HF_HUB_OFFLINE for module in settings]

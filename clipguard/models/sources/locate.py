@@ -99,7 +99,7 @@ def _read_folder(folder: Path) -> tuple[dict[str, Any], dict[str, Any] | None]:
 
 def config_folder(path: Path) -> Path | None:
     """The folder of a weight file if it is a whole model's: with a config beside, and this as its weights."""
-    folder = path.parent
+    folder = path if path.is_dir() else path.parent
     try:
         if _has_config(folder) and find_weights(folder).resolve() == path.resolve():
             return folder
