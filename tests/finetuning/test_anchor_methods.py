@@ -68,7 +68,8 @@ def test_laat_at_clip_s_temperature_without_smoothness_is_tecoa(batch: Batch) ->
 
 def test_laat_s_anchors_are_spread_and_nothing_of_them_is_trained(vit: str, images: str, tmp_path: Path) -> None:
     """The farthest of them is at 90 degrees to the pole of all, which the plain texts are not."""
-    trainer = make_trainer(resolve({**SMALL, "method": "laat", "model": vit, "dataset": images}), tmp_path)
+    given = {**SMALL, "method": "laat", "model": vit, "dataset": images, "templates": "single"}
+    trainer = make_trainer(resolve(given), tmp_path)
     assert trainer.model.text_parameters() == []
     text, original = trainer.model(), trainer.model.original_text()
     assert trainer.model.text is not None
