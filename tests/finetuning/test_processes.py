@@ -25,8 +25,8 @@ from clipguard.finetuning.processes.team import Team
 from clipguard.finetuning.restart import images_of_a_pass, settings_of_run
 
 # Those whose losses are reduced in ways of their own: sums over the batch, weights that rest, terms without images.
-SOME = [*METHODS, "pmg-aft(variant=repository)", "tima(schedule=iat_first)"]
-ALL = [*SOME, "fare(clean_weight=0.5)", "sim-clip(clean=tuned)", "tima(attack_loss=margin)"]
+SOME = ["tecoa", "pmg-aft(variant=repository)", "tima(schedule=iat_first)", "comp-tga", "apt(attack=perturbed)"]
+ALL = [*METHODS, *SOME[1:], "fare(clean_weight=0.5)", "sim-clip(clean=tuned)", "tima(attack_loss=margin)"]
 ALL += [f"tima(text={mode})" for mode in ("encoder", "free", "frozen", "laat")]
 ALL += ["tima(takd_kind=feature,takd_student=clean)"]
 
@@ -48,7 +48,7 @@ def assert_same_curves(one: list[Row], many: list[Row]) -> None:
                 assert theirs[name] == pytest.approx(ours[name], rel=2e-3, abs=1e-5)
 
 
-def test_every_method_has_the_losses_of_one_process(vit: str, images: str, tmp_path: Path) -> None:
+def test_methods_have_the_losses_of_one_process(vit: str, images: str, tmp_path: Path) -> None:
     """With parts of 4 and 3 images."""
     given = runs(SOME, vit, images, batch_size=7)
     both = {"regularizer": "regmix", "awp": 0.01}
