@@ -174,7 +174,7 @@ def _judge(
     """What the model says of each image before, after, and after rounding to 8 bits."""
     threat, eps = ThreatModel(plan.norm, plan.quantize), torch.tensor([plan.eps[0].pixels])
     x_png = [rounded(image) for image in x_adv]
-    softmax = [workers.predict(images) for images in (clean, x_adv, x_png)]
+    softmax = [workers.predict(images, clean) for images in (clean, x_adv, x_png)]
     images, unstable = [], 0
     for row, x0, x, png, before, after, as_png in zip(rows, clean, x_adv, x_png, *softmax, strict=True):
         label = row["label"]

@@ -73,6 +73,8 @@ def _load_as_then(run: RunRecord, name: str) -> tuple[BenchPlan, LoadedModel]:
     """
     if "plan" not in run:
         raise ResultError("The run is of an older clipguard, which did not keep its plan")
+    if "defense" in run:
+        raise ResultError("Images of defended models are not made again here; `clipguard attack --defense` shows them")
     if run["engine"] != "clipguard" or run["eps_mode"] == "nested":
         raise ResultError("With --engine reference and --eps-mode nested, an image's outcome depends on the others")
     settings = {**run["plan"], "device": "auto", "precision": run["precision"], "compile": False, "batch_size": None}

@@ -17,12 +17,12 @@ from clipguard.data import ZeroShotDataset
 from clipguard.defenses.attacking.threats import DefendedModel, ThreatRecipe, split_by_threat
 from clipguard.defenses.base import Defense, Prompts
 from clipguard.defenses.classifiers import defend
-from clipguard.defenses.registry import parse_defenses
+from clipguard.defenses.registry import BUILT_IN, parse_defenses, source_sha256
 from clipguard.models.loading import LoadedModel
 from clipguard.models.module_model import FORMAT
 
 WORST = "worst case"  # what the cells of all threats together are called
-VERSION = 2  # of what attacks on defended models find. Increase it with any change that can move a number of theirs
+VERSION = 3  # of what attacks on defended models find. Increase it with any change that can move a number of theirs
 
 
 def recipes_of(plan: BenchPlan, recipes: Sequence[Recipe]) -> list[Recipe]:
@@ -74,6 +74,9 @@ class DefenseOfPlan:
     def key(self, recipe: Recipe) -> dict[str, Any]:
         """What of it can change an image's outcome under a recipe, as plain JSON types."""
         key: dict[str, Any] = {"version": VERSION, "chain": [defense.parameters() for defense in self.defenses]}
+        others = [type(defense) for defense in self.defenses if type(defense) not in BUILT_IN]
+        if others:  # which may be edited
+            key["sources"] = [source_sha256(kind) for kind in others]
         if any(defense.random for defense in self.defenses):
             key |= {"votes": self.plan.votes, "draws": self.plan.draws}
         if isinstance(recipe, ThreatRecipe):

@@ -33,18 +33,21 @@ class View:
     Attributes:
         draws: the random numbers of random defences.
         backward: what the gradient is; it changes no value.
+        own: whether each defence of a chain takes the last of its own gradients instead.
     """
 
     draws: Draws = field(default_factory=Draws)
     backward: Backward = "identity"
+    own: bool = False
 
-    def of(self, defense: Defense) -> View:
-        """The same for the draws of one defence of several."""
-        return replace(self, draws=replace(self.draws, name=f"{self.draws.name}/{defense.name}"))
+    def of(self, defense: Defense, x: Tensor) -> View:
+        """The same for one defence of several, which sees the images x (B, C, H, W)."""
+        draws = replace(self.draws.of(x), name=f"{self.draws.name}/{defense.name}")
+        return replace(self, draws=draws, backward=defense.backwards[-1] if self.own else self.backward)
 
     def plain(self) -> View:
         """The same with the gradient that a defence itself takes of what it stands around, whoever attacks it."""
-        return replace(self, backward="identity")
+        return replace(self, backward="identity", own=False)
 
 
 @dataclass(frozen=True)

@@ -120,10 +120,10 @@ class Defended:
         return self.classifier.prompts
 
     def logits(self, x: Tensor, view: View) -> Tensor:
-        return self.defense.logits(self.classifier, x, view.of(self.defense)).float()
+        return self.defense.logits(self.classifier, x, view.of(self.defense, x)).float()
 
     def embed(self, x: Tensor, view: View, *, normalize: bool = True) -> Tensor:
-        return self.defense.embed(self.classifier, x, view.of(self.defense), normalize=normalize)
+        return self.defense.embed(self.classifier, x, view.of(self.defense, x), normalize=normalize)
 
     def score(self, features: Tensor) -> Tensor:
         return self.classifier.score(features)

@@ -2,14 +2,16 @@
 
 A defence that draws anew for every image is random to whoever does not know the seed. Here the draw of an image
 depends on (seed, stream, number, its pixels), never on the batch, the order or the run, so a result can be repeated
-image by image; another point of an attack is another image, and so has another draw.
+image by image. For who attacks, another point is another image, and so has another draw. Who decides has the draws of
+the clean image for all that attacks make of it: otherwise the most unlucky draw of many images would decide.
 """
 
 from __future__ import annotations
 
 import hashlib
 import math
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Literal
 
@@ -32,18 +34,31 @@ class Draws:
         stream: no two streams have a number in common.
         number: which of several draws for the same image.
         name: of the defence that draws, so that those of a chain do not draw alike.
+        keys: (B,) int64, what the draws of each image depend on beside these; None: its own bits.
     """
 
     seed: int = 0
     stream: Stream = "judge"
     number: int = 0
     name: str = ""
+    keys: Tensor | None = None
 
     def rows(self, x: Tensor) -> RowDraws:
         """Random numbers for the images x (B, C, H, W), each of its own."""
         text = f"{self.seed}/{self.stream}/{self.number}/{self.name}"
         start = int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big", signed=True)
-        return RowDraws(_mixed(_content(x) ^ start))
+        return RowDraws(_mixed((content(x) if self.keys is None else self.keys) ^ start))
+
+    def of(self, x: Tensor) -> Draws:
+        """The same with keys: whatever defences inside see of the images x, they draw by x itself."""
+        return self if self.keys is not None else replace(self, keys=content(x))
+
+    def of_copies(self, numbers: Sequence[int], missing: int) -> Draws:
+        """The same for copies of all images, by their numbers one after the other, and for rows that are filled up."""
+        if self.keys is None:
+            return self
+        keys = [_mixed(self.keys + _signed((number + 1) * MIX_1 % 2**64)) for number in numbers]
+        return replace(self, keys=torch.cat([*keys, self.keys.new_zeros(missing)]))
 
 
 class RowDraws:
@@ -79,7 +94,7 @@ class RowDraws:
         return _shifted(_mixed(self._keys[:, None] + at * _signed(GOLDEN)), 64 - BITS)
 
 
-def _content(x: Tensor) -> Tensor:
+def content(x: Tensor) -> Tensor:
     """(B,) int64, a fingerprint of the bits of each image (B, ...)."""
     bits = x.detach().float().contiguous().flatten(1).view(torch.int32).long()
     return (_mixed(bits + _places(bits.shape[1], str(bits.device)))).sum(dim=1)

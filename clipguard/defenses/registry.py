@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
+import inspect
 import re
+from pathlib import Path
 from typing import Any
 
 from clipguard.core.errors import DefenseError
@@ -82,6 +85,17 @@ def _promised(kind: type[Defense]) -> list[str]:
         if set(kind.backwards) != {"identity"}:
             methods.append("differentiable")
     return methods
+
+
+def source_sha256(kind: type[Defense]) -> str:
+    """SHA-256 of the file that a defence is written in. Raises DefenseError where there is none, as in a prompt."""
+    try:
+        return hashlib.sha256(Path(inspect.getsourcefile(kind) or "").read_bytes()).hexdigest()
+    except (OSError, TypeError) as error:
+        raise DefenseError(
+            f"Defence {kind.name!r} is written in no file, so that stored results of it cannot be told from those of "
+            "another: run it without `store`, or write it in a module."
+        ) from error
 
 
 def parse_defenses(text: str) -> tuple[Defense, ...]:

@@ -27,6 +27,7 @@ from clipguard.sanity.checks import Finding, Verdict, counted, judge, not_checke
 from clipguard.statistics.intervals import wilson_interval
 
 STEPS = 20  # of the attacks that make the images
+VANISHING = 1e-9  # of the undefended model's gradient: rounding noise
 SAME = 1 - 1e-5  # cosine from which on two gradients are the same but for rounding
 PASS_CHECKS = ("defense-labels", "defense-gate", "defense-gradient")
 
@@ -109,9 +110,13 @@ class DefenseProbe:
         gates = [layer for layer in layers(self.defended.classifier) if layer.defense.gated]
         if not gates:
             return not_checked("defense-gate", "it treats all images alike")
+        if any(not isinstance(layer.defense, Purifier) for layer in layers(self.defended.classifier)[: self._depth]):
+            return not_checked("defense-gate", "it is inside a defence that gives it no single image")
         search = Search(self.defended.classifier, self.defended.model, self.defended.seed, draws=self._draws)
         adaptive = self._attacked(search)
-        wrong = self._evaluator(self.defended.judge("judge")).verify(adaptive).argmax(dim=1) != self.labels
+        defended = self._evaluator(self.defended.judge("judge"))
+        wrong = defended.verify(adaptive).argmax(dim=1) != self.labels
+        wrong &= defended.verify(self.x).argmax(dim=1) == self.labels
         shown, seen = self.x if self.clean is None else self.clean, self._flagged(adaptive)
         parts: tuple[Tensor, ...] = torch.split(shown, len(self.x))
         flagged = int(torch.cat([self._flagged(part) for part in parts]).sum())
@@ -129,11 +134,11 @@ class DefenseProbe:
         flagged = torch.zeros(len(x), dtype=torch.bool, device=x.device)
         view = View(Draws(self.defended.seed))
         for layer in layers(self.defended.classifier):
-            view = view.of(layer.defense)
+            view = view.of(layer.defense, x)
             if layer.defense.gated:
                 flagged |= layer.defense.flagged(layer.classifier, x, view)
             if not isinstance(layer.defense, Purifier):
-                break  # what is inside sees no images of its own
+                break  # nothing inside has a gate: see `_gate`
             x = layer.defense.purify(layer.classifier, x, view).detach()
         return flagged
 
@@ -141,13 +146,17 @@ class DefenseProbe:
         """Is each gradient that a defence offers one of its own, and not zero?"""
         problems: list[tuple[bool, str]] = []
         said = []
+        leaf = self.x.clone().requires_grad_()
+        with torch.enable_grad():
+            logits = self._undefended()(leaf).gather(1, self.labels[:, None]).sum()
+            undefended = torch.autograd.grad(logits, leaf)[0].flatten(1).abs().amax(dim=1)
         for layer in layers(self.defended.classifier):
             for backward in layer.defense.backwards:
                 size, cosine = self._compared(layer, View(Draws(self.defended.seed, "search"), backward))
                 name = f"{layer.defense.name}: {backward}"
-                zero = int((size == 0).sum())
+                zero = int((size <= VANISHING * undefended).sum())
                 if zero:
-                    problems.append((True, f"{name} is zero on {zero} of {len(size)} images"))
+                    problems.append((True, f"{name} is zero or vanishing on {zero} of {len(size)} images"))
                 elif backward != "identity" and cosine is not None and bool((cosine > SAME).all()):
                     problems.append((False, f"{name} is that of leaving the image as it is, under another name"))
                 else:
@@ -165,18 +174,29 @@ class DefenseProbe:
             own = torch.autograd.grad(logits.gather(1, labels).sum(), leaf)[0].flatten(1)
         sizes = own.abs().amax(dim=1)
         if not isinstance(layer.defense, Purifier):
-            return sizes, None
-        changed = layer.defense.purify(layer.classifier, self.x, view.of(layer.defense)).detach()
+            if view.backward == "identity" or "identity" not in layer.defense.backwards:
+                return sizes, None
+            with torch.enable_grad():
+                logits = layer.logits(leaf, view.plain())
+                plain = torch.autograd.grad(logits.gather(1, labels).sum(), leaf)[0].flatten(1)
+            return sizes, F.cosine_similarity(own.double(), plain.double(), dim=1)
+        changed = layer.defense.purify(layer.classifier, self.x, view.of(layer.defense, self.x)).detach()
         is_changed = (changed != self.x).flatten(1).any(dim=1)
         if layer.defense.gated:
-            is_changed &= layer.defense.flagged(layer.classifier, self.x, view.of(layer.defense))
+            is_changed &= layer.defense.flagged(layer.classifier, self.x, view.of(layer.defense, self.x))
         if not is_changed.any():
             return sizes, None
         leaf = self.x.clone().requires_grad_()
         with torch.enable_grad():
-            logits = layer.classifier.logits(with_gradient_of(changed, leaf), view.of(layer.defense))
+            logits = layer.classifier.logits(with_gradient_of(changed, leaf), view.of(layer.defense, self.x))
             identity = torch.autograd.grad(logits.gather(1, labels).sum(), leaf)[0].flatten(1)
         return sizes, F.cosine_similarity(own.double(), identity.double(), dim=1)[is_changed]
+
+    @property
+    def _depth(self) -> int:
+        """How many defences stand around the innermost one with a gate."""
+        gated = [k for k, layer in enumerate(layers(self.defended.classifier)) if layer.defense.gated]
+        return max(gated, default=0)
 
     @property
     def _draws(self) -> int:

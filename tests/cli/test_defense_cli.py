@@ -58,7 +58,7 @@ def test_a_random_defence_fares_alike_in_parts_and_at_once(tmp_path: Path) -> No
 def test_the_weak_column_alone_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     content = bench(tmp_path / "out", "--defense", "bit-depth", "--threat", "transfer", "--no-store", "--no-probes")
     out = " ".join(capsys.readouterr().out.split())
-    assert "WEAK: transfer alone." in out
+    assert "WEAK: transfer alone;" in out
     assert "FAILURE weak-threat" in out
     assert {cell["attack"] for cell in content["cells"]} == {"none", "transfer"}
 

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+import hashlib
+import importlib
+import inspect
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import ClassVar
 
@@ -11,10 +14,14 @@ import torch
 from tiny_models import write_model
 from torch import Tensor
 
+from clipguard.attacks.recipes import Recipe
+from clipguard.benchmark.defended import DefenseOfPlan
+from clipguard.benchmark.plan import BenchPlan
 from clipguard.core.errors import DefenseError
 from clipguard.defenses.base import Backward, Classifier, Prompts, Purifier, View
 from clipguard.defenses.classifiers import defend
-from clipguard.defenses.registry import DEFENSES, parse_defenses, register_defense
+from clipguard.defenses.methods import jpeg
+from clipguard.defenses.registry import DEFENSES, parse_defenses, register_defense, source_sha256
 from clipguard.models import load_model
 
 NAMES, TEMPLATES = ["cat", "dog", "fire engine"], ["a photo of a {}.", "{}"]
@@ -112,3 +119,22 @@ def test_a_defence_that_lacks_what_it_says_it_has_is_refused() -> None:
     with pytest.raises(DefenseError, match="Unrolled needs a method 'differentiable'"):
         register_defense(Unrolled)
     assert "unwritten" not in DEFENSES
+
+
+def test_an_edited_defence_is_another_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As stored results are concerned."""
+    monkeypatch.syspath_prepend(tmp_path)
+    text = inspect.getsource(jpeg).replace('"jpeg"', '"edited"')
+    (tmp_path / "edited_defence.py").write_text(text)
+    edited = importlib.import_module("edited_defence").JPEG
+    before = source_sha256(edited)
+    assert before == hashlib.sha256(text.encode()).hexdigest()
+    monkeypatch.setitem(DEFENSES, "edited", edited)
+    plan = BenchPlan(("tiny",), defense="edited")
+    assert DefenseOfPlan(plan, load_model).key(Recipe("none"))["sources"] == [before]
+    assert "sources" not in DefenseOfPlan(replace(plan, defense="jpeg"), load_model).key(Recipe("none"))
+    (tmp_path / "edited_defence.py").write_text(f"{text}\n")
+    assert source_sha256(edited) != before
+    lost = type("Lost", (edited,), {"name": "lost", "__module__": "nowhere"})
+    with pytest.raises(DefenseError, match="is written in no file"):
+        source_sha256(lost)

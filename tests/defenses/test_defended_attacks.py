@@ -5,10 +5,11 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import ClassVar
 
 import pytest
 import torch
-from defended_models import LinearClip
+from defended_models import LinearClip, images
 from planted_defenses import Brighter, Mirror, Noise, Nothing
 from torch import Tensor
 
@@ -20,7 +21,7 @@ from clipguard.attacks.threat import ThreatModel
 from clipguard.core.errors import DefenseError, NonFiniteError
 from clipguard.defenses.attacking.engine import DefendedEngine
 from clipguard.defenses.attacking.threats import DefendedModel, split_by_threat
-from clipguard.defenses.base import Classifier, Defense, View
+from clipguard.defenses.base import Classifier, Defense, Purifier, View
 from clipguard.defenses.classifiers import defend
 from clipguard.defenses.registry import parse_defenses
 
@@ -84,6 +85,63 @@ def test_a_random_defence_is_broken_where_the_majority_of_fresh_runs_is_wrong() 
     assert clean == [1, 1]
 
 
+@pytest.mark.parametrize("threat", ["transfer", "adaptive", "black-box"])
+def test_noise_alone_breaks_nothing_however_often_it_is_looked_at(threat: str) -> None:
+    """Images that the noise turns one time in four, and an eps that moves nothing: as many are right as without."""
+    means, recipe = [0.5135 + 1e-4 * k for k in range(12)], "apgd-ce(iterations=5)+square(queries=20)"
+    model = Brighter().eval()
+    defended = DefendedModel(model, defend(model, [Noise()]), seed=0, votes=1)
+    (of_threat,) = split_by_threat(parse_recipe(recipe), [threat])
+    engine = DefendedEngine(defended, of_threat, ThreatModel(), [1e-6], EngineOptions())
+    outcomes = list(engine.run(examples(means, [1] * len(means))))
+    right = [outcome.clean_prediction == 1 for outcome in outcomes]
+    assert 0 < sum(right) < len(right)
+    assert robust(outcomes) == right
+
+
+@dataclass(frozen=True)
+class Dust(Purifier):
+    """Changes the image by next to nothing."""
+
+    name: ClassVar[str] = "dust"
+    summary: ClassVar[str] = "planted"
+    size: float = 0.0
+
+    def cost(self, classes: int) -> tuple[int, int]:  # noqa: ARG002
+        return 1, 0
+
+    def purify(self, classifier: Classifier, x: Tensor, view: View) -> Tensor:  # noqa: ARG002
+        return x + self.size
+
+
+@pytest.mark.parametrize("around", ["", "tte+", "smoothing(samples=3)+"])
+def test_inside_a_chain_draws_are_those_of_the_image_that_comes_in(around: str) -> None:
+    """So that the last digits of what an outer defence computes, which differ between batches, change no draw."""
+    x = torch.rand(3, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+    chains = [[*parse_defenses(f"{around}jpeg")[:-1], Dust(size), Noise(0.3)] for size in (0.0, 1e-6)]
+    exact, dusty = (defend(Brighter(), chain).logits(x, View()) for chain in chains)
+    torch.testing.assert_close(exact, dusty, rtol=0, atol=1e-2)
+    alone = defend(Brighter(), chains[0]).logits(x[1:2], View())
+    torch.testing.assert_close(alone[0], exact[1])
+    if not around:
+        return
+    copies = defend(Brighter(), chains[0]).logits(x[:1] * 0 + 0.5, View()) - Brighter()(x[:1] * 0 + 0.5)
+    assert copies.abs().max() > 1e-3  # each copy has noise of its own, and so has their mean
+
+
+def test_a_chain_is_also_tried_with_the_own_gradient_of_each() -> None:
+    model = LinearClip(curved=True).eval()
+    defended = DefendedModel(model, defend(model, parse_defenses("jpeg+et3")), seed=0)
+    (recipe,) = split_by_threat(parse_recipe("pgd-2"), ["adaptive"])
+    searches = {approach.name: approach.search for approach in recipe.approaches(defended)}
+    assert list(searches) == ["identity", "surrogate", "unrolled", "each its own"]
+    gradients = []
+    for search in searches.values():
+        leaf = images(2).requires_grad_()
+        gradients.append(torch.autograd.grad(search(leaf)[:, 0].sum(), leaf)[0])
+    assert not any(torch.allclose(gradients[3], other) for other in gradients[:3])
+
+
 @pytest.mark.parametrize("threat", ["transfer", "adaptive"])
 def test_an_image_fares_alike_alone_and_among_others(threat: str) -> None:
     means, labels = [0.53, 0.515, 0.535, 0.545], [1, 1, 1, 1]
@@ -127,6 +185,19 @@ def test_nan_is_an_error() -> None:
 
     with pytest.raises(NonFiniteError, match="image 0"):
         attack(Broken(), "adaptive", [0.53], [1])
+
+
+def test_nan_is_an_error_behind_a_vote_of_copies() -> None:
+    class Nowhere(Brighter):
+        def forward(self, x: Tensor) -> Tensor:
+            return super().forward(x) * math.nan
+
+    model = Nowhere().eval()
+    defended = DefendedModel(model, defend(model, parse_defenses("smoothing(samples=3)")), seed=0)
+    (of_threat,) = split_by_threat(parse_recipe("apgd-ce"), ["adaptive"])
+    engine = DefendedEngine(defended, of_threat, ThreatModel(), [EPS], EngineOptions())
+    with pytest.raises(NonFiniteError):
+        list(engine.run(examples([0.53], [1])))
 
 
 def test_an_attack_without_gradients_alone_is_refused() -> None:

@@ -7,7 +7,7 @@ from typing import ClassVar
 
 import pandas as pd
 import torch
-from planted_defenses import Brighter, Mirror, Noise
+from planted_defenses import Brighter, Mirror, Noise, Nothing
 from torch import Tensor
 
 from clipguard.attacks.engine.options import EngineOptions
@@ -81,7 +81,31 @@ def test_a_gradient_that_is_the_identitys_or_zero_is_seen() -> None:
     found = probe(Detached(), [0.53, 0.47], [0, 1])["defense-gradient"]
     assert (found.verdict, "under another name" in found.evidence) == ("warning", True)
     found = probe(Flat(), [0.53, 0.47], [0, 1])["defense-gradient"]
-    assert (found.verdict, "zero on 2 of 2" in found.evidence) == ("failure", True)
+    assert (found.verdict, "zero or vanishing on 2 of 2" in found.evidence) == ("failure", True)
+
+
+def test_a_gradient_in_disguise_is_seen_in_defences_that_are_no_change_of_an_image() -> None:
+    @dataclass(frozen=True)
+    class Hidden(Nothing):
+        backwards: ClassVar[tuple[Backward, ...]] = ("identity", "unrolled")
+        size: float = 1.0
+
+        def logits(self, classifier: Classifier, x: Tensor, view: View) -> Tensor:
+            return classifier.logits(x.detach() + self.size * (x - x.detach()), view)
+
+    for size, verdict, words in ((1.0, "warning", "under another name"), (1e-15, "failure", "vanishing on 2 of 2")):
+        found = probe(Hidden(size=size), [0.53, 0.47], [0, 1])["defense-gradient"]  # type: ignore[arg-type]
+        assert (found.verdict, words in found.evidence) == (verdict, True)
+
+
+def test_a_gate_that_is_not_shown_images_of_its_own_is_not_judged() -> None:
+    model = Brighter().eval()
+    x = torch.full((2, 3, 4, 4), 0.53)
+    for chain, verdict in (([Nothing(), Gate()], "not checked"), ([Gate(), Nothing()], "warning")):
+        defended = DefendedModel(model, defend(model, chain), seed=0)
+        probed = DefenseProbe(defended, x, torch.tensor([1, 1]), [0, 1], ThreatModel(), 0.04, EngineOptions())
+        found = {finding.id: finding for finding in probed.findings()}
+        assert found["defense-gate"].verdict == verdict
 
 
 def test_labels_of_clean_images_that_change_are_counted() -> None:

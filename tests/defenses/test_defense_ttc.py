@@ -39,7 +39,7 @@ def test_the_gradient_is_the_identity_or_that_of_smooth_steps_and_the_values_sta
         values.append(logits.detach())
         gradients.append(torch.autograd.grad(logits[:, 0].sum(), leaf)[0])
     assert torch.equal(values[0], values[1])
-    purified = defended.defense.purify(defended.classifier, x, View().of(defended.defense)).requires_grad_()
+    purified = defended.defense.purify(defended.classifier, x, View().of(defended.defense, x)).requires_grad_()
     at_purified = torch.autograd.grad(model(purified)[:, 0].sum(), purified)[0]
     torch.testing.assert_close(gradients[0], at_purified)
     assert not torch.allclose(gradients[0], gradients[1])

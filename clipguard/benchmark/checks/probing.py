@@ -142,7 +142,8 @@ class Prober:
         """The findings of `PROBE_CHECKS`."""
         clean = self.samples[self.samples["attack"] == "none"]
         right = clean[clean["robust"]]
-        indices = (right if len(right) else clean)["index"].to_numpy()
+        few = right if len(right) and self.plan.defense is None else clean  # a defence may be what makes them wrong
+        indices = few["index"].to_numpy()
         index, x = pick_images(self.task.images.image, self.preprocess, indices, self.images)
         images = ProbedImages(index, x, self.task.dataset.labels[index])
         if self.plan.defense is not None and any(defense.gated for defense in parse_defenses(self.plan.defense)):

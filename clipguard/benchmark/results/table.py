@@ -112,8 +112,8 @@ def defense_line(result: BenchResult) -> str:
     record = result.run["defense"]
     forward, backward = record["passes"]
     names = " + ".join(defense["defense"] for defense in record["chain"])
-    votes = f", majority of {record['votes']} runs{_votes_again(result)}" if record["random"] else ""
-    weak = "" if "adaptive" in record["threats"] else f" WEAK: {' and '.join(record['threats'])} alone."
+    votes = f", most of {record['votes']} votes{_votes_again(result)}" if record["random"] else ""
+    weak = "" if "adaptive" in record["threats"] else f"; WEAK: {' and '.join(record['threats'])} alone"
     return f"{names} takes up to {forward} forward and {backward} backward passes an image{_gates(result)}{votes}{weak}"
 
 

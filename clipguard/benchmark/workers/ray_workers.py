@@ -123,9 +123,10 @@ class RayWorkers:
         findings: list[Finding] = self.heard(self._ask("examine", self.job_reference, recipe, images, transfer_from))
         return findings
 
-    def predict(self, images: Sequence[Tensor]) -> list[Tensor]:
+    def predict(self, images: Sequence[Tensor], originals: Sequence[Tensor] | None = None) -> list[Tensor]:
         """See `Workers.predict`."""
-        shares: list[Tensor] = self.heard(self._ask("predict", self.job_reference, list(images)))
+        clean = None if originals is None else list(originals)
+        shares: list[Tensor] = self.heard(self._ask("predict", self.job_reference, list(images), clean))
         return shares
 
     def key(self, recipe: Recipe, indices: Sequence[int]) -> dict[str, Any]:

@@ -176,9 +176,11 @@ class RemoteWorker:
         """See `Worker.examine`."""
         return self._said(lambda: list(self._at(run, job).examine(recipe, images, transfer_from)))
 
-    def predict(self, run: Fetch[Run], job: Job, images: Sequence[Tensor]) -> Said[list[Tensor]]:
+    def predict(
+        self, run: Fetch[Run], job: Job, images: Sequence[Tensor], originals: Sequence[Tensor] | None
+    ) -> Said[list[Tensor]]:
         """See `Worker.predict`."""
-        return self._said(lambda: self._at(run, job).predict(images))
+        return self._said(lambda: self._at(run, job).predict(images, originals))
 
     def attack(
         self,

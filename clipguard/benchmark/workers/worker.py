@@ -107,8 +107,11 @@ class Workers(Protocol):
     def probe(self, recipe: Recipe, images: ProbedImages) -> Probed:
         """Make the sanity checks that take passes of their own."""
 
-    def predict(self, images: Sequence[Tensor]) -> list[Tensor]:
-        """(classes,) softmax of each image (3, H, W), which may differ in size."""
+    def predict(self, images: Sequence[Tensor], originals: Sequence[Tensor] | None = None) -> list[Tensor]:
+        """(classes,) softmax of each image (3, H, W), which may differ in size, or of a random defence shares of votes.
+
+        `originals` are the clean ones, with whose draws a random defence looks at what was made of them.
+        """
 
     def examine(self, recipe: Recipe, images: ProbedImages, transfer_from: str | None) -> Iterable[Finding]:
         """All findings of the doctor; `transfer_from` names the model whose adversarial images are tried."""
@@ -291,8 +294,8 @@ class Worker:
         if defended:
             yield from probe_defended(plan, defended, images, self.device, self.options).findings
 
-    def predict(self, images: Sequence[Tensor]) -> list[Tensor]:
-        """(classes,) softmax, or shares of votes, of each image (3, H, W), which may differ in size; see `Workers`.
+    def predict(self, images: Sequence[Tensor], originals: Sequence[Tensor] | None = None) -> list[Tensor]:
+        """See `Workers`.
 
         Raises:
             NonFiniteError: for NaN.
@@ -305,7 +308,10 @@ class Worker:
         evaluator = Evaluator(judge or self.classifier, size, options.precision, fill=options.fill)
         for _, group in groupby(enumerate(images), key=lambda pair: (pair[1].shape, pair[0] // size)):
             positions, batch = zip(*group, strict=True)
-            logits = evaluator.verify(torch.stack(batch).to(self.device))
+            x = torch.stack(batch).to(self.device)
+            if judge and originals is not None:
+                judge.tell(x, torch.stack([originals[k] for k in positions]).to(self.device))
+            logits = evaluator.verify(x)
             require_finite(logits, positions.__getitem__, "on a clean or finished image")
             shares += list((logits if judge and judge.votes else logits.softmax(dim=1)).cpu())
         return shares

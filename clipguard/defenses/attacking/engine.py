@@ -57,9 +57,9 @@ class DefendedEngine:
         self.defended, self.threat, self.options, self.note = defended, threat, options, note
         self.eps_values = sorted(eps_values)
         self.approaches = list(recipe.approaches(defended)) if isinstance(recipe, ThreatRecipe) else []
-        judge = defended.judge("judge")
+        self.judge = defended.judge("judge")
         size = options.batch_size or CPU_BATCH
-        self.evaluator = Evaluator(judge, size, fill=options.fill, small_rows=options.small_rows)
+        self.evaluator = Evaluator(self.judge, size, fill=options.fill, small_rows=options.small_rows)
         self.costs: dict[str, Cost] = defaultdict(Cost)
 
     @property
@@ -128,11 +128,12 @@ class DefendedEngine:
             device = standing[0].case.example.image.device
             images = [found[one.case.example.index] for one in standing]
             x = torch.stack([image for image in images if image is not None]).to(device)
+            x0 = torch.stack([one.case.example.image for one in standing])
+            self.judge.tell(x, x0)
             logits = self.evaluator.verify(x)
             index = [one.case.example.index for one in standing]
             require_finite(logits, index.__getitem__, f"under {approach.full_name}")
         labels = torch.tensor([one.case.example.label for one in standing])
-        x0 = torch.stack([one.case.example.image for one in standing])
         inside = self.threat.contains(x, x0, torch.full((len(x),), eps, device=device)).tolist()
         distances, logits = self.threat.distance(x, x0).tolist(), logits.cpu()
         others = logits.scatter(1, labels[:, None], -torch.inf).amax(dim=1)

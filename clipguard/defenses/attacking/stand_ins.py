@@ -10,7 +10,7 @@ from torch.nn import functional as F
 
 from clipguard.defenses.base import Backward, Classifier, View
 from clipguard.defenses.classifiers import Defended
-from clipguard.defenses.draws import Draws, Stream
+from clipguard.defenses.draws import Draws, Stream, content
 
 
 class StandIn(nn.Module):
@@ -31,8 +31,8 @@ class StandIn(nn.Module):
 class Judge(StandIn):
     """What a defended classifier takes images for.
 
-    Of a deterministic one its logits; of a random one the shares of `votes` runs that say each class: the largest is
-    the majority's. Equal shares count for the class with the lower number.
+    Of a deterministic one its logits; of a random one the shares of `votes` runs that say each class: the largest
+    decides. Equal shares count for the class with the lower number.
 
     Args:
         classifier: with its defences.
@@ -44,13 +44,20 @@ class Judge(StandIn):
     def __init__(self, classifier: Classifier, model: nn.Module, draws: Draws, votes: int) -> None:
         super().__init__(classifier, model)
         self.draws, self.votes = draws, votes
+        self._originals: dict[int, int] = {}
+
+    def tell(self, x: Tensor, originals: Tensor) -> None:
+        """From now on images x (B, C, H, W) are judged with the draws of those that they were made of."""
+        self._originals = dict(zip(content(x).tolist(), content(originals).tolist(), strict=True))
 
     def forward(self, x: Tensor) -> Tensor:
         if not self.votes:
             return self.classifier.logits(x, View(self.draws))
+        own = content(x).tolist()
+        keys = torch.tensor([self._originals.get(key, key) for key in own], device=x.device)
         shares: list[Tensor] = []
         for number in range(self.votes):
-            logits = self.classifier.logits(x, View(replace(self.draws, number=number)))
+            logits = self.classifier.logits(x, View(replace(self.draws, number=number, keys=keys)))
             vote = F.one_hot(logits.argmax(dim=1), logits.shape[1]).to(logits)
             shares.append(vote + 0 * logits.sum(dim=1, keepdim=True))  # NaN stays NaN
         return torch.stack(shares).mean(dim=0)
@@ -66,7 +73,7 @@ class Relaxed:
     def logits(self, x: Tensor, view: View) -> Tensor:
         """(B, classes) of what the objective looks at."""
         defense = self.defended.defense
-        return defense.relaxed(self.name, self.defended.classifier, x, view.of(defense))
+        return defense.relaxed(self.name, self.defended.classifier, x, view.of(defense, x))
 
 
 class Search(StandIn):
@@ -82,6 +89,7 @@ class Search(StandIn):
         backward: what its gradient is.
         draws: runs of a random one; 0 for a deterministic one.
         relaxed: an objective in place of the logits.
+        own: see `View`.
     """
 
     def __init__(
@@ -92,14 +100,17 @@ class Search(StandIn):
         backward: Backward = "identity",
         draws: int = 0,
         relaxed: Relaxed | None = None,
+        *,
+        own: bool = False,
     ) -> None:
         super().__init__(classifier, model)
-        self.seed, self.backward_name, self.draws, self.relaxed = seed, backward, draws, relaxed
+        self.seed, self.draws, self.relaxed = seed, draws, relaxed
+        self.view = View(backward=backward, own=own)
 
     def forward(self, x: Tensor) -> Tensor:
         target = self.relaxed or self.classifier
         stream: Stream = "search"
-        views = (View(Draws(self.seed, stream, number), self.backward_name) for number in range(self.draws or 1))
+        views = (replace(self.view, draws=Draws(self.seed, stream, number)) for number in range(self.draws or 1))
         logits = [target.logits(x, view) for view in views]
         if not self.draws:
             return logits[0]

@@ -140,6 +140,9 @@ def _adaptive(stages: Sequence[Attack], defended: DefendedModel) -> Iterator[App
         for backward in BACKWARDS
         if backward in offered
     }
+    if sum(layer.defense.backwards[-1] != "identity" for layer in inside) > 1:
+        name = "each its own"
+        searches[name] = Search(defended.classifier, defended.model, defended.seed, draws=draws, own=True)
     for layer in inside:
         for relaxation in layer.defense.relaxations():
             relaxed = Relaxed(layer, relaxation)

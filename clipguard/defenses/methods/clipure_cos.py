@@ -21,8 +21,9 @@ class CLIPureCos(Defense):
     embedding u goes to u + step_size g, of unit length again, where g is the gradient of cos(u, T), of unit length.
 
     g is a tangent, so a step of 30 turns u by atan(30) = 88.09 degrees toward T in the plane of both. From less than
-    that away, as embeddings of CLIP are, the first step goes past T and the next one back: an even number of steps,
-    such as the published 10, leaves the embedding as it is, and an odd one puts it to the other side of T.
+    that away, as most embeddings of CLIP are, the first step goes past T and the next one back: an even number of
+    steps, such as the published 10, leaves such an embedding as it is, and an odd one puts it to the other side of T.
+    From further away the steps change it much, and clean accuracy may fall (of `tiny` by a third: docs/defenses.md).
 
     Decided here: the authors divide g by its norm over the whole batch, so that an image's class depends on its
     neighbours; here each image has its own, which is theirs in a batch of one. Arithmetic is in float64. A tuned text

@@ -94,10 +94,7 @@ class RTPT(Defense):
         def copy(images: Tensor, number: int) -> Tensor:
             return images if number == 0 else _cropped(images, crops, number - 1)
 
-        def run(images: Tensor) -> Tensor:
-            return classifier.embed(images, view)
-
-        outputs = outputs_of_copies(run, x, self.views, copy, least_rows=classifier.least_rows)
+        outputs = outputs_of_copies(classifier.embed, x, view, self.views, copy, least_rows=classifier.least_rows)
         return torch.stack([out.float() for out in outputs], dim=1)
 
     def tuned(self, encoder: ContextEncoder, model: nn.Module, features: Tensor) -> list[Tensor]:

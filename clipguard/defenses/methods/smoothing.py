@@ -57,20 +57,17 @@ class Smoothing(Defense):
         def copy(images: Tensor, number: int) -> Tensor:
             return images + self.sigma * draws.part(number).normal(*images.shape[1:])
 
-        def run(images: Tensor) -> Tensor:
-            return classifier.logits(images, view)
-
-        outputs = outputs_of_copies(run, x, self.samples, copy, least_rows=classifier.least_rows)
+        outputs = outputs_of_copies(classifier.logits, x, view, self.samples, copy, least_rows=classifier.least_rows)
         first = next(outputs)
         votes, soft = _vote(first), first.log_softmax(dim=1)
         for out in outputs:
             votes, soft = votes + _vote(out), torch.logaddexp(soft, out.log_softmax(dim=1))
-        shares = _log_shares(votes)
+        shares = _log_shares(votes) + 0 * soft.detach().sum(dim=1, keepdim=True)  # NaN stays NaN
         return with_gradient_of(shares, soft) if soft.requires_grad else shares
 
 
 def _vote(logits: Tensor) -> Tensor:
-    return F.one_hot(logits.argmax(dim=1), logits.shape[1])
+    return F.one_hot(logits.nan_to_num().argmax(dim=1), logits.shape[1])
 
 
 def _log_shares(votes: Tensor) -> Tensor:

@@ -54,7 +54,7 @@ class TTC(Purifier):
         at_least(self, eps=0, steps=1, step_size=0, beta=0, threshold=0)
 
     def cost(self, classes: int) -> tuple[int, int]:  # noqa: ARG002
-        return self.steps + 3, self.steps
+        return self.steps + 4, self.steps
 
     def purify(self, classifier: Classifier, x: Tensor, view: View) -> Tensor:
         start, flagged = self._start(classifier, x, view)

@@ -64,11 +64,9 @@ class TTE(Defense):
             moved = _moved(images, offsets[number % len(offsets)])
             return moved.flip(3) if number >= len(offsets) else moved
 
-        def run(images: Tensor) -> Tensor:
-            return classifier.logits(images, view)
-
         copies = (1 + self.flip) * len(offsets)
-        return sum(outputs_of_copies(run, x, copies, copy, least_rows=classifier.least_rows), torch.zeros(())) / copies
+        outputs = outputs_of_copies(classifier.logits, x, view, copies, copy, least_rows=classifier.least_rows)
+        return sum(outputs, torch.zeros(())) / copies
 
     def offsets(self, size: tuple[int, int]) -> tuple[Offset, ...]:
         """How far the views move down and right, the image itself first. Raises DefenseError for too small images."""
