@@ -96,6 +96,7 @@ class FinetuneOptions(TypedDict, total=False):
     classes: str | Path | None
     image_column: str | None
     label_column: str | None
+    caption_column: str | None
     data_root: str | Path | None
     templates: str
     n_samples: int | Literal["all"] | None
@@ -135,6 +136,7 @@ class FinetuneOptions(TypedDict, total=False):
     seed: int
     eval_every: int | None
     eval_samples: int
+    eval_dataset: str | None
     evaluation: bool
     save_every: int | None
     tracker: Literal["none", "tensorboard", "wandb"]

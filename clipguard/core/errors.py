@@ -26,6 +26,10 @@ class SplitError(DatasetError):
     """A data set that has no split of that name, or several and none that would be meant without a name."""
 
 
+class CaptionError(DatasetError):
+    """A data set without captions, or with several columns that could be them."""
+
+
 class AttackError(ClipguardError):
     """An attack or threat that does not exist, or that cannot be run on this model."""
 

@@ -9,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from clipguard.core.errors import DatasetError
+from clipguard.data.captions import Captions
 from clipguard.data.decoding import Decode, Decoded, decode
 from clipguard.data.images import EncodedImages, reason
 
@@ -35,6 +36,8 @@ class ImageDataset:
     """N encoded images, read from disk when asked for."""
     decode: Decode = field(default="upright", kw_only=True)
     """How they become pixels; see `decode`."""
+    captions: Captions | None = field(default=None, repr=False, kw_only=True)
+    """Of each image, one or more; None where they were not asked for."""
 
     def __len__(self) -> int:
         return len(self.images)

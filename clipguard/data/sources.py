@@ -49,6 +49,8 @@ def load_dataset(
     duplicate_names: bool = False,
     data_root: Path | None = None,
     decode: Decode = "upright",
+    captions: bool = False,
+    caption_column: str | None = None,
 ) -> ZeroShotDataset:
     """Open a dataset and check all of it but the pixels, which are decoded when asked for.
 
@@ -66,6 +68,8 @@ def load_dataset(
         duplicate_names: allow equal names, and keep those of published lists, which are told apart by default.
         data_root: folder with copies of registered datasets, each at `<id>`. Default: CLIPGUARD_DATA.
         decode: "upright", or "plain" as PIL's convert("RGB"); see `clipguard.data.decoding.decode`.
+        captions: whether to read the images' captions, too.
+        caption_column: of a table, or the key of the JSON in a web dataset; detected by default.
 
     Raises:
         DatasetError: one line that starts with `name` and names the cure.
@@ -74,9 +78,11 @@ def load_dataset(
     with _named(name):
         _check_types(split=split, image_column=image_column, label_column=label_column, classes=classes)
         _check_types(templates=templates, class_names=class_names, data_root=data_root, decode=decode)
+        _check_types(caption_column=caption_column)
         entry = find_entry(name)
         typed = parse_classes(str(classes)) if classes else None
-        raw = _open(Request(split, image_column, label_column), name, entry, data_root)
+        request = Request(split, image_column, label_column, captioned=captions, caption_column=caption_column)
+        raw = _open(request, name, entry, data_root)
         return _dataset_of(name, raw, entry, typed, templates, class_names, decode, duplicates=duplicate_names)
 
 
@@ -92,6 +98,7 @@ def dataset_of_table(
     class_names: ClassNames = "source",
     duplicate_names: bool = False,
     decode: Decode = "upright",
+    caption_column: str | None = None,
 ) -> ZeroShotDataset:
     """A `datasets.Dataset` with images and labels, as `load_dataset` would open it from a file.
 
@@ -106,13 +113,15 @@ def dataset_of_table(
         class_names: how names are written.
         duplicate_names: allow equal names.
         decode: how images become pixels.
+        caption_column: of the captions, which are read if it is given.
 
     Raises:
         DatasetError: one line that starts with `name` and names the cure.
     """
     with _named(name):
         typed = parse_classes(str(classes)) if classes else None
-        request = Request(split, image_column, label_column)
+        captioned = caption_column is not None
+        request = Request(split, image_column, label_column, captioned=captioned, caption_column=caption_column)
         raw = split_of_table(table, MEMORY, split or str(table.split or ALL), request)
         return _dataset_of(name, raw, None, typed, templates, class_names, decode, duplicates=duplicate_names)
 
@@ -135,11 +144,19 @@ def _dataset_of(
         check_listed_names(names, prompts)
     else:
         check_data_names(names, prompts)
-    return ZeroShotDataset(name, raw.source, raw.split, raw.images, names, prompts, labels, decode=decode)
+    return ZeroShotDataset(
+        name, raw.source, raw.split, raw.images, names, prompts, labels, decode=decode, captions=raw.captions
+    )
 
 
 def load_images(
-    name: str, *, split: str | None = None, image_column: str | None = None, data_root: Path | None = None
+    name: str,
+    *,
+    split: str | None = None,
+    image_column: str | None = None,
+    data_root: Path | None = None,
+    captions: bool = False,
+    caption_column: str | None = None,
 ) -> ImageDataset:
     """Open images without regard to labels: anything `load_dataset` opens, and folders of images in any layout.
 
@@ -148,17 +165,20 @@ def load_images(
         split: which one.
         image_column: of a table.
         data_root: folder with copies.
+        captions: whether to read the images' captions, too.
+        caption_column: as for `load_dataset`.
 
     Raises:
         DatasetError: one line that starts with `name` and names the cure.
     """
     name = _name(name)
     with _named(name):
-        _check_types(split=split, image_column=image_column, data_root=data_root)
-        raw = _open(Request(split, image_column, labelled=False), name, find_entry(name), data_root)
+        _check_types(split=split, image_column=image_column, data_root=data_root, caption_column=caption_column)
+        request = Request(split, image_column, None, False, captions, caption_column)
+        raw = _open(request, name, find_entry(name), data_root)
         if len(raw.images) == 0:
             raise DatasetError(EMPTY)
-    return ImageDataset(name, raw.source, raw.split, raw.images)
+    return ImageDataset(name, raw.source, raw.split, raw.images, captions=raw.captions)
 
 
 TYPES: dict[str, Any] = {  # of the arguments of `load_dataset`
@@ -170,6 +190,7 @@ TYPES: dict[str, Any] = {  # of the arguments of `load_dataset`
     "class_names": ClassNames,
     "data_root": str | Path | None,
     "decode": Decode,
+    "caption_column": str | None,
 }
 
 

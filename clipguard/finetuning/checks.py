@@ -76,6 +76,7 @@ def check(config: FinetuneConfig, sources: Sources = NAMED) -> tuple[Method, Tex
             f"{config.method} takes a batch as a whole, its loss is no mean over images: give `batch_size` as a number,"
             " without `effective_batch`."
         )
+    _check_captions(config, method)
     if config.wise_ft < 1 and mode in NOT_IN_THE_WEIGHTS:
         raise FinetuneError(f"`wise_ft` mixes weights, but text={mode} is not in the weights; leave it out.")
     if config.tracker != "none" and not TRACKERS[config.tracker]():
@@ -89,3 +90,19 @@ def _check_prompts(config: FinetuneConfig) -> None:
     for name, default in given.items():
         if getattr(config, name) != default:
             raise FinetuneError(f"{config.method} trains prompts and no weights: leave `{name}` out.")
+
+
+def _check_captions(config: FinetuneConfig, method: Method) -> None:
+    """Raise FinetuneError for settings about images, of methods that attack captions."""
+    if not method.sees_images():
+        given: dict[str, object] = {"train": config.train != "visual", "lora": config.lora, "fsdp": config.fsdp}
+        given |= {"noise": config.noise, "grad_checkpointing": config.grad_checkpointing, "compile": config.compile}
+        given |= {"regularizer": config.regularizer}  # which compares predictions on images
+        for name, is_given in given.items():
+            if is_given:
+                raise FinetuneError(f"{config.method} trains the text tower alone: leave `{name}` out.")
+    if config.awp and method.edits() is not None:
+        raise FinetuneError(
+            f"`awp` takes a second gradient on the same adversarial images, but {config.method} attacks captions: leave"
+            " it out."
+        )

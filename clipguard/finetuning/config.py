@@ -47,6 +47,9 @@ class FinetuneConfig:
     classes: str | None = setting(None, "Class names between commas, or a file of them.")
     image_column: str | None = setting(None, "If it cannot be told.")
     label_column: str | None = setting(None, "If it cannot be told.")
+    caption_column: str | None = setting(
+        None, "Of methods that train on captions, if it cannot be told; or the key of a .tar file's JSON."
+    )
     data_root: str | None = setting(
         None, "Folder with copies of named data sets, DIR/<name>.", default_help="$CLIPGUARD_DATA"
     )
@@ -149,6 +152,12 @@ class FinetuneConfig:
 
     eval_every: int | None = setting(None, "Steps between validations.", low=1, default_help="a fifth of the run")
     eval_samples: int = setting(500, "Images a validation or the final test takes at most.", low=1)
+    eval_dataset: str | None = setting(
+        None,
+        "Labelled data set for the final test.",
+        complete="datasets",
+        default_help="what is trained on, if it has labels",
+    )
     evaluation: bool = setting(True, "Score the model before and after, when it is trained.")
     save_every: int | None = setting(None, "Steps between checkpoints.", low=1, default_help="with every validation")
     tracker: Tracker = setting("none", "none, tensorboard or wandb.")
@@ -231,5 +240,5 @@ class FinetuneConfig:
 ADDED = {
     field.name: field.default
     for field in fields(FinetuneConfig)
-    if field.name in ("noise", "regularizer", "awp", "awp_warmup")
+    if field.name in ("noise", "regularizer", "awp", "awp_warmup", "caption_column", "eval_dataset")
 }

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple, TypedDict
 
 import torch
 
 from clipguard.attacks.engine.outcome import Example
+from clipguard.core.errors import FinetuneError
 from clipguard.core.progress import Progress
 from clipguard.core.records.run import FindingsRecord
-from clipguard.data import ZeroShotDataset
+from clipguard.data import ZeroShotDataset, load_dataset
 from clipguard.finetuning.config import FinetuneConfig
 from clipguard.finetuning.data.training_data import Indices, TrainingData
 from clipguard.finetuning.training.accuracy import ATTACK, PASSES, Accuracies, Score, score
@@ -43,6 +45,8 @@ def choose_images(config: FinetuneConfig, data: TrainingData) -> EvaluationImage
     """Held-out test images, else validation images; None if there are none with labels, or none are wanted."""
     if not config.evaluation:
         return None
+    if config.eval_dataset is not None:
+        return _named_images(config, config.eval_dataset, data)
     if data.held_out is not None:
         held_out = data.held_out
         indices = held_out.subset(config.eval_samples, config.seed)
@@ -54,6 +58,16 @@ def choose_images(config: FinetuneConfig, data: TrainingData) -> EvaluationImage
         what = f"{len(indices)} validation images, which chose the checkpoint: {config.dataset} {why}"
         return EvaluationImages(data.images, indices, what)
     return None
+
+
+def _named_images(config: FinetuneConfig, name: str, data: TrainingData) -> EvaluationImages:
+    """Of another labelled data set. Raises FinetuneError if it is what was trained on."""
+    root = Path(config.data_root).expanduser() if config.data_root else None
+    other = load_dataset(name, templates=config.templates, data_root=root)
+    if (other.source, other.split) == (data.images.source, data.images.split):
+        raise FinetuneError(f"`eval_dataset={name}` is what is trained on: name another, or one with a test split.")
+    indices = other.subset(config.eval_samples, config.seed)
+    return EvaluationImages(other, indices, f"{len(indices)} images of {name}, split {other.split}")
 
 
 def announce(images: EvaluationImages) -> str:
@@ -80,7 +94,9 @@ def evaluate(
     }
     names = images.dataset.class_names
     findings = [
-        entry(name, config.dataset, prediction_findings(s.labels, s.predictions, len(names), names))
+        entry(
+            name, config.eval_dataset or config.dataset, prediction_findings(s.labels, s.predictions, len(names), names)
+        )
         for name, s in scores.items()
     ]
     say(findings)

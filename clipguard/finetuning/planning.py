@@ -137,7 +137,7 @@ def _measure(
         loaded = sources.load(config, accelerator.device)
         torch.manual_seed(config.seed)
         model, objective = make_objective(config, method, text_mode, loaded, data, accelerator.autocast)
-        images = TrainingImages(data, loaded.preprocess(), config)
+        images = TrainingImages(data, loaded.preprocess(), config, seen=method.sees_images())
         sampler = ResumableBatchSampler.of_run(config, data.train)
         validation = Validation(config, data, images, objective) if len(data.validation) else None
         trainer = Trainer(config, accelerator, model, objective, images, sampler, validation, nowhere)

@@ -211,7 +211,7 @@ def _run(
                 log.info(line)
             torch.manual_seed(config.seed)  # low-rank weights begin at random
             model, objective = make_objective(config, method, text_mode, loaded, data, accelerator.autocast)
-            images = TrainingImages(data, loaded.preprocess(), config)
+            images = TrainingImages(data, loaded.preprocess(), config, seen=method.sees_images())
             sampler = ResumableBatchSampler.of_run(config, data.train, team)
             validation = Validation(config, data, images, objective, team) if len(data.validation) else None
         trainer = Trainer(config, accelerator, model, objective, images, sampler, validation, folder.path)

@@ -14,6 +14,7 @@ import clipguard
 from clipguard.benchmark.plan import BenchPlan
 from clipguard.data.templates import PHOTO
 from clipguard.finetuning.config import FinetuneConfig
+from clipguard.finetuning.methods.base import CAPTION_NEEDS
 from clipguard.finetuning.methods.registry import METHODS
 from clipguard.finetuning.restart import settings_of_run
 from clipguard.finetuning.settings import resolve
@@ -46,7 +47,8 @@ def test_training_takes_the_prompts_of_bench_and_presets_of_papers_their_own() -
     assert FinetuneConfig().templates == BenchPlan.templates == "ensemble"
     assert resolve({}).templates == resolve({"model": "tiny", "preset": "embedded"}).templates == "ensemble"
     for method, kind in METHODS.items():
-        if "paper" in kind.presets and method != "saft" and kind().prompt_design() is None:
+        others = method == "saft" or kind().prompt_design() is not None or kind().all_needs() & CAPTION_NEEDS
+        if "paper" in kind.presets and not others:
             assert resolve({"method": method, "preset": "paper"}).templates == "This is a photo of a {}"
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -83,7 +84,7 @@ def test_any_folder_of_images_serves_methods_without_labels(tmp_path: Path) -> N
     for number, path in enumerate(sorted(Path(folder).rglob("*.png"))):
         path.rename(Path(folder) / f"{number}.png")
     for empty in list(Path(folder).glob("kind*")):
-        empty.rmdir()
+        shutil.rmtree(empty)
     config = make_config("tiny", folder, method="fare")
     with noticing() as notices:
         data = open_data(config, needs_labels=False)

@@ -48,13 +48,14 @@ def write_vit(folder: Path, seed: int = 0, text_layers: int = 1, **vision: Any) 
 
 
 def write_images(folder: Path, classes: int = 3, n: int = 8, size: int = 16) -> str:
-    """`class/x.png`: noise around a colour of the class; returns the path."""
+    """`class/x.png`: noise around a colour of the class, and its caption in `x.txt`; returns the path."""
     generator = np.random.default_rng(0)
     for label in range(classes):
         (folder / f"kind {label}").mkdir(parents=True)
         for number in range(n):
             colour = np.roll([200, 120, 60], label) + generator.integers(-40, 40, (size, size, 3))
             Image.fromarray(colour.clip(0, 255).astype(np.uint8)).save(folder / f"kind {label}" / f"{number}.png")
+            (folder / f"kind {label}" / f"{number}.txt").write_text(f"kind {label} with the number {number // 2}")
     return str(folder)
 
 
@@ -71,7 +72,7 @@ def make_trainer(config: FinetuneConfig, out: Path, team: Team = ALONE) -> Train
     loaded = load_model(config.model, device=accelerator.device)
     torch.manual_seed(config.seed)
     model, objective = make_objective(config, method, text_mode, loaded, data, accelerator.autocast)
-    images = TrainingImages(data, loaded.preprocess(), config)
+    images = TrainingImages(data, loaded.preprocess(), config, seen=method.sees_images())
     images.cache(data.train, Silent(), team)
     sampler = ResumableBatchSampler.of_run(config, data.train, team)
     return Trainer(config, accelerator, model, objective, images, sampler, None, out)

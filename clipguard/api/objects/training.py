@@ -16,7 +16,14 @@ from clipguard.finetuning.sources import Sources
 from clipguard.models.given import open_model
 from clipguard.models.loading import LoadedModel
 
-SETTLED = ("classes", "templates", "image_column", "label_column", "data_root")  # of a ZeroShotDataset
+SETTLED = (
+    "classes",
+    "templates",
+    "image_column",
+    "label_column",
+    "data_root",
+    "caption_column",
+)  # of a ZeroShotDataset
 
 
 def named_sources(settings: Mapping[str, Any]) -> tuple[dict[str, Any], Sources]:
@@ -54,4 +61,6 @@ def _open(data: Any, name: str, config: FinetuneConfig) -> ZeroShotDataset:
         "classes": config.classes or None,
         "templates": config.templates,
     }
+    if config.caption_column is not None:
+        settings["caption_column"] = config.caption_column
     return open_in_memory(data, name, settings, needs_text=True)

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.resources import files
 from pathlib import Path
 
 from clipguard.data.formats.raw_split import RawSplit, Request, choose_split
 from clipguard.data.templates import DRAWING
 
+CONCEPT = "concept"  # the column with the name of the emoji
 DESCRIPTIONS = {
     "emoji-animals": "emoji of animals and plants",
     "emoji-food": "emoji of food, drink and tableware",
@@ -59,7 +60,10 @@ def list_datasets() -> list[DatasetInfo]:
 
 
 def open_embedded(name: str, request: Request) -> RawSplit:
-    """A split of an embedded data set. Held in memory (about 1 MB), so it works where no cache can be written."""
+    """A split of an embedded data set. Held in memory (about 1 MB), so it works where no cache can be written.
+
+    The caption of a drawing has the name of its emoji: "a drawing of a rooster."
+    """
     import datasets
     import pyarrow.parquet as pq
 
@@ -67,6 +71,10 @@ def open_embedded(name: str, request: Request) -> RawSplit:
 
     paths = {path.stem: path for path in sorted(embedded_folders()[name].glob("*.parquet"))}
     split = choose_split(paths, request.split)
-    raw = split_of_table(datasets.Dataset(pq.read_table(paths[split])), str(paths[split]), split, request)
+    table = datasets.Dataset(pq.read_table(paths[split]))
+    columns = request if request.caption_column else replace(request, caption_column=CONCEPT)
+    raw = split_of_table(table, str(paths[split]), split, columns)
     raw.templates = DRAWING
+    if raw.captions is not None and request.caption_column is None:
+        raw.captions = [tuple(DRAWING.single[0].replace("{}", name) for name in names) for names in raw.captions]
     return raw

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from clipguard.core.errors import DatasetError, SplitError
 from clipguard.core.notices import notice
+from clipguard.data.captions import captions_beside
 from clipguard.data.formats.paths import NOT_DATA, Located
 from clipguard.data.formats.raw_split import ALL, RawSplit, Request, choose_split, refuse_columns, sidecar_names
 from clipguard.data.formats.suffixes import count_suffixes
@@ -39,8 +40,11 @@ def open_images(located: Located, request: Request) -> RawSplit:
     below = [part[1:] for part in parts if part[0] == split and len(part) > 1] if splits else parts
     located.notice_skipped(f"{split}/" if splits else "")
     images = FileImages([f"{base}/{'/'.join(part)}" for part in below])
+    captions = None
+    if request.captioned:
+        captions = captions_beside(images.paths, [base, located.root], request.caption_column)
     if not request.labelled:
-        return RawSplit(str(located.path), split, images, pd.Series())
+        return RawSplit(str(located.path), split, images, pd.Series(), captions=captions)
     _check_no_stray(below, base, located)
     classes = sorted({part[0] for part in below})
     empty = [name for name in _folders_in(base) if name not in classes]
@@ -55,6 +59,7 @@ def open_images(located: Located, request: Request) -> RawSplit:
         listed_names=sidecar_names([base, located.root]),
         empty_classes={name: _what_is_in(located, base / name) for name in empty},
         classes_elsewhere=sorted(others.difference(classes, empty)) if others.intersection(classes) else [],
+        captions=captions,
         hint=_hint(below, base) if len(classes) == 1 else "",
     )
 

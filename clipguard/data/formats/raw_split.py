@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from clipguard.core.errors import DatasetError, SplitError, did_you_mean
+from clipguard.data.captions import Captions
 from clipguard.data.classes.labels import NameList
 from clipguard.data.classes.lists import read_class_list
 from clipguard.data.images import EncodedImages
@@ -29,6 +30,10 @@ class Request:
     label_column: str | None = None
     labelled: bool = True
     """Whether labels are wanted; without, `RawSplit.labels` may be empty."""
+    captioned: bool = False
+    """Whether captions are wanted."""
+    caption_column: str | None = None
+    """Of a table, or the key of the JSON beside the images of a web dataset."""
 
 
 @dataclass
@@ -44,6 +49,7 @@ class RawSplit:
     templates: TemplateSets = PHOTO
     empty_classes: dict[str, str] = field(default_factory=dict)  # class folders without images, and what is in them
     classes_elsewhere: list[str] = field(default_factory=list)  # that only other splits have
+    captions: Captions | None = None  # None: not wanted
     hint: str = ""  # what else may be wrong where labels are
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from clipguard.core.errors import DatasetError, first_line
+from clipguard.data.captions import table_captions
 from clipguard.data.classes.labels import EMPTY
 from clipguard.data.formats.columns import find_image_column, find_label_column
 from clipguard.data.formats.library_cache import check_cache
@@ -34,13 +35,14 @@ def split_of_table(table: Any, source: str, split: str, request: Request, folder
 
     image_column = find_image_column(table.features, request.image_column)
     images = table_images(table, image_column, folder)
+    captions = table_captions(table, request.caption_column) if request.captioned else None
     if not request.labelled:
-        return RawSplit(source, split, images, pd.Series())
+        return RawSplit(source, split, images, pd.Series(), captions=captions)
     label_column = find_label_column(table.features, request.label_column)
     feature = table.features[label_column]
     labels = table.select_columns([label_column]).to_pandas()[label_column]
     names = list(feature.names) if isinstance(feature, datasets.ClassLabel) else None
-    return RawSplit(source, split, images, labels, class_names=names)
+    return RawSplit(source, split, images, labels, class_names=names, captions=captions)
 
 
 def open_parquet(located: Located, request: Request) -> RawSplit:

@@ -7,15 +7,18 @@ from collections import Counter, defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import NamedTuple
 
 from clipguard.core.errors import DatasetError
 from clipguard.core.notices import notice
+from clipguard.data.captions import json_caption
+from clipguard.data.formats.raw_split import Request
 from clipguard.data.formats.suffixes import image_suffixes
 
 
 @dataclass(frozen=True, slots=True)
 class Member:
-    """An image or a label in a tar."""
+    """An image, a label or a caption in a tar."""
 
     tar: int  # index into the tars
     name: str
@@ -23,6 +26,7 @@ class Member:
     size: int  # bytes
     is_image: bool
     label: str | None = None
+    captions: tuple[str, ...] | None = None  # None: it is no caption
 
     @property
     def base(self) -> str:
@@ -42,48 +46,64 @@ class Member:
 
 @dataclass
 class Sample:
-    """The images and labels of one key."""
+    """The images, labels and captions of one key."""
 
     images: list[Member] = field(default_factory=list)
     labels: list[Member] = field(default_factory=list)
+    captions: list[Member] = field(default_factory=list)
+
+    def of_kind(self, member: Member) -> list[Member]:
+        """Those of a member's kind."""
+        if member.captions is not None:
+            return self.captions
+        return self.images if member.is_image else self.labels
 
     def take_out_extras(self) -> list[Member]:
         """Leave `a.png` where `a.seg.png` is beside it, the same for labels; return the rest."""
         extras = []
-        for members in (self.images, self.labels):
+        for members in (self.images, self.labels, self.captions):
             if any(not member.dotted for member in members):
                 extras += [member for member in members if member.dotted]
                 members[:] = [member for member in members if not member.dotted]
         return extras
 
 
-def index_samples(tars: list[Path], where: Path, *, labelled: bool) -> list[tuple[Member, str | None]]:
-    """The image of each sample and its label, in the order of the samples' first members.
+class Row(NamedTuple):
+    """What is read of a sample."""
+
+    image: Member
+    label: str | None
+    captions: tuple[str, ...]
+
+
+def index_samples(tars: list[Path], where: Path, request: Request) -> list[Row]:
+    """The image of each sample, its label and its captions, in the order of the samples' first members.
 
     Args:
         tars: their paths.
         where: what notices and errors name.
-        labelled: whether labels are wanted.
+        request: whether labels and captions are wanted, and under which key of JSON.
 
     Raises:
         DatasetError: for a broken tar, no images, several images or labels in a sample, a label without an image, or
             none but labels in another form.
     """
-    rows: list[tuple[Member, str | None]] = []
+    rows: list[Row] = []
     others: Counter[str] = Counter()
     dotted: dict[bool, list[str]] = {True: [], False: []}
     for number, path in enumerate(tars):
-        members = _read(number, path, others)
+        members = _read(number, path, others, request)
         keep_dots = _dots_are_in_names(members)
         samples = _group(members, keep_dots)
         if not keep_dots:
             others.update(_extension(extra.base) for sample in samples.values() for extra in sample.take_out_extras())
-        if labelled:
+        if request.labelled:
             _check_labels(samples, path, others)
         for key, sample in samples.items():
             if sample.images:
                 image = _only_image(path, key, sample)
-                rows.append((image, sample.labels[0].label if sample.labels else None))
+                captions = next((m.captions for m in sample.captions if m.captions), ())
+                rows.append(Row(image, sample.labels[0].label if sample.labels else None, captions))
                 if image.dotted:
                     dotted[keep_dots].append(image.name)
     if not rows:
@@ -101,8 +121,8 @@ def _dots_are_in_names(members: list[Member]) -> bool:
     if not any(member.dotted for member in members):
         return False
     whole = _group(members, keep_dots=True).values()
-    if any(sample.labels for sample in whole):
-        return all(sample.labels for sample in whole if sample.images)
+    if any(sample.labels or sample.captions for sample in whole):
+        return all(sample.labels or sample.captions for sample in whole if sample.images)
     to_first_dot = _group(members, keep_dots=False).values()
     return any(len(s.images) > 1 and all(image.dotted for image in s.images) for s in to_first_dot)
 
@@ -111,7 +131,7 @@ def _group(members: list[Member], keep_dots: bool) -> dict[str, Sample]:
     samples: defaultdict[str, Sample] = defaultdict(Sample)
     for member in members:
         sample = samples[member.key(keep_dots)]
-        (sample.images if member.is_image else sample.labels).append(member)
+        sample.of_kind(member).append(member)
     return dict(samples)
 
 
@@ -161,16 +181,19 @@ def _extension(base: str) -> str:
     return f".{base.partition('.')[2].lower()}" if "." in base else "without suffix"
 
 
-def _read(number: int, path: Path, others: Counter[str]) -> list[Member]:
-    """All images and labels of a tar; members of each other kind are counted in `others`."""
+def _read(number: int, path: Path, others: Counter[str], request: Request) -> list[Member]:
+    """All images, labels and, if they are wanted, captions; members of each other kind are counted in `others`."""
     suffixes = image_suffixes()
     members: list[Member] = []
-    for member, content in _members(path):
+    for member, content in _members(path, _texts_wanted(request)):
         base = member.name.rpartition("/")[2]
         if base.startswith("."):
             continue
         suffix = f".{base.rpartition('.')[2].lower()}" if "." in base else ""
-        if content is not None:
+        if content is not None and suffix != ".cls":
+            captions = _read_captions(path, member.name, content, request.caption_column)
+            members.append(Member(number, member.name, 0, 0, False, captions=captions))
+        elif content is not None:
             label = _read_label(path, member.name, content)
             members.append(Member(number, member.name, 0, 0, False, label))
         elif member.isfile() and suffix in suffixes:
@@ -190,12 +213,32 @@ def _read_label(path: Path, name: str, content: bytes) -> str | None:
     return text or None
 
 
-def _members(path: Path) -> Iterator[tuple[tarfile.TarInfo, bytes | None]]:
-    """Every member but folders, with its content if it is a `.cls`. Raises DatasetError if the tar is cut short."""
+def _texts_wanted(request: Request) -> tuple[str, ...]:
+    """Suffixes of members whose content is read; with a key, captions are in the JSON."""
+    captions = (".json",) if request.caption_column else (".txt", ".json")
+    return (".cls", *captions) if request.captioned else (".cls",)
+
+
+def _read_captions(path: Path, name: str, content: bytes, key: str | None) -> tuple[str, ...]:
+    if name.lower().endswith(".json"):
+        return json_caption(content, key, f"{path}: {name}")
+    try:
+        text = " ".join(content.decode("utf-8-sig").split())
+    except UnicodeDecodeError as error:
+        raise DatasetError(f"{path}: {name} is not UTF-8 text; write it anew, or remove the image") from error
+    return (text,) if text else ()
+
+
+def _members(path: Path, suffixes: tuple[str, ...]) -> Iterator[tuple[tarfile.TarInfo, bytes | None]]:
+    """Every member but folders, with its content if it has one of these suffixes.
+
+    Raises:
+        DatasetError: if the tar is cut short.
+    """
     try:
         with tarfile.open(path, "r:") as tar:
             for member in tar:
-                if member.isfile() and member.name.lower().endswith(".cls"):
+                if member.isfile() and member.name.lower().endswith(suffixes):
                     file = tar.extractfile(member)
                     yield member, file.read() if file else b""
                 elif not member.isdir():

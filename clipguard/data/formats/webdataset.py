@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 
-from clipguard.core.errors import DatasetError
+from clipguard.core.errors import CaptionError, DatasetError
+from clipguard.data.captions import Captions, check_captions
 from clipguard.data.formats.paths import Located, files_by_split
 from clipguard.data.formats.raw_split import RawSplit, Request, choose_split, refuse_columns, sidecar, sidecar_names
 from clipguard.data.formats.tar_index import index_samples
@@ -44,8 +45,8 @@ class TarImages:
 def open_tars(located: Located, request: Request) -> RawSplit:
     """A split of a tar, of a folder of tars, or of `{split}/0.tar ...`, each sample an image and a `.cls` member.
 
-    `.cls` is a class index or a class name. `classnames.txt` and `zeroshot_classification_templates.txt` are looked for
-    in the root and beside the tars.
+    `.cls` is a class index or a class name. A caption is in `.txt`, or in `.json` under a key. `classnames.txt` and
+    `zeroshot_classification_templates.txt` are looked for in the root and beside the tars.
 
     Raises:
         DatasetError: on a missing tar, and as `index_samples` does.
@@ -61,13 +62,27 @@ def open_tars(located: Located, request: Request) -> RawSplit:
         # The user named a tar or a split of CLIP_benchmark's layout: its root is above.
         folders.append(tars[0].parent.parent)
     located.notice_skipped()
-    samples = index_samples(tars, located.path, labelled=request.labelled)
-    table = np.array([(m.tar, m.offset, m.size) for m, _ in samples], dtype=np.int64).reshape(-1, 3)
-    images = TarImages(tars, table[:, 0].astype(np.int32), table[:, 1], table[:, 2], [m.name for m, _ in samples])
-    labels = _as_series([label for _, label in samples])
+    samples = index_samples(tars, located.path, request)
+    table = np.array([(s.image.tar, s.image.offset, s.image.size) for s in samples], dtype=np.int64).reshape(-1, 3)
+    names = [sample.image.name for sample in samples]
+    images = TarImages(tars, table[:, 0].astype(np.int32), table[:, 1], table[:, 2], names)
+    labels = _as_series([sample.label for sample in samples])
     beside = sidecar(folders, "zeroshot_classification_templates.txt")
     templates = TemplateSets(PHOTO.single, tuple(read_templates(beside))) if beside else PHOTO
-    return RawSplit(str(located.path), split, images, labels, listed_names=sidecar_names(folders), templates=templates)
+    raw = RawSplit(str(located.path), split, images, labels, listed_names=sidecar_names(folders), templates=templates)
+    if request.captioned:
+        raw.captions = _captions([sample.captions for sample in samples], names, located.path)
+    return raw
+
+
+def _captions(captions: list[tuple[str, ...]], names: list[str], where: Path) -> Captions:
+    """Raises CaptionError if there are none, and DatasetError if one is missing."""
+    if not any(captions):
+        raise CaptionError(
+            f"{where}: its images have no captions; store that of x.jpg as x.txt, or in x.json under 'caption' or the "
+            "key that `caption_column` names"
+        )
+    return check_captions(captions, lambda row: names[row])
 
 
 def _check_all_shards(tars: list[Path]) -> None:

@@ -12,7 +12,7 @@ from torch.utils.data import DataLoader
 
 from clipguard.core.environment.decoders import prepare_worker, signals_held
 from clipguard.finetuning.config import FinetuneConfig
-from clipguard.finetuning.data.images import TrainingImages
+from clipguard.finetuning.data.images import Item, TrainingImages
 from clipguard.finetuning.data.sampler import ResumableBatchSampler
 from clipguard.models.preprocessing import from_8bit
 
@@ -26,27 +26,20 @@ class ImageBatch(NamedTuple):
         pixels: (B, 3, H, W) in [0,1], or 8-bit.
         labels: (B,) int64, or None for data without labels.
         keys: of each row's random numbers.
+        captions: one a row, or None where the method needs none.
         adversarial: (B, 3, H, W) in [0,1], where the training attack has been made already.
     """
 
     pixels: Tensor
     labels: Tensor | None
     keys: list[int]
+    captions: list[str] | None = None
     adversarial: Tensor | None = None
 
     def split(self, rows: int) -> list[ImageBatch]:
         """Its images in order, at most so many at a time."""
         parts = [slice(start, start + rows) for start in range(0, len(self.pixels), rows)]
-        labels, adversarial = self.labels, self.adversarial
-        return [
-            ImageBatch(
-                self.pixels[p],
-                None if labels is None else labels[p],
-                self.keys[p],
-                None if adversarial is None else adversarial[p],
-            )
-            for p in parts
-        ]
+        return [ImageBatch(*(None if rows is None else rows[part] for rows in self)) for part in parts]  # type: ignore[arg-type]
 
     def to(self, device: torch.device) -> ImageBatch:
         """The batch on a device, with pixels in [0,1]; 8-bit pixels travel as they are, and are divided there."""
@@ -71,10 +64,15 @@ def load_batches(images: TrainingImages, sampler: ResumableBatchSampler, decoder
         return iter(loader)
 
 
-def collate(rows: list[tuple[Tensor, int, int]]) -> ImageBatch:
+def collate(rows: list[Item]) -> ImageBatch:
     """A batch of items of `TrainingImages`."""
-    pixels, labels, keys = zip(*rows, strict=True)
-    return ImageBatch(torch.stack(pixels), None if labels[0] < 0 else torch.tensor(labels), list(keys))
+    pixels, labels, keys, captions = zip(*rows, strict=True)
+    return ImageBatch(
+        torch.stack(pixels),
+        None if labels[0] < 0 else torch.tensor(labels),
+        list(keys),
+        None if captions[0] is None else list(captions),
+    )
 
 
 def choose_decoders(config: FinetuneConfig, cached: bool, device: torch.device) -> int:

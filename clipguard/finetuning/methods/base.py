@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from clipguard.finetuning.methods.captions.edits import CharacterEdits
 from clipguard.finetuning.methods.prompts.design import PromptDesign
 
 Need = Literal[
@@ -27,7 +28,12 @@ Need = Literal[
     "original_clean_patches",
     "class_prompts",
     "negative_text",
+    "captions",
+    "original_captions",
+    "edited_captions",
 ]
+CAPTION_NEEDS: frozenset[Need] = frozenset({"captions", "original_captions", "edited_captions"})
+TEXT_NEEDS: frozenset[Need] = CAPTION_NEEDS | {"labels", "classes", "class_prompts", "negative_text"}
 TextMode = Literal["frozen", "head", "encoder", "free", "laat"]
 NEGATIVE_PROMPT = "This is not a photo of a {}"  # of Comp-TGA's code
 Presets = Mapping[str, Mapping[str, Any]]
@@ -51,6 +57,10 @@ class Batch:
             space of the embeddings and not normalised; of vision transformers alone.
         class_prompts: (C, T, D) unit rows, of which `text` is the mean over the T prompts of a class.
         negative_text: (C, D) unit rows, as the model came: of `NEGATIVE_PROMPT` with each class's name.
+        captions, original_captions: (B, D) of each image's caption, by the text tower in training and as it came;
+            `captions` has gradients if that tower is trained, and is detached under the training attack.
+        edited_captions: (B, D) of the captions that the attack on characters edited, by the tower in training.
+        caption_ids: (B,) int64, equal where captions have the same tokens.
     """
 
     text: Tensor
@@ -67,6 +77,10 @@ class Batch:
     original_clean_patches: Tensor | None = None
     class_prompts: Tensor | None = None
     negative_text: Tensor | None = None
+    captions: Tensor | None = None
+    original_captions: Tensor | None = None
+    edited_captions: Tensor | None = None
+    caption_ids: Tensor | None = None
 
     def logits(self, embeddings: Tensor) -> Tensor:
         """(B, C) scaled cosines with the tuned text."""
@@ -126,6 +140,26 @@ class Method(ABC):
         divided into passes that fit into memory.
         """
         return False
+
+    def takes_prompts(self) -> bool:
+        """Whether prompts of an image's class do where it has no caption."""
+        return False
+
+    def edits(self) -> CharacterEdits | None:
+        """How captions are attacked; for methods that need "edited_captions"."""
+        return None
+
+    def edit_objective(self, edited: Tensor, batch: Batch) -> Tensor:
+        """(B, R) what the attack on captions maximises, from embeddings (B, R, D) of R candidates each."""
+        raise NotImplementedError
+
+    def images_meet(self) -> bool:
+        """Whether an image's attack objective depends on the other images of the batch."""
+        return False
+
+    def sees_images(self) -> bool:
+        """Whether it needs images at all; one that does not leaves the image tower as it is."""
+        return not self.all_needs() <= TEXT_NEEDS
 
     def attack_objective(self, adversarial: Tensor, batch: Batch) -> Tensor:
         """(B,) what the training attack maximises, from embeddings (B, D) of the perturbed images.

@@ -8,6 +8,9 @@ from clipguard.core.errors import FinetuneError
 from clipguard.core.plugins import Registry
 from clipguard.core.spec import NAME, NamedKinds
 from clipguard.finetuning.methods.base import Method
+from clipguard.finetuning.methods.captions.advflyp import AdvFLYP
+from clipguard.finetuning.methods.captions.delta_clip import DeltaCLIPStyle
+from clipguard.finetuning.methods.captions.leaf import LEAF
 from clipguard.finetuning.methods.classes.agft import AGFT
 from clipguard.finetuning.methods.classes.clean import Clean
 from clipguard.finetuning.methods.classes.comp_tga import CompTGA
@@ -36,7 +39,11 @@ def _add_plugin(_: str, kind: Any) -> None:
 METHODS: Registry[type[Method]] = Registry(
     {
         kind.name: kind
-        for kind in (TIMA, TeCoA, FARE, PMGAFT, SimCLIP, TGAZSR, CompTGA, LAAT, AGFT, SAFT, TRADES, Clean, APT, FAP)
+        for kind in (
+            *(TIMA, TeCoA, FARE, PMGAFT, SimCLIP, TGAZSR, CompTGA, LAAT, AGFT, SAFT, TRADES, Clean),
+            *(AdvFLYP, DeltaCLIPStyle, LEAF),
+            *(APT, FAP),
+        )
     },
     "clipguard.methods",
     _add_plugin,

@@ -9,7 +9,8 @@ from typing import Any
 import yaml
 
 from clipguard.core.eps import show_eps
-from clipguard.finetuning.output.record import RunRecord
+from clipguard.finetuning.methods.registry import parse_method
+from clipguard.finetuning.output.record import DatasetRecord, RunRecord
 from clipguard.finetuning.training.accuracy import Accuracy
 from clipguard.sanity.entries import alarms
 from clipguard.statistics.intervals import percent_with_interval
@@ -104,14 +105,15 @@ def _facts(run: RunRecord) -> dict[str, str]:
     shown = [f"`{template}`" for template in data["templates"][:MOST_PROMPTS]]
     more = len(data["templates"]) - len(shown)
     prompts = ", ".join([*shown, f"{more} more in `run.json`"] if more else shown) or "none"
-    images = f"{data['n_train']} images to train on, {data['n_validation']} to choose the checkpoint"
+    what = "captions" if data.get("text_only") else "images"
+    images = f"{data['n_train']} {what} to train on, {data['n_validation']} to choose the checkpoint"
     in_memory = run.get("in_memory", {}).get("model")  # it may have been changed there
     return {
         "Base model": f"{base['name']}{', in memory' if in_memory else ''}, weights "
         f"`{(in_memory or base['sha256'])[:16]}…`",
         "Method": " ".join([f"`{config['method']}`", *_beside(config)]),
-        "Data": f"{config['dataset']}, split {data['split']}: {images}; prompts {prompts}",
-        "Training attack": f"PGD-{config['attack_steps']}, {eps_label(config)}, steps of {resolved['step_size']:.3g}",
+        "Data": f"{config['dataset']}, split {data['split']}: {images}; prompts {prompts}{_captions(data)}",
+        "Training attack": _attack(config, resolved),
         "Training": f"{resolved['steps']} steps of {resolved['images_per_step']} images, {config['optimizer']}, "
         f"learning rate {config['lr']:g}, seed {config['seed']}",
         "Checkpoint": f"step {resolved['exported_step']}, chosen by: {resolved['chosen_by']}",
@@ -124,6 +126,19 @@ def _beside(config: Mapping[str, Any]) -> list[str]:
     terms = [f"with `{config['regularizer']}`"] if config.get("regularizer") else []
     weights = [f"at weights perturbed by {config['awp']:g} of their size (AWP)"] if config.get("awp") else []
     return [*svd, *terms, *weights]
+
+
+def _captions(data: DatasetRecord) -> str:
+    example = data.get("caption")
+    return f"; captions such as `{example}`" if example else ""
+
+
+def _attack(config: Mapping[str, Any], resolved: Mapping[str, Any]) -> str:
+    edits = parse_method(config["method"]).edits()
+    if edits is None:
+        return f"PGD-{config['attack_steps']}, {eps_label(config)}, steps of {resolved['step_size']:.3g}"
+    words = ", without making other words" if edits.constrain else ""
+    return f"up to {edits.k} edited characters of a caption{words}; {edits.rho} places and symbols tried for each"
 
 
 def accuracy_markdown(run: RunRecord) -> str:

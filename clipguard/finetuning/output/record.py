@@ -54,6 +54,8 @@ class DatasetRecord(TypedDict):
     n_validation: int
     train_indices: list[int]
     validation_indices: list[int]
+    caption: NotRequired[str]  # the first one, of methods that train on captions
+    text_only: NotRequired[bool]  # whether there were captions alone
 
 
 class RunRecord(TypedDict):
@@ -113,8 +115,14 @@ def start_record(
             "validation_indices": data.validation.tolist(),
         },
         "notices": notices,
-        "trained_prompts": data.templates if trainer.objective.method.reads_templates() else [],
+        "trained_prompts": data.templates
+        if trainer.objective.method.reads_templates() or data.prompts_for_captions
+        else [],
     }
+    if data.captions is not None:
+        record["dataset"]["caption"] = data.captions[int(data.train[0])][0]
+    if data.text_only:
+        record["dataset"]["text_only"] = True
     if in_memory := sources.record(record["dataset"]["fingerprint"]):
         record["in_memory"] = in_memory
     return record

@@ -30,7 +30,8 @@ def fitting_rows(step: Step, batch: ImageBatch) -> int:
     def gradient_pass(x: torch.Tensor) -> None:
         labels = None if images.labels is None else images.labels[:1].expand(len(x))
         for progress in PHASES:
-            step.try_alone(ImageBatch(x, labels, images.keys[:1] * len(x)), progress)
+            captions = None if images.captions is None else images.captions[:1] * len(x)
+            step.try_alone(ImageBatch(x, labels, images.keys[:1] * len(x), captions), progress)
 
     try:
         if images.pixels.is_cuda:

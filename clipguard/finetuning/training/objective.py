@@ -15,10 +15,11 @@ from torch.profiler import record_function
 from clipguard.attacks.engine.passes.evaluator import frozen
 from clipguard.attacks.threat import ThreatModel
 from clipguard.core.errors import FinetuneError
+from clipguard.finetuning.captions.side import CaptionSide
 from clipguard.finetuning.config import FinetuneConfig
 from clipguard.finetuning.data.batches import ImageBatch
 from clipguard.finetuning.data.training_data import TrainingData
-from clipguard.finetuning.methods.base import Batch, Method, Need, TextMode
+from clipguard.finetuning.methods.base import CAPTION_NEEDS, Batch, Method, Need, TextMode
 from clipguard.finetuning.training.training_attack import Noise, TrainingAttack
 from clipguard.finetuning.tuned.class_text import ClassText
 from clipguard.finetuning.tuned.image_tower import FrozenTower, ImageTower, checkpoint_gradients, choose_weights
@@ -63,6 +64,7 @@ class Objective:
             clean and adversarial images alike. It is one draw an image and step, on top of the adversarial image, which
             stays inside [0,1] and is made through that noise (Salman et al. 2019, SmoothAdv with one sample); nothing
             is clamped after, as nothing is where smoothing is certified. The frozen original sees images without it.
+        captions: embeds and edits captions, for methods that need them.
     """
 
     method: Method
@@ -71,6 +73,7 @@ class Objective:
     logit_scale: float
     autocast: Autocast
     noise: float = 0.0
+    captions: CaptionSide | None = None
 
     def __call__(
         self,
@@ -101,10 +104,13 @@ class Objective:
         if needs & {"start", "fixed_start"}:
             batch = replace(batch, start=self._embed_start(images, noise, needs, forward))
         attack = None
+        if needs & CAPTION_NEEDS:
+            assert self.captions is not None
+            batch, attack = self.captions.embed(batch, model, images, forward, needs)
         if needs & {"adversarial", "adversarial_patches", "original_adversarial"}:
             x_adv = images.adversarial
             if x_adv is None:
-                x_adv, attack = self.perturb(model, x, images.keys, batch, noise)
+                x_adv, attack = self.perturb(model, x, images.keys, batch, noise, whole)
                 images = images._replace(adversarial=x_adv)
             if needs & {"adversarial", "adversarial_patches"}:
                 adversarial, patches = _embed(forward, _noisy(x_adv, noise), patches="adversarial_patches" in needs)
@@ -114,7 +120,13 @@ class Objective:
         return Terms(self.method.terms(whole(batch) if whole else batch, progress), batch, attack, images)
 
     def perturb(
-        self, model: TunedModel, x: Tensor, keys: list[int], batch: Batch, noise: Tensor | None = None
+        self,
+        model: TunedModel,
+        x: Tensor,
+        keys: list[int],
+        batch: Batch,
+        noise: Tensor | None = None,
+        whole: Callable[[Batch], Batch] | None = None,
     ) -> tuple[Tensor, Tensor]:
         """The training attack, on the image tower in eval mode; no weight gets a gradient.
 
@@ -124,6 +136,7 @@ class Objective:
             keys: of each row's random numbers.
             batch: what the method's attack objective may look at.
             noise: (B, 3, H, W), which the tower sees on top of them; None: none.
+            whole: see `__call__`; for methods in whose attack images meet.
 
         Returns:
             Adversarial images (B, 3, H, W) and the mean objective, a scalar.
@@ -132,13 +145,18 @@ class Objective:
         ascending = None
         if design is not None and design.ascent and isinstance(model.text, PromptText):
             ascending = model.text.ascending(design.ascent)
-        tuned = {name: getattr(batch, name) for name in ("text", "class_prompts", "clean")}
+        tuned = {name: getattr(batch, name) for name in ("text", "class_prompts", "clean", "captions")}
         fixed = replace(batch, **{name: value.detach() for name, value in tuned.items() if value is not None})
         tower = model.image
+        meet = whole if self.method.images_meet() else None
+        if meet:
+            fixed = meet(fixed)
 
         def objective(x_adv: Tensor) -> Tensor:
             with self.autocast():
                 embeddings = tower(_noisy(x_adv, noise))
+            if meet:  # of all: their sum has the gradient of each process's own images
+                embeddings = meet(Batch(fixed.text, fixed.text, fixed.logit_scale, adversarial=embeddings)).adversarial
             if ascending is not None:
                 return ascending(lambda text: self.method.attack_objective(embeddings, fixed.with_text(text)))
             return self.method.attack_objective(embeddings, fixed)
@@ -226,7 +244,9 @@ def make_objective(
     text: ClassText | PromptText | None = None
     if design is None:
         choose_weights(visual, config)
-        if data.class_names:
+        if not method.sees_images():
+            visual.requires_grad_(False)
+        if data.class_names or (data.captions is not None and text_mode == "encoder"):
             text = ClassText(loaded, data.class_names, data.templates, text_mode, needs)
     else:  # the weights stay frozen, as all that is loaded
         text = PromptText(loaded, data.class_names, data.templates, design, method.name)
@@ -235,8 +255,9 @@ def make_objective(
     attack = TrainingAttack(
         ThreatModel(config.norm), config.eps_pixels, config.attack_steps, config.attack_step, config.random_start
     )
-    objective = Objective(method, original, attack, loaded.info.logit_scale, autocast, config.noise)
-    return TunedModel(tower, text), objective
+    captions = None if data.captions is None else CaptionSide.of_run(loaded, data.captions, method)
+    scale = loaded.info.logit_scale
+    return TunedModel(tower, text), Objective(method, original, attack, scale, autocast, config.noise, captions)
 
 
 @torch.no_grad()

@@ -17,18 +17,20 @@ from clipguard.finetuning.tuned.tuned_model import TunedModel
 def make_optimizers(config: FinetuneConfig, model: TunedModel, text_lr: float) -> dict[str, torch.optim.Optimizer]:
     """One for the image tower, as configured; one for tuned text, Adam without weight decay at its own rate.
 
-    Where prompts are learned there is one for them alone, as configured.
+    Where prompts are learned there is one for them alone, as configured; where the text alone is trained, its own is.
     """
-    image, prompts = model.image_parameters(), model.prompt_parameters()
+    parts = {"prompts": model.prompt_parameters(), "image": model.image_parameters(), "text": model.text_parameters()}
+    name = next((name for name, parameters in parts.items() if parameters), "image")
+    first = parts[name]
     # Of fused ones torch has Adam alone for parameters that are divided among processes.
-    fused = config.optimizer == "adamw" or not any(isinstance(parameter, DTensor) for parameter in image)
+    fused = config.optimizer == "adamw" or not any(isinstance(parameter, DTensor) for parameter in first)
     common: dict[str, Any] = {"lr": config.lr, "weight_decay": config.weight_decay, "fused": fused}
     optimizers: dict[str, torch.optim.Optimizer] = {
-        "prompts" if prompts else "image": torch.optim.AdamW(prompts or image, **common)
+        name: torch.optim.AdamW(first, **common)
         if config.optimizer == "adamw"
-        else torch.optim.SGD(prompts or image, momentum=config.momentum, **common)
+        else torch.optim.SGD(first, momentum=config.momentum, **common)
     }
-    if text := model.text_parameters():
+    if (text := parts["text"]) and "text" not in optimizers:
         optimizers["text"] = torch.optim.AdamW(text, text_lr, weight_decay=0.0, fused=text[0].is_cuda or None)
     for optimizer in optimizers.values():
         for group in optimizer.param_groups:

@@ -259,7 +259,7 @@ class Step:
     def _accuracy(self, batch: Batch, images: ImageBatch, look: bool) -> Scalars:
         """Batch accuracy; clean images cost a pass where the method needs none, so they are looked at now and then."""
         clean = batch.clean
-        if clean is None and batch.labels is not None and look:
+        if clean is None and batch.labels is not None and look and self.loss.objective.method.sees_images():
             with torch.no_grad():
                 clean = self.wrapped(images.pixels)
         accuracies = {

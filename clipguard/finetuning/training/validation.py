@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import TypedDict, final
+from typing import TYPE_CHECKING, TypedDict, final
 
 import numpy as np
 import torch
@@ -17,10 +17,13 @@ from clipguard.finetuning.data.images import TrainingImages
 from clipguard.finetuning.data.random_keys import random_key
 from clipguard.finetuning.data.training_data import Indices, TrainingData
 from clipguard.finetuning.processes.team import ALONE, Team
-from clipguard.finetuning.training.accuracy import Accuracies, accuracy_of, score
+from clipguard.finetuning.training.accuracy import Accuracies, Accuracy, accuracy_of, score
 from clipguard.finetuning.training.objective import Objective
 from clipguard.finetuning.tuned.image_tower import TunedClassifier
 from clipguard.finetuning.tuned.tuned_model import TunedModel
+
+if TYPE_CHECKING:
+    from typing_extensions import NotRequired
 
 BY_ACCURACY = "mean of clean and PGD-10 accuracy on validation images"
 BY_LOSS = "loss on validation images"
@@ -34,12 +37,14 @@ class ValidationLoss(TypedDict):
 
     loss: float
     n: int
+    clean: NotRequired[Accuracy]  # zero-shot, of methods that train on captions, where images have labels
 
 
 class Validation:
     """Scores a model in training; the higher value is the better one. Of several processes each takes a part.
 
-    Methods that are trained on labels are compared by accuracy, the others, which must not see any, by their loss.
+    Methods that are trained on labels are compared by accuracy, the others, which must not see any, by their loss. Of
+    those that train on captions, zero-shot accuracy on clean images is told, too, where these have labels.
     """
 
     def __init__(
@@ -108,11 +113,26 @@ class Validation:
                 for _ in indices:
                     progress.advance()
         loss = float(self.team.sum(torch.tensor(total, dtype=torch.float64))) / len(self.indices)
-        return -loss, {"loss": loss, "n": len(self.indices)}
+        result: ValidationLoss = {"loss": loss, "n": len(self.indices)}
+        if self.data.captions is not None and self.data.labels is not None:
+            result["clean"] = self._clean(model)
+        return -loss, result
+
+    @torch.no_grad()
+    def _clean(self, model: TunedModel) -> Accuracy:
+        """Accuracy on clean images, by this process's part of them and those of the others."""
+        assert self.data.labels is not None
+        text = model()
+        classifier = TunedClassifier(model.image, text, self.objective.logit_scale).eval()
+        own = self.indices[self.team.part(len(self.indices))].tolist()
+        right = [
+            int(classifier(self.images.pixels(i)[None].to(text.device)).argmax()) == self.data.labels[i] for i in own
+        ]
+        return accuracy_of(int(self.team.sum(torch.tensor(sum(right)))), len(self.indices))
 
     def _loss(self, model: TunedModel, indices: list[int]) -> float:
         """Of these images, in one pass."""
-        items = [(self.images.pixels(i), -1, random_key(self.config.seed, EPOCH, i)) for i in indices]
+        items = [self.images.plain(i, random_key(self.config.seed, EPOCH, i)) for i in indices]
         batch = collate(items)
         batch = batch._replace(pixels=batch.pixels.to(model.image.mean.device))
         with torch.no_grad():
@@ -123,6 +143,7 @@ class Validation:
 def describe_validation(result: Accuracies | ValidationLoss) -> str:
     """What validation found, on one line."""
     if "loss" in result:
-        return f"loss {result['loss']:.4g}"
+        accuracy = f", clean {100 * result['clean']['accuracy']:.1f} %" if "clean" in result else ""
+        return f"loss {result['loss']:.4g}{accuracy}"
     clean, robust = result["clean"]["accuracy"], result["robust"]["accuracy"]
     return f"clean {100 * clean:.1f} %, PGD-10 {100 * robust:.1f} %"

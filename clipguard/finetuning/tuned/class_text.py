@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from clipguard.core.errors import FinetuneError
+from clipguard.finetuning.captions.encoder import embed_texts
 from clipguard.finetuning.methods.base import NEGATIVE_PROMPT, Need, TextMode
 from clipguard.models.loading import LoadedModel
 from clipguard.models.text.encoding import class_rows, encode_prompts, tokenize
@@ -29,6 +30,8 @@ class ClassText(nn.Module):
 
     It stays in eval mode, as in the exported checkpoint. Its state dict holds the map or the tower, and not what the
     model, the class names and the templates determine.
+
+    Without class names it has no rows, and only its tower is of use.
 
     Raises:
         ModelError: for prompts that cannot be; see `tokenize`.
@@ -58,10 +61,12 @@ class ClassText(nn.Module):
         self.class_names = tuple(class_names)
         self.map: TextMap | None = loaded.text_map
         self.tower: nn.Module | None = None
-        tokens = tokenize(loaded.tokenizer, class_names, templates).to(loaded.device)
-        with torch.no_grad():
-            prompts = encode_prompts(loaded.model, tokens, len(class_names))
-        original = loaded.text_features(class_names, templates).T.contiguous()
+        original = tokens = prompts = torch.empty(0, 0, device=loaded.device)
+        if class_names:
+            tokens = tokenize(loaded.tokenizer, class_names, templates).to(loaded.device)
+            with torch.no_grad():
+                prompts = encode_prompts(loaded.model, tokens, len(class_names))
+            original = loaded.text_features(class_names, templates).T.contiguous()
         if mode == "encoder":
             self.tower = _copy_text_tower(loaded.model)
         elif mode != "frozen":
@@ -86,7 +91,7 @@ class ClassText(nn.Module):
 
     def forward(self) -> Tensor:
         """(C, D) unit rows, float32."""
-        if self.tower is None and self.map is None:
+        if (self.tower is None and self.map is None) or not self.class_names:
             return self.original
         return class_rows(self.class_prompts())
 
@@ -100,6 +105,11 @@ class ClassText(nn.Module):
             return self.prompts
         mapped: Tensor = self.map(self.prompts, self.class_names)
         return mapped
+
+    def embed(self, tokens: Tensor) -> Tensor:
+        """(B, D) of any texts by the tower in training, not normalised, from their tokens (B, L)."""
+        assert self.tower is not None
+        return embed_texts(self.tower, tokens)
 
     @torch.no_grad()
     def export(self, model: nn.Module) -> dict[str, bytes]:

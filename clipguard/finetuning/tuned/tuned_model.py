@@ -13,9 +13,9 @@ from clipguard.finetuning.tuned.prompt_text import PromptText
 class TunedModel(nn.Module):
     """The image tower in training and, where there are classes, their text.
 
-    Called with pixels (B, 3, H, W) it gives embeddings (B, D), with `patches` also patch tokens (B, N, D); called
-    without it gives class texts (C, D), with `prompts` those of each prompt (C, T, D): one module for all, so that
-    accelerate wraps, and a checkpoint holds, all that is trained.
+    Called with pixels (B, 3, H, W) it gives embeddings (B, D), with `patches` also patch tokens (B, N, D); with tokens
+    (B, L) those of other texts; called without either it gives class texts (C, D), with `prompts` those of each prompt
+    (C, T, D): one module for all, so that accelerate wraps, and a checkpoint holds, all that is trained.
     """
 
     def __init__(self, image: ImageTower, text: ClassText | PromptText | None) -> None:
@@ -23,7 +23,12 @@ class TunedModel(nn.Module):
         self.image, self.text = image, text
 
     def forward(
-        self, pixels: Tensor | None = None, *, patches: bool = False, prompts: bool = False
+        self,
+        pixels: Tensor | None = None,
+        tokens: Tensor | None = None,
+        *,
+        patches: bool = False,
+        prompts: bool = False,
     ) -> Tensor | tuple[Tensor, Tensor]:
         if pixels is not None:
             embeddings: Tensor | tuple[Tensor, Tensor]
@@ -32,6 +37,9 @@ class TunedModel(nn.Module):
         if self.text is None:
             return self.original_text()
         with torch.autocast(self.image.mean.device.type, enabled=False):  # a rounded text moves every logit
+            if tokens is not None:
+                assert isinstance(self.text, ClassText)
+                return self.text.embed(tokens)
             of_each = self.text.class_prompts if prompts and isinstance(self.text, ClassText) else self.text
             text: Tensor = of_each()
         return text

@@ -9,6 +9,7 @@ from typing import ClassVar
 from torch import Tensor
 
 from clipguard.finetuning.methods.base import Batch, Method, Need, TextMode
+from clipguard.finetuning.methods.captions.edits import CharacterEdits
 
 
 @dataclass(frozen=True)
@@ -63,6 +64,26 @@ class Regularized(Method):
     def divisible(self) -> bool:
         """As the method."""
         return self.method.divisible()
+
+    def takes_prompts(self) -> bool:
+        """As the method."""
+        return self.method.takes_prompts()
+
+    def edits(self) -> CharacterEdits | None:
+        """As the method."""
+        return self.method.edits()
+
+    def edit_objective(self, edited: Tensor, batch: Batch) -> Tensor:
+        """As the method."""
+        return self.method.edit_objective(edited, batch)
+
+    def images_meet(self) -> bool:
+        """As the method."""
+        return self.method.images_meet()
+
+    def sees_images(self) -> bool:
+        """As the method, which a regulariser of predictions on images must not change."""
+        return self.method.sees_images()
 
     def attack_objective(self, adversarial: Tensor, batch: Batch) -> Tensor:
         """The method's: the attack knows nothing of the regulariser."""
