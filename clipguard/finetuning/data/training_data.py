@@ -174,7 +174,7 @@ def _texts_alone(config: FinetuneConfig) -> TrainingData:
     path = Path(config.dataset).expanduser()
     captions = [(line.strip(),) for line in read_text(path).splitlines() if line.strip()]
     if len(captions) < MIN_CAPTIONS:
-        raise DatasetError(f"{path} has {len(captions)} captions; write more, one a line.")
+        raise DatasetError(f"{path} has too few captions ({len(captions)}); write more, one a line.")
     nothing = ImageDataset(config.dataset, str(path.absolute()), ALL, FileImages([""] * len(captions)))
     data = _of_unlabelled(config, nothing, [], [])
     return replace(data, captions=captions, text_only=True)
