@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -112,7 +113,7 @@ def test_images_without_labels_come_with_class_names(vit: str, tmp_path: Path) -
     folder = Path(write_images(tmp_path / "images", classes=1))
     for path in folder.rglob("*.png"):
         path.rename(folder / path.name)
-    (folder / "kind 0").rmdir()
+    shutil.rmtree(folder / "kind 0")
     given = {**SMALL, "method": "agft", "model": vit, "dataset": str(folder), "preset": "none"}
     with pytest.raises(FinetuneError, match=r"agft needs no labels, but class names: give `classes` \(.* 0.png"):
         open_for(AGFT(), resolve(given))

@@ -17,6 +17,7 @@ from training_runs import SMALL, StopsAfter, make_config, make_trainer
 
 from clipguard.core.environment.quiet_libraries import quiet_libraries
 from clipguard.core.errors import CaptionError, FinetuneError
+from clipguard.core.notices import noticing
 from clipguard.core.progress import Silent
 from clipguard.finetuning.checks import check
 from clipguard.finetuning.data.batches import load_batches
@@ -69,6 +70,7 @@ def test_what_is_trained_and_what_comes_out(method: str, vit: str, images: str, 
     assert found[-1]["clean"]["n"] == found[-1]["n"] == 2
     assert run["evaluation"]["scores"]["fine-tuned"]["clean"]["n"] == 2
     assert run["dataset"]["caption"].startswith("kind 0 with the number")
+    assert run["trained_prompts"] == []
     card = (out / "README.md").read_text()
     assert "captions such as `kind 0 with" in card
     assert ("1 edited characters" in card) == (not image)
@@ -129,16 +131,39 @@ def test_pairs_without_labels_train_a_text_tower(vit: str, images: str, tmp_path
     assert run["resolved"]["text_mode"] == "encoder"
 
 
-def test_leaf_takes_prompts_of_classes_and_sees_no_image(
-    vit: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+@pytest.mark.parametrize("method", ["advflyp", "delta-clip-style"])
+def test_perturbed_weights_and_a_regulariser_go_with_captions(
+    method: str, vit: str, images: str, tmp_path: Path
 ) -> None:
+    """The second gradient is on the images that the first one attacked, with the captions that it had."""
+    given = {"regularizer": "regmix", "awp": 0.01}
+    run = fine_tune(vit, images, tmp_path / "out", method, train="svd" if method == "advflyp" else "visual", **given)
+    rows = [json.loads(line) for line in (tmp_path / "out" / "metrics.jsonl").read_text().splitlines()]
+    assert {"contrastive", "regmix_alpha", "regmix_beta", "regmix_gamma", "attack"} <= rows[0].keys()
+    assert run["trained_prompts"] == run["dataset"]["templates"] != []  # of the regulariser
+    assert moved(vit, tmp_path / "out")["image"]
+    trainer = make_trainer(make_config(vit, images, method, **given), tmp_path / "trainer")
+    batch = next(load_batches(trainer.images, trainer.sampler, 0))
+    _, attacked = trainer.step.gradient(batch, 0.0, look=False)
+    assert attacked.captions == batch.captions
+    assert attacked.adversarial is not None
+    parts = attacked.split(3)
+    assert [len(part.captions or []) for part in parts] == [3, 1]
+    assert torch.equal(
+        torch.cat([part.adversarial for part in parts if part.adversarial is not None]), attacked.adversarial
+    )
+
+
+def test_leaf_takes_prompts_of_classes_and_sees_no_image(vit: str, tmp_path: Path) -> None:
     for name in ("red", "blue"):
         (tmp_path / "data" / name).mkdir(parents=True)
         for i in range(5):
             Image.fromarray(np.zeros((8, 8, 3), np.uint8)).save(tmp_path / "data" / name / f"{i}.png")
     config = make_config(vit, str(tmp_path / "data"), method="leaf(rho=4,k=2)", templates="ensemble")
-    trainer = make_trainer(config, tmp_path / "out")
-    assert "has no captions, so that of an image is a prompt of its class: 'itap of a blue.'" in caplog.text
+    with noticing() as notices:
+        trainer = make_trainer(config, tmp_path / "out")
+    said = "has no captions, so that of an image is a prompt of its class: 'itap of a blue.'"
+    assert any(said in notice["text"] for notice in notices)
     batch = next(load_batches(trainer.images, trainer.sampler, 0))
     assert batch.pixels.shape == (4, 3, 1, 1)
     assert batch.captions is not None
@@ -146,6 +171,8 @@ def test_leaf_takes_prompts_of_classes_and_sees_no_image(
     trainer.step(iter([batch]), 0.0, look=True)  # clean accuracy would need images
     with pytest.raises(CaptionError, match="its images have no captions"):
         make_trainer(make_config(vit, str(tmp_path / "data"), method="advflyp"), tmp_path / "other")
+    run = fine_tune(vit, str(tmp_path / "data"), tmp_path / "run", "leaf(rho=2)", templates="single", evaluation=False)
+    assert run["trained_prompts"] == ["a photo of a {}."]  # the loss read them, as it does not where there are captions
 
 
 def test_gradients_reach_the_text_tower_alone_under_leaf(vit: str, images: str, tmp_path: Path) -> None:
@@ -190,7 +217,10 @@ def test_the_attack_raises_the_contrastive_loss(vit: str, images: str, tmp_path:
     [
         ({"lora": 2}, "leaf trains the text tower alone: leave `lora` out"),
         ({"train": "all"}, "leave `train` out"),
+        ({"train": "svd"}, "leave `train` out"),
         ({"noise": 0.1}, "leave `noise` out"),
+        ({"regularizer": "regmix"}, "leave `regularizer` out"),
+        ({"awp": 0.01}, "`awp` takes a second gradient .* but leaf attacks captions: leave it out"),
     ],
 )
 def test_settings_of_the_image_tower_are_refused_where_it_is_left_alone(

@@ -26,6 +26,7 @@ from clipguard.finetuning.restart import images_of_a_pass, settings_of_run
 
 # Those whose losses are reduced in ways of their own: sums over the batch, weights that rest, terms without images.
 SOME = ["tecoa", "pmg-aft(variant=repository)", "tima(schedule=iat_first)", "comp-tga", "apt(attack=perturbed)"]
+SOME += ["delta-clip-style(text_lr=0.001)", "leaf(rho=4)"]  # images meet in the attack; there are none
 ALL = [*METHODS, *SOME[1:], "fare(clean_weight=0.5)", "sim-clip(clean=tuned)", "tima(attack_loss=margin)"]
 ALL += [f"tima(text={mode})" for mode in ("encoder", "free", "frozen", "laat")]
 ALL += ["tima(takd_kind=feature,takd_student=clean)"]

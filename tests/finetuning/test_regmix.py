@@ -20,6 +20,7 @@ from clipguard.finetuning.checks import check
 from clipguard.finetuning.data.batches import ImageBatch, load_batches
 from clipguard.finetuning.methods.base import Batch
 from clipguard.finetuning.methods.classes.trades import TRADES
+from clipguard.finetuning.methods.registry import METHODS
 from clipguard.finetuning.methods.regularizers.base import Regularized
 from clipguard.finetuning.methods.regularizers.registry import parse_regularizer
 from clipguard.finetuning.methods.regularizers.regmix import RegMix
@@ -160,6 +161,18 @@ def test_a_stopped_run_with_all_of_it_ends_with_the_bits_of_a_whole_one(vit: str
     assert "`fare` on singular values of the image tower with `regmix` at weights perturbed by 0.01" in card
     assert json.loads((tmp_path / "whole" / "run.json").read_text())["config"]["regularizer"] == "regmix"
     assert "regularizer" not in make_config(vit, images).to_dict()
+
+
+def test_with_it_a_method_stays_what_it_is() -> None:
+    """Among them what a method of prompts, or of captions, says of itself."""
+    for name, kind in METHODS.items():
+        given, alone = Regularized(kind(), RegMix()), kind()
+        for says in ("text_mode", "prompt_design", "text_learning_rate", "divisible", "takes_prompts", "edits"):
+            assert getattr(given, says)() == getattr(alone, says)(), (name, says)
+        for says in ("images_meet", "sees_images"):
+            assert getattr(given, says)() == getattr(alone, says)(), (name, says)
+        assert given.reads_templates() == (alone.prompt_design() is None)  # it compares predictions of classes
+        assert Regularized(kind(), RegMix(0, 0, 0)).reads_templates() == alone.reads_templates()
 
 
 @pytest.mark.parametrize(

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from clipguard.finetuning.methods.base import Batch, Method, Need, TextMode
 from clipguard.finetuning.methods.captions.edits import CharacterEdits
+from clipguard.finetuning.methods.prompts.design import PromptDesign
 
 
 @dataclass(frozen=True)
@@ -48,6 +49,15 @@ class Regularized(Method):
     def text_mode(self) -> TextMode:
         """As the method."""
         return self.method.text_mode()
+
+    def prompt_design(self) -> PromptDesign | None:
+        """As the method."""
+        return self.method.prompt_design()
+
+    def reads_templates(self) -> bool:
+        """If the method does, or the regulariser, which compares predictions of classes."""
+        predicts = bool(self.regularizer.needs()) and self.prompt_design() is None
+        return predicts or self.method.reads_templates()
 
     def text_learning_rate(self) -> float:
         """As the method."""
