@@ -87,11 +87,11 @@ def _methods() -> None:
 
     for name, kind in METHODS.items():
         presets = f" [--preset {', '.join(kind.presets)}]" if kind.presets else ""
-        echo(f"{name:<10} {kind.summary}{presets}")
+        echo(f"{name:<16} {kind.summary}{presets}")
     echo("\nOptions, as in --method 'tima(margin=0.05,text=encoder)', and their defaults:")
     for name, kind in METHODS.items():
         defaults = ", ".join(f"{field.name}={field.default}" for field in fields(kind))
-        echo(f"{name:<10} {defaults or 'none'}")
+        echo(f"{name:<16} {defaults or 'none'}")
 
 
 def _defenses() -> None:

@@ -86,7 +86,7 @@ def check(config: FinetuneConfig, sources: Sources = NAMED) -> tuple[Method, Tex
 
 def _check_prompts(config: FinetuneConfig) -> None:
     """Raise FinetuneError for settings about weights, where prompts alone are trained."""
-    given = {"train": "visual", "lora": 0, "fsdp": False, "wise_ft": 1.0}
+    given = {"train": "visual", "lora": 0, "fsdp": False, "wise_ft": 1.0, "awp": 0.0}
     for name, default in given.items():
         if getattr(config, name) != default:
             raise FinetuneError(f"{config.method} trains prompts and no weights: leave `{name}` out.")

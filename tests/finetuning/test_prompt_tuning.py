@@ -169,6 +169,7 @@ def test_without_prompts_keys_and_records_are_as_before(vit: str, images: str, t
     ("settings", "message"),
     [
         ({"train": "all"}, "apt trains prompts and no weights: leave `train` out"),
+        ({"awp": 1e-3}, "apt trains prompts and no weights: leave `awp` out"),
         ({"lora": 4}, "leave `lora` out"),
         ({"wise_ft": 0.5}, "leave `wise_ft` out"),
     ],

@@ -230,11 +230,11 @@ def _images() -> Iterator[Command]:
 
 def _training() -> Iterator[Command]:
     small = "--steps 4 --batch-size 4 --attack-steps 2 -n 30 --eval-samples 4 --eval-every 2 --val-fraction 0.2"
-    yield Command("finetune-tima", f"finetune --method tima {ANIMALS} {small} --seed 1 --out tima")
+    yield Command("finetune-tima", f"finetune --method tima {ANIMALS} {small} --seed 1 --templates single --out tima")
     short = small.replace("--steps 4", "--steps 2").replace("--eval-every 2", "--no-evaluation")
     encoder = "--method 'tima(text=encoder,margin=0.05)' --ema 0.9 --grad-clip 1 --accumulate 2"
-    yield Command("finetune-encoder", f"finetune {encoder} {ANIMALS} {short} --out encoder")
-    yield Command("finetune-tecoa", f"finetune --method tecoa {FOOD} {short} --lora 2 --wise-ft 0.7 --out tecoa")
+    yield Command("finetune-encoder", f"finetune {encoder} {ANIMALS} {short} --templates single --out encoder")
+    yield Command("finetune-tecoa", f"finetune --method tecoa {FOOD} {short} --templates single --lora 2 --wise-ft 0.7 --out tecoa")
     yield Command("finetune-fare", "finetune --config tune.yaml --train last-1 --out fare --format json")
     yield Command("finetune-resume", "finetune --resume fare")
     yield Command("merge", "merge tiny local-dir:tima --alpha 0.25 --out merged")
