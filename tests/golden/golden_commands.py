@@ -234,7 +234,8 @@ def _training() -> Iterator[Command]:
     short = small.replace("--steps 4", "--steps 2").replace("--eval-every 2", "--no-evaluation")
     encoder = "--method 'tima(text=encoder,margin=0.05)' --ema 0.9 --grad-clip 1 --accumulate 2"
     yield Command("finetune-encoder", f"finetune {encoder} {ANIMALS} {short} --templates single --out encoder")
-    yield Command("finetune-tecoa", f"finetune --method tecoa {FOOD} {short} --templates single --lora 2 --wise-ft 0.7 --out tecoa")
+    tecoa = "--method tecoa --templates single --lora 2 --wise-ft 0.7"
+    yield Command("finetune-tecoa", f"finetune {tecoa} {FOOD} {short} --out tecoa")
     yield Command("finetune-fare", "finetune --config tune.yaml --train last-1 --out fare --format json")
     yield Command("finetune-resume", "finetune --resume fare")
     yield Command("merge", "merge tiny local-dir:tima --alpha 0.25 --out merged")
