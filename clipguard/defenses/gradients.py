@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.checkpoint import checkpoint
 
 GATE_SLOPE = 10  # of the evidence that a gate has, over its threshold: how soft `soft_gate` is
 Objective = Callable[[Tensor], Tensor]  # images (B, ...) -> (B,) values
@@ -23,8 +24,17 @@ def gradient(objective: Objective, x: Tensor) -> Tensor:
 
 
 def live_gradient(objective: Objective, x: Tensor) -> Tensor:
-    """The same as a differentiable function of x, which has a graph: second derivatives follow. See `twice`."""
-    return torch.autograd.grad(objective(x).sum(), x, create_graph=True)[0]
+    """The same as a differentiable function of x: second derivatives follow. See `twice`.
+
+    It is checkpointed: the passes are made again on the way back, so that many steps have the memory of one.
+    """
+
+    def taken(point: Tensor) -> Tensor:
+        with twice():
+            return torch.autograd.grad(objective(point).sum(), point, create_graph=True)[0]
+
+    result: Tensor = checkpoint(taken, x, use_reentrant=False, preserve_rng_state=False)
+    return result
 
 
 @contextmanager

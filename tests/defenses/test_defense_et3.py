@@ -73,6 +73,18 @@ def test_the_unrolled_gradient_is_that_of_the_defended_logits(defense: ET3) -> N
     assert not torch.allclose(identity, measured, rtol=2e-2, atol=2e-3)
 
 
+def test_many_unrolled_steps_hold_little_more_than_one() -> None:
+    loaded = load_model("tiny")
+    classifier = Undefended(loaded.classifier(["cat", "dog", "fire engine"], ["a photo of a {}."]))
+    x, sizes = torch.rand(1, 3, 48, 48, generator=torch.Generator().manual_seed(5)), []
+    for steps in (1, 4):
+        saved, leaf = [], x.clone().requires_grad_()
+        with torch.autograd.graph.saved_tensors_hooks(lambda t, kept=saved: kept.append(t.numel()) or t, lambda t: t):
+            ET3(steps=steps).differentiable(classifier, leaf, View(backward="unrolled"))
+        sizes.append(sum(saved))
+    assert sizes[1] < 1.2 * sizes[0] + 40 * x.numel()
+
+
 def test_it_is_so_on_a_real_tower_whose_logits_have_a_gradient_of_their_own() -> None:
     loaded = load_model("tiny")
     classifier = Undefended(loaded.classifier(["cat", "dog", "fire engine"], ["a photo of a {}."]))
