@@ -90,3 +90,12 @@ def test_a_row_does_not_depend_on_the_others() -> None:
 def test_options_out_of_range_are_refused(text: str, message: str) -> None:
     with pytest.raises(DefenseError, match=message):
         parse_defenses(text)
+
+
+def test_soft_votes_are_the_mean_softmax_of_the_copies() -> None:
+    classifier, x, view = Undefended(LinearClip()), images(2), View()
+    defense = Smoothing(samples=5)
+    draws = view.draws.rows(x)
+    copies = [classifier.logits(x + 0.25 * draws.part(k).normal(*x.shape[1:]), view).softmax(dim=1) for k in range(5)]
+    relaxed = defense.relaxed("soft votes", classifier, x, view)
+    torch.testing.assert_close(relaxed.exp(), torch.stack(copies).mean(dim=0))

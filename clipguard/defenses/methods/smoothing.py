@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -52,18 +54,30 @@ class Smoothing(Defense):
         return self.samples, 0
 
     def logits(self, classifier: Classifier, x: Tensor, view: View) -> Tensor:
-        draws = view.draws.rows(x)
-
-        def copy(images: Tensor, number: int) -> Tensor:
-            return images + self.sigma * draws.part(number).normal(*images.shape[1:])
-
-        outputs = outputs_of_copies(classifier.logits, x, view, self.samples, copy, least_rows=classifier.least_rows)
+        outputs = self._outputs(classifier, x, view)
         first = next(outputs)
         votes, soft = _vote(first), first.log_softmax(dim=1)
         for out in outputs:
             votes, soft = votes + _vote(out), torch.logaddexp(soft, out.log_softmax(dim=1))
         shares = _log_shares(votes) + 0 * soft.detach().sum(dim=1, keepdim=True)  # NaN stays NaN
         return with_gradient_of(shares, soft) if soft.requires_grad else shares
+
+    def relaxations(self) -> tuple[str, ...]:
+        return ("soft votes",)
+
+    def relaxed(self, name: str, classifier: Classifier, x: Tensor, view: View) -> Tensor:  # noqa: ARG002
+        """The logarithm of the mean softmax: unlike shares of votes it changes with every step of an attack."""
+        soft = [out.log_softmax(dim=1) for out in self._outputs(classifier, x, view)]
+        return torch.stack(soft).logsumexp(dim=0) - math.log(self.samples)
+
+    def _outputs(self, classifier: Classifier, x: Tensor, view: View) -> Iterator[Tensor]:
+        """Logits (B, classes) of each noisy copy."""
+        draws = view.draws.rows(x)
+
+        def copy(images: Tensor, number: int) -> Tensor:
+            return images + self.sigma * draws.part(number).normal(*images.shape[1:])
+
+        return outputs_of_copies(classifier.logits, x, view, self.samples, copy, least_rows=classifier.least_rows)
 
 
 def _vote(logits: Tensor) -> Tensor:
