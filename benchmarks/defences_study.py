@@ -87,22 +87,50 @@ def by_defense(rows: list[dict[str, Any]]) -> dict[tuple[str, str], list[dict[st
 
 
 def table(rows: list[dict[str, Any]]) -> str:
-    """A line a model and defence; accuracies in per cent, the worst case with its 95 % interval over images."""
-    headings = ["model", "defence", "n", "seeds", *COLUMNS, "claimed gain", "gain left", "passes"]
+    """A line a model and defence; accuracies in per cent, the worst case with its 95 % interval over images;
+    of several seeds the means.
+    """
+    headings = ["model", "defence", "n", "seeds", *COLUMNS, "claimed gain", "gain left", "passes", "flags"]
     lines = []
     groups = by_defense(rows)
     for (model, defense), group in groups.items():
         undefended = mean(groups[model, "none"], "worst case")
         shown = [mean(group, column) for column in COLUMNS]
         texts = ["–" if value is None else f"{value:.1f}" for value in shown]
-        low, high = (100 * group[0]["accuracy"]["worst case"][k] for k in (1, 2))
+        low, high = (100 * sum(row["accuracy"]["worst case"][k] for row in group) / len(group) for k in (1, 2))
         texts[-1] += f" ({low:.0f}–{high:.0f})"
         gains = [f"{value - undefended:+.1f}" for value in (shown[1], shown[4])] if defense != "none" else ["–", "–"]
         forward, backward = group[0]["passes_an_image"]
         first = group[0]
         name = f"{model}, {first['dataset']}, eps {first['eps']}/255"
-        lines.append([name, defense, str(first["n"]), str(len(group)), *texts, *gains, f"{forward} + {backward}"])
+        gate = first["gate"]
+        flags = f"{gate['flagged']} of {gate['n']}" if gate else "–"
+        passes = f"{forward} + {backward}"
+        lines.append([name, defense, str(first["n"]), str(len(group)), *texts, *gains, passes, flags])
     return "\n".join(markdown_table(headings, lines, "ll" + "r" * (len(headings) - 2))) + "\n"
+
+
+def summary(rows: list[dict[str, Any]]) -> str:
+    """A line a defence and a column a model: claimed gain -> gain left, in points of robust accuracy."""
+    groups = by_defense(rows)
+    models = {row["model"]: row for row in rows}
+    defenses = [defense for defense in dict.fromkeys(row["defense"] for row in rows) if defense != "none"]
+    headings = [
+        "defence",
+        *(f"{name}, {row['dataset'].split('-test')[0]}, {row['eps']}/255" for name, row in models.items()),
+    ]
+    alone = [f"{mean(groups[model, 'none'], 'worst case'):.0f} %" for model in models]
+    lines = [["none: robust accuracy", *alone]]
+    for defense in defenses:
+        cells = []
+        for model in models:
+            group = groups.get((model, defense))
+            base = mean(groups[model, "none"], "worst case")
+            cells.append(
+                "–" if not group else " → ".join(f"{mean(group, c) - base:+.1f}" for c in ("transfer", "worst case"))
+            )
+        lines.append([defense, *cells])
+    return "\n".join(markdown_table(headings, lines, "l" + "r" * len(models))) + "\n"
 
 
 def draw(rows: list[dict[str, Any]], path: Path) -> None:
@@ -173,7 +201,7 @@ def main() -> None:
                     seeds = list(range(1, args.seeds))
                 settings = {name: getattr(args, name) for name in ("attack", "votes", "draws")}
                 save("defences_study", {"rows": rows, **settings, **provenance()})
-                (RESULTS / "defences_study.md").write_text(table(rows))
+                (RESULTS / "defences_study.md").write_text(f"{summary(rows)}\n{table(rows)}")
     draw(rows, RESULTS / "defences_study.png")
 
 

@@ -84,7 +84,7 @@ def make_runs() -> None:
     """Everything that is drawn, as far as it is not there."""
     RUNS.mkdir(parents=True, exist_ok=True)
     if not (RUNS / "tuned" / "run.json").exists():
-        clipguard("finetune", "--method", METHOD, "--out", "tuned")
+        clipguard("finetune", "--method", METHOD, "--templates", "single", "--out", "tuned")
     if not (RUNS / "bench" / "results.json").exists():
         models = [word for name in (*embedded_models(), TUNED) for word in ("--model", name)]
         eps = ",".join(map(str, EPS))
