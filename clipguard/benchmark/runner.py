@@ -95,7 +95,7 @@ class BenchRun:
         tasks = [task for task in tasks if len(task.indices)]  # a shard may have none of few
         infos = workers.check_models([(task.dataset.class_names, task.dataset.templates) for task in tasks])
         _say_what_is_left_out(plan, tasks, self.shard)
-        if plan.part is None and self.shard is None:
+        if plan.part is None and self.shard is None and plan.prompts is None:  # prompts take the place of templates
             warn_of_prompts(infos.values(), {task.name: task.dataset.templates for task in tasks})
         started = time.monotonic()
         record = start_record(plan, infos, tasks, recipes, workers.place)

@@ -30,10 +30,14 @@ def method_of(config: FinetuneConfig) -> Method:
     """The method that the settings name, with the regulariser beside it.
 
     Raises:
-        FinetuneError: for names or options that there are not, and for a regulariser that would compare an image with
-            itself.
+        FinetuneError: for names or options that there are not, for an attack that would not move, and for a regulariser
+            that would compare an image with itself.
     """
     method = parse_method(config.method)
+    if method.needs_random_start and not config.random_start:
+        raise FinetuneError(
+            f"{config.method}: what its attack maximises has no gradient at the clean image: leave `random_start` on."
+        )
     if config.regularizer is None:
         return method
     regularizer = parse_regularizer(config.regularizer)

@@ -84,8 +84,8 @@ def _arrives(step_size: str, config: FinetuneConfig) -> bool:
 
 
 def _preset(name: str, method: str) -> Mapping[str, Any]:
-    presets = parse_method(method).presets
-    own = {NO_PRESET: {}, "embedded": EMBEDDED}
+    kind = parse_method(method)
+    presets, own = kind.presets, {NO_PRESET: kind.usual, "embedded": EMBEDDED}
     if name not in presets and name not in own:
         known = [*presets, *own]
         raise FinetuneError(f"{method} has no preset {name!r}.{did_you_mean(name, known)} It has {', '.join(known)}.")

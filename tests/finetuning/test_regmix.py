@@ -16,7 +16,8 @@ from training_runs import StopsAfter, make_config, make_trainer
 from clipguard.cli import run
 from clipguard.core.errors import FinetuneError
 from clipguard.core.progress import Silent
-from clipguard.finetuning.checks import check
+from clipguard.finetuning.checks import check, method_of
+from clipguard.finetuning.config import FinetuneConfig
 from clipguard.finetuning.data.batches import ImageBatch, load_batches
 from clipguard.finetuning.methods.base import Batch
 from clipguard.finetuning.methods.classes.trades import TRADES
@@ -194,3 +195,19 @@ def test_without_classes_it_is_refused(vit: str, images: str, tmp_path: Path) ->
     assert check(make_config(vit, str(flat), "fare", regularizer="regmix"))[0].divisible()
     with pytest.raises(FinetuneError, match=r"^`regularizer=regmix` compares predictions, but .* has no classes here"):
         make_trainer(make_config(vit, str(flat), "fare", regularizer="regmix"), tmp_path)
+
+
+def test_texts_get_no_gradient_of_fixed_terms_and_the_method_keeps_its_name() -> None:
+    text = torch.nn.functional.normalize(torch.randn(3, 4), dim=1).requires_grad_()
+    images = [torch.randn(2, 4, requires_grad=True) for _ in range(3)]
+    batch = Batch(text, text.detach(), 10.0, torch.tensor([0, 1]), images[0], images[1], start=images[2])
+    loss = torch.stack(list(parse_regularizer("regmix").terms(batch).values())).sum()
+    assert torch.autograd.grad(loss, [images[0], text], allow_unused=True)[1] is None
+    method = method_of(FinetuneConfig(method="trades", regularizer="regmix"))
+    assert (method.name, method.needs_random_start) == ("trades", True)
+
+
+@pytest.mark.parametrize("method", ["trades", "fap"])
+def test_an_attack_that_would_not_move_is_refused(method: str) -> None:
+    with pytest.raises(FinetuneError, match="no gradient at the clean image: leave `random_start` on"):
+        method_of(FinetuneConfig(method=method, random_start=False))

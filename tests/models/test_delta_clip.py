@@ -19,6 +19,7 @@ from clipguard.core.notices import noticing
 from clipguard.models import load_model
 from clipguard.models.convert import convert_files
 from clipguard.models.inspection import inspect_model
+from clipguard.models.prompts.text import Layout, fitting_tokens, make_tokens, words_embedding
 from clipguard.models.text.encoding import find_cut
 from clipguard.models.text.wordpiece import WordPieceTokenizer
 
@@ -216,3 +217,14 @@ def test_from_the_hubs_cache(folder: Path, tmp_path: Path, monkeypatch: pytest.M
     folder.rename(root / "snapshots" / "0123abc")
     loaded = load_model("hf-hub:zw123/delta_clip_l14_224")
     assert torch.equal(loaded.text_features(NAMES, [TEMPLATE]), expected)
+
+
+def test_learned_prompts_are_refused(folder: Path) -> None:
+    """Texts end with a token that is no padding."""
+    loaded = load_model(f"local-dir:{folder}")
+    with pytest.raises(ModelError, match="a token behind that, as Delta-CLIP's"):
+        words_embedding(loaded.model, loaded.tokenizer, "a photo", "mine")
+    with pytest.raises(ModelError, match="a token behind that"):
+        fitting_tokens(loaded.tokenizer, ["cat"], 2)
+    with pytest.raises(ModelError, match="a token behind that"):
+        make_tokens(loaded.tokenizer, ["cat", "dog"], Layout.free(1, "front"))

@@ -244,7 +244,7 @@ def test_what_a_model_does_not_take(
         with_prompts(with_prompts(tiny.copy(), in_text), in_text)
     with caplog.at_level(logging.WARNING, logger="clipguard"):
         with_prompts(load_model(write_vit(tmp_path / "other", seed=1)), of_vit)
-    assert "which has another image tower and other token embeddings; it is scored with them all the" in caplog.text
+    assert "which has another image tower and another text tower; it is scored with them all the" in caplog.text
 
 
 def test_a_text_tower_of_transformers_is_refused_by_name(tmp_path: Path) -> None:

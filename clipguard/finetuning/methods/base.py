@@ -102,12 +102,16 @@ class Method(ABC):
         summary: one line for lists.
         citation: authors, title and place of the paper; "" for what has none.
         presets: trainer settings of the paper and of its published code, fields of `FinetuneConfig` by preset name.
+        usual: such settings without a preset, where those of fine-tuning an image tower do not suit.
+        needs_random_start: whether the attack's objective has no gradient at the clean image.
     """
 
     name: ClassVar[str]
     summary: ClassVar[str]
     citation: ClassVar[str] = ""
     presets: ClassVar[Presets] = {}
+    usual: ClassVar[Mapping[str, Any]] = {}
+    needs_random_start: ClassVar[bool] = False
 
     def text_mode(self) -> TextMode:
         """How the class texts are tuned."""

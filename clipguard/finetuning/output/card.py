@@ -137,7 +137,7 @@ def _attack(config: Mapping[str, Any], resolved: Mapping[str, Any]) -> str:
     edits = parse_method(config["method"]).edits()
     if edits is None:
         return f"PGD-{config['attack_steps']}, {eps_label(config)}, steps of {resolved['step_size']:.3g}"
-    words = ", without making other words" if edits.constrain else ""
+    words = ", which leave fewer words" if edits.constrain else ""
     return f"up to {edits.k} edited characters of a caption{words}; {edits.rho} places and symbols tried for each"
 
 

@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor, nn
 
+from clipguard.core.errors import ModelError
 from clipguard.core.notices import notice
 from clipguard.finetuning.methods.prompts.design import PromptDesign
 from clipguard.models.loading import LoadedModel
@@ -69,7 +70,7 @@ class PromptText(nn.Module):
         method: its name, for the record.
 
     Raises:
-        ModelError: for towers that take no prompts, and names without room for any.
+        ModelError: for towers that take no prompts, names without room for any, and texts that a map tunes.
     """
 
     original: Tensor
@@ -83,6 +84,11 @@ class PromptText(nn.Module):
         method: str,
     ) -> None:
         super().__init__()
+        if loaded.text_map is not None:
+            raise ModelError(
+                f"The text of {loaded.info.name} is tuned by a map beside its weights, which learned prompts do not go "
+                "with: start from another model."
+            )
         self.method, self.class_names = method, tuple(class_names)
         self._model = [loaded.model]  # in a list, so that it is no second module of the same weights
         tower = text_tower(loaded.model, loaded.info.name)

@@ -98,9 +98,9 @@ def _of_dassl(content: Any, path: Path, position: Position) -> LearnedPrompts:
 
 def base_of(loaded: LoadedModel) -> PromptBase:
     """What a prompt file says of the model it was learned on."""
-    embedding = text_tower(loaded.model, loaded.info.name).token_embedding.weight
-    info = loaded.info
-    return PromptBase(info.name, info.architecture, loaded.tower_sha256, hash_tensors({"weight": embedding}))
+    info, tower = loaded.info, text_tower(loaded.model, loaded.info.name)  # perhaps the model itself
+    text = {name: p for name, p in tower.named_parameters() if not name.startswith(("visual.", "logit_"))}
+    return PromptBase(info.name, info.architecture, loaded.tower_sha256, hash_tensors(text))
 
 
 def with_prompts(loaded: LoadedModel, prompts: LearnedPrompts) -> LoadedModel:
@@ -149,7 +149,7 @@ def _warn_of_another_base(then: PromptBase, now: PromptBase, label: str) -> None
         what
         for what, one, other in (
             ("image tower", then.image_tower, now.image_tower),
-            ("token embeddings", then.token_embedding, now.token_embedding),
+            ("text tower", then.text_tower, now.text_tower),
         )
         if one != other
     ]
@@ -159,5 +159,5 @@ def _warn_of_another_base(then: PromptBase, now: PromptBase, label: str) -> None
             now.name,
             label,
             then.name,
-            " and other ".join(differing),
+            " and another ".join(differing),
         )

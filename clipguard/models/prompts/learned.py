@@ -27,13 +27,13 @@ class PromptBase:
         name: as it was typed.
         architecture: of open_clip.
         image_tower: SHA-256 of the image tower, without prompts.
-        token_embedding: the same of the table of token embeddings.
+        text_tower: the same of the text tower.
     """
 
     name: str
     architecture: str
     image_tower: str
-    token_embedding: str
+    text_tower: str
 
 
 @dataclass(frozen=True)

@@ -183,6 +183,15 @@ def _common(tokens: Tensor, others: Tensor) -> int:
 
 
 def _length(tokens: Tensor, nothing: Tensor) -> int:
-    """How many tokens (L,) there are before the padding, which is what those of no text (1, L) end with."""
+    """How many tokens (L,) there are before the padding, which is what those of no text (1, L) end with.
+
+    Raises:
+        ModelError: where all texts end with a token of their own, which is no padding.
+    """
+    if nothing[0, -1] != nothing[0, -2]:
+        raise ModelError(
+            "Learned prompts find the end of a text by its padding, and this model's texts have a token behind that, as"
+            " Delta-CLIP's: choose another model."
+        )
     content = (tokens != nothing[0, -1]).nonzero()
     return int(content[-1]) + 1 if len(content) else 0

@@ -19,8 +19,8 @@ class CharacterEdits:
     Attributes:
         k: edits at most (the Levenshtein distance).
         rho: places that are tried for each edit, and then symbols there.
-        constrain: whether an edit must leave a sentence with fewer words of the vocabulary, so that it makes no other
-            word.
+        constrain: whether an edit must leave a sentence with fewer different words of the vocabulary (LEAF's rule: as a
+            word becomes another one their number stays, but two may become one).
     """
 
     k: int
@@ -50,5 +50,5 @@ def words_of(text: str) -> set[str]:
 
 
 def keeps_words(edited: str, sentence: str, vocabulary: Set[str]) -> bool:
-    """Whether an edit destroyed a word of the vocabulary and made no other: it has fewer different ones (LEAF)."""
+    """Whether an edited sentence has fewer different words of the vocabulary (LEAF)."""
     return len(words_of(edited) & vocabulary) < len(words_of(sentence) & vocabulary)

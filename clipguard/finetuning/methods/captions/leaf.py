@@ -29,7 +29,7 @@ class LEAF(Method):
     Args:
         k: edits of a caption.
         rho: places tried for each edit, and symbols.
-        constrain: whether an edit must leave fewer different words of the vocabulary, so that it makes no other word.
+        constrain: whether an edit must leave fewer different words of the vocabulary (see `CharacterEdits`).
 
     Preset "paper": the authors' script for ViT-L/14 from `hf-hub:chs20/fare2-clip`, on captions of DataComp.
     """

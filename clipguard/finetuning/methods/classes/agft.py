@@ -40,7 +40,7 @@ class AGFT(Method):
         "Cui et al., AGFT: Alignment-Guided Fine-Tuning for Zero-Shot Adversarial Robustness of Vision-Language "
         "Models, CVPR 2026, arXiv 2603.29410"
     )
-    presets: ClassVar[Presets] = {"paper": {**TECOA_SETTINGS, "lr": 4e-4}}
+    presets: ClassVar[Presets] = {"paper": {**TECOA_SETTINGS, "lr": 4e-4, "templates": "This is a photo of a {}."}}
 
     def __post_init__(self) -> None:
         """Raises FinetuneError for a scale of 0."""

@@ -76,7 +76,7 @@ class TGAZSR(Method):
         }
 
     def target(self, batch: Batch) -> Tensor:
-        """A(x; f0), a constant."""
+        """A(x; f0), a constant; by the tuned text, so that it follows that with `train=all`, which no paper does."""
         return self.maps(batch.original_clean_patches, batch).detach()
 
     def maps(self, patches: Tensor | None, batch: Batch) -> Tensor:

@@ -26,6 +26,7 @@ class TRADES(Method):
     beta: float = 6.0
 
     name: ClassVar[str] = "trades"
+    needs_random_start: ClassVar[bool] = True
     summary: ClassVar[str] = "clean cross-entropy, and KL from clean to adversarial predictions (Zhang et al. 2019)"
     citation: ClassVar[str] = (
         "Zhang et al., Theoretically Principled Trade-off between Robustness and Accuracy, ICML 2019, arXiv 1901.08573"

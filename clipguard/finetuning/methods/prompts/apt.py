@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 from torch import Tensor
 
@@ -50,6 +51,7 @@ class APT(Method):
         "Li et al., One Prompt Word is Enough to Boost Adversarial Robustness for Pre-trained Vision-Language Models, "
         "CVPR 2024, arXiv 2403.01849"
     )
+    usual: ClassVar[Mapping[str, Any]] = {"optimizer": "sgd", "momentum": 0.9, "lr": 2e-3}
     presets: ClassVar[Presets] = {
         "paper": {
             "optimizer": "sgd",

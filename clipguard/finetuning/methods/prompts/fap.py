@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from torch import Tensor
 from torch.nn import functional as F
@@ -45,10 +46,12 @@ class FAP(Method):
     lam: float = 1.5
 
     name: ClassVar[str] = "fap"
+    needs_random_start: ClassVar[bool] = True
     summary: ClassVar[str] = "learned prompts in both towers, clean cross-entropy and KL (Zhou et al. 2024)"
     citation: ClassVar[str] = (
         "Zhou et al., Few-Shot Adversarial Prompt Learning on Vision-Language Models, NeurIPS 2024"
     )
+    usual: ClassVar[Mapping[str, Any]] = {"optimizer": "sgd", "momentum": 0.9, "lr": 3.5e-3}
     presets: ClassVar[Presets] = {
         "paper": {
             "optimizer": "sgd",

@@ -46,6 +46,11 @@ class Regularized(Method):
     name: ClassVar[str] = "regularized"
     summary: ClassVar[str] = "a method with a regulariser"
 
+    def __post_init__(self) -> None:
+        """It goes by the method's name."""
+        object.__setattr__(self, "name", self.method.name)
+        object.__setattr__(self, "needs_random_start", self.method.needs_random_start)
+
     def text_mode(self) -> TextMode:
         """As the method."""
         return self.method.text_mode()

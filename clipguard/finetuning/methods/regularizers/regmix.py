@@ -52,6 +52,8 @@ class RegMix(Regularizer):
         terms: dict[str, Tensor] = {}
         if not self.needs():
             return terms
+        if self.fixed:  # texts are the method's own matter
+            batch = batch.with_text(batch.text.detach())
         assert batch.adversarial is not None
         final = batch.logits(batch.adversarial)
         if self.alpha or self.beta:
