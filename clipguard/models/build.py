@@ -114,7 +114,7 @@ def build(checkpoint: Checkpoint) -> nn.Module:
         # open_clip builds from names and folders only, and our config may be neither's.
         with _without_remote_code(checkpoint), tempfile.TemporaryDirectory() as folder:
             (Path(folder) / CONFIG_NAME).write_text(
-                json.dumps({"model_cfg": _known_to_open_clip(checkpoint.model_cfg)}), "utf-8"
+                json.dumps({"model_cfg": _known_to_open_clip(checkpoint.model_cfg)}), encoding="utf-8"
             )
             model = open_clip.create_model(
                 f"local-dir:{folder}",

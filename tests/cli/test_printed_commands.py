@@ -44,6 +44,7 @@ VALUES: dict[str, list[Any]] = {
     "device": ["cuda:1"],
     "templates": ["single", 'a "photo" of a {}, $HOME.', "my prompts.txt"],
     "text": ["original"],
+    "prompts": ["my runs/prompts.safetensors", "apt/model.pth.tar-50#position=middle"],
     "split": ["a b"],
     "classes": ["my names.txt", "a, 'b c'"],
     "decode": ["plain", "upright"],

@@ -68,7 +68,15 @@ PLACES = {
         ("skipped", "variables of accelerate that would change settings"),
         ("skipped", "variables of a launch of one process"),
     ],
-    "finetuning/data/training_data.py": [("skipped", "labels that cannot be read, of a method that needs none")],
+    "finetuning/captions/encoder.py": [("truncated", "captions longer than the context")],
+    "finetuning/data/training_data.py": [
+        ("skipped", "labels that cannot be read, of a method that needs none"),
+        ("guessed", "prompts of classes as captions, where there are none"),
+    ],
+    "finetuning/tuned/prompt_text.py": [
+        ("truncated", "context vectors that there is no room for"),
+        ("truncated", "blocks with prompts that a tower does not have"),
+    ],
     "models/checkpoint/image_processor.py": [
         ("guessed", "CLIP's own processor, where there is no file"),
         ("skipped", "keys that transformers does not use either"),
@@ -80,7 +88,12 @@ PLACES = {
         ("translated", "an unknown prefix of all names"),
         ("skipped", "tensors that lie beside the model"),
     ],
-    "models/sources/locate.py": [("skipped", "unknown keys of preprocess_cfg")],
+    "models/prompts/learned.py": [("guessed", "the order of classes of class-specific prompts without names")],
+    "models/sources/locate.py": [
+        ("skipped", "unknown keys of preprocess_cfg"),
+        ("guessed", "one size of images for a NaFlex tower"),
+    ],
+    "models/sources/vocabulary.py": [("guessed", "Delta-CLIP's preprocessing, where a config does not say it")],
     "models/text/encoding.py": [
         ("truncated", "prompts longer than the context"),
         ("guessed", "classes alike in all prompts, where that is allowed"),
