@@ -42,7 +42,7 @@ def links(text: str) -> list[str]:
 def test_the_readme_is_a_screen_and_a_half_and_its_links_lead_somewhere() -> None:
     assert len(README.splitlines()) <= 95
     assert README.count("<picture>") == 1
-    assert len(re.findall(r"^\| ?---", README, re.MULTILINE)) == 1, "one table"
+    assert len(re.findall(r"^\| ?---", README, re.MULTILINE)) == 2, "commands and defences"
     assert len(re.findall(r"\]\(", README)) == 5
     assert "make bench" in README.split("```")[1]
     assert "make test" in README.split("```")[1]
