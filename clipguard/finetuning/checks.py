@@ -6,7 +6,7 @@ from accelerate.utils import is_tensorboard_available, is_wandb_available
 
 from clipguard.core.errors import FinetuneError
 from clipguard.finetuning.config import FinetuneConfig
-from clipguard.finetuning.methods.base import Method, TextMode
+from clipguard.finetuning.methods.base import CAPTION_NEEDS, Method, TextMode
 from clipguard.finetuning.methods.registry import parse_method
 from clipguard.finetuning.methods.regularizers.base import Regularized
 from clipguard.finetuning.methods.regularizers.registry import parse_regularizer
@@ -97,7 +97,7 @@ def _check_prompts(config: FinetuneConfig) -> None:
 
 
 def _check_captions(config: FinetuneConfig, method: Method) -> None:
-    """Raise FinetuneError for settings about images, of methods that attack captions."""
+    """Raise FinetuneError for settings about images, of methods that attack captions, and for those of no use."""
     if not method.sees_images():
         given: dict[str, object] = {"train": config.train != "visual", "lora": config.lora, "fsdp": config.fsdp}
         given |= {"noise": config.noise, "grad_checkpointing": config.grad_checkpointing, "compile": config.compile}
@@ -105,6 +105,10 @@ def _check_captions(config: FinetuneConfig, method: Method) -> None:
         for name, is_given in given.items():
             if is_given:
                 raise FinetuneError(f"{config.method} trains the text tower alone: leave `{name}` out.")
+    if config.caption_column and not method.all_needs() & CAPTION_NEEDS:
+        raise FinetuneError(f"{config.method} trains on no captions: leave `caption_column` out.")
+    if config.awp_warmup and not config.awp:
+        raise FinetuneError("`awp_warmup` is the time before `awp` perturbs weights: give that, or leave it out.")
     if config.awp and method.edits() is not None:
         raise FinetuneError(
             f"`awp` takes a second gradient on the same adversarial images, but {config.method} attacks captions: leave"

@@ -23,6 +23,8 @@ from clipguard.models.checkpoint.reader import WeightFile, check_finite, hash_fi
 from clipguard.models.text.encoding import Tokenizer
 from clipguard.models.text.wordpiece import VOCABULARY_KEY, WordPieceTokenizer, find_vocabulary, uses_vocabulary
 
+CUT = 0.9  # of the rows of a text tower: a vocabulary with fewer tokens is no whole file (Delta-CLIP's has 95 %)
+
 
 @dataclass(frozen=True)
 class Checkpoint:
@@ -177,6 +179,11 @@ def _load_word_pieces(checkpoint: Checkpoint) -> Tokenizer:
     length = text.get("context_length", open_clip.tokenizer.DEFAULT_CONTEXT_LENGTH)
     path = find_vocabulary(checkpoint.folder, text)
     tokenizer = WordPieceTokenizer(path, length)
+    if tokenizer.vocab_size < CUT * text["vocab_size"]:
+        raise ModelError(
+            f"{path} has {tokenizer.vocab_size} tokens, and the text tower of {checkpoint.architecture} knows"
+            f" {text['vocab_size']}: the file is cut; fetch it again."
+        )
     if tokenizer.vocab_size > text["vocab_size"]:
         raise ModelError(
             f"{path} has {tokenizer.vocab_size} tokens, and the text tower of {checkpoint.architecture} knows"

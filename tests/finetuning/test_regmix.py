@@ -211,3 +211,15 @@ def test_texts_get_no_gradient_of_fixed_terms_and_the_method_keeps_its_name() ->
 def test_an_attack_that_would_not_move_is_refused(method: str) -> None:
     with pytest.raises(FinetuneError, match="no gradient at the clean image: leave `random_start` on"):
         method_of(FinetuneConfig(method=method, random_start=False))
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"caption_column": "text"}, "tecoa trains on no captions: leave `caption_column` out"),
+        ({"awp_warmup": 3}, "`awp_warmup` is the time before `awp` perturbs weights"),
+    ],
+)
+def test_settings_that_would_do_nothing_are_refused(given: dict[str, Any], message: str) -> None:
+    with pytest.raises(FinetuneError, match=message):
+        check(FinetuneConfig(method="tecoa", **given))

@@ -228,3 +228,10 @@ def test_learned_prompts_are_refused(folder: Path) -> None:
         fitting_tokens(loaded.tokenizer, ["cat"], 2)
     with pytest.raises(ModelError, match="a token behind that"):
         make_tokens(loaded.tokenizer, ["cat", "dog"], Layout.free(1, "front"))
+
+
+def test_a_vocabulary_that_is_cut_is_refused(folder: Path) -> None:
+    lines = (folder / "vocab.txt").read_text(encoding="utf-8").splitlines(keepends=True)
+    (folder / "vocab.txt").write_text("".join(lines[:20_000]), encoding="utf-8")
+    with pytest.raises(ModelError, match=r"has 20000 tokens, .* knows 32000: the file is cut"):
+        load_model(f"local-dir:{folder}")
