@@ -35,6 +35,7 @@ DEFENSES = (
     "smoothing(samples=25)",
     "r-tpt(views=16)",
 )
+NAMED = 6  # points of claimed gain from which on a point has its name
 COLUMNS = ("clean", "transfer", "adaptive", "black-box", "worst case")
 
 
@@ -78,11 +79,11 @@ def mean(rows: list[dict[str, Any]], column: str) -> float | None:
     return 100 * sum(values) / len(values) if values else None
 
 
-def by_defense(rows: list[dict[str, Any]]) -> dict[tuple[str, str], list[dict[str, Any]]]:
-    """Rows of all seeds by model and defence."""
-    groups: dict[tuple[str, str], list[dict[str, Any]]] = {}
+def by_defense(rows: list[dict[str, Any]]) -> dict[tuple[str, str, int], list[dict[str, Any]]]:
+    """Rows of all seeds by model, defence and number of images, which are the same for the same number."""
+    groups: dict[tuple[str, str, int], list[dict[str, Any]]] = {}
     for row in rows:
-        groups.setdefault((row["model"], row["defense"]), []).append(row)
+        groups.setdefault((row["model"], row["defense"], row["n"]), []).append(row)
     return groups
 
 
@@ -93,8 +94,8 @@ def table(rows: list[dict[str, Any]]) -> str:
     headings = ["model", "defence", "n", "seeds", *COLUMNS, "claimed gain", "gain left", "passes", "flags"]
     lines = []
     groups = by_defense(rows)
-    for (model, defense), group in groups.items():
-        undefended = mean(groups[model, "none"], "worst case")
+    for (model, defense, n), group in groups.items():
+        undefended = mean(groups[model, "none", n], "worst case")
         shown = [mean(group, column) for column in COLUMNS]
         texts = ["–" if value is None else f"{value:.1f}" for value in shown]
         low, high = (100 * sum(row["accuracy"]["worst case"][k] for row in group) / len(group) for k in (1, 2))
@@ -119,16 +120,20 @@ def summary(rows: list[dict[str, Any]]) -> str:
         "defence",
         *(f"{name}, {row['dataset'].split('-test')[0]}, {row['eps']}/255" for name, row in models.items()),
     ]
-    alone = [f"{mean(groups[model, 'none'], 'worst case'):.0f} %" for model in models]
+    of_most = {
+        (model, defense): (n, group) for (model, defense, n), group in sorted(groups.items(), key=lambda g: g[0][2])
+    }
+    alone = [f"{mean(of_most[model, 'none'][1], 'worst case'):.0f} %" for model in models]
     lines = [["none: robust accuracy", *alone]]
     for defense in defenses:
         cells = []
         for model in models:
-            group = groups.get((model, defense))
-            base = mean(groups[model, "none"], "worst case")
-            cells.append(
-                "–" if not group else " → ".join(f"{mean(group, c) - base:+.1f}" for c in ("transfer", "worst case"))
-            )
+            if (model, defense) not in of_most:
+                cells.append("–")
+                continue
+            n, group = of_most[model, defense]
+            base = mean(groups[model, "none", n], "worst case")
+            cells.append(" → ".join(f"{mean(group, column) - base:+.1f}" for column in ("transfer", "worst case")))
         lines.append([defense, *cells])
     return "\n".join(markdown_table(headings, lines, "l" + "r" * len(models))) + "\n"
 
@@ -136,17 +141,17 @@ def summary(rows: list[dict[str, Any]]) -> str:
 def draw(rows: list[dict[str, Any]], path: Path) -> None:
     """Claimed gain (transfer) against what is left (worst case), a point a model and defence."""
     groups = by_defense(rows)
-    models = list(dict.fromkeys(model for model, _ in groups))
+    models = list(dict.fromkeys(model for model, _, _ in groups))
     with style():
         figure = Figure(figsize=(6.4, 4.6), layout="constrained")
         axes = figure.add_subplot()
         axes.axhline(0, color=LINE, zorder=0)
         axes.axvline(0, color=LINE, zorder=0)
         for number, model in enumerate(models):
-            undefended = mean(groups[model, "none"], "worst case")
             points = []
-            for (other, defense), group in groups.items():
+            for (other, defense, n), group in groups.items():
                 if other == model and defense != "none":
+                    undefended = mean(groups[model, "none", n], "worst case")
                     points.append(
                         (mean(group, "transfer") - undefended, mean(group, "worst case") - undefended, defense)
                     )
@@ -154,7 +159,8 @@ def draw(rows: list[dict[str, Any]], path: Path) -> None:
             axes.scatter(*zip(*[point[:2] for point in points], strict=True), color=colour, marker=marker, label=model)
             names: dict[tuple[float, float], list[str]] = {}
             for x, y, defense in points:
-                names.setdefault((x, y), []).append(defense.partition("(")[0])
+                if abs(x) > NAMED:  # near nothing there are too many
+                    names.setdefault((x, y), []).append(defense.partition("(")[0])
             for place, of_place in names.items():
                 down = -9 - 8 * len(of_place) if number % 2 else 4  # below a point of every other model
                 axes.annotate(
@@ -186,13 +192,13 @@ def main() -> None:
     models = args.model or [["tiny", "tiny", "emoji-food", "4"]]
     file = RESULTS / "defences_study.json"
     rows = json.loads(file.read_text())["rows"] if args.again and file.is_file() else []
-    done = {(row["model"], row["defense"], row["seed"]) for row in rows}
+    done = {(row["model"], row["defense"], row["seed"], row["n"]) for row in rows}
     for model in models:
         for defense in [None, *args.defense]:
             seeds = [0]
             while seeds:
                 seed = seeds.pop(0)
-                if (model[0], defense or "none", seed) in done:
+                if (model[0], defense or "none", seed, args.images) in done:
                     continue
                 row = measure(model, defense, seed, args)
                 rows.append(row)
