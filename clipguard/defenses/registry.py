@@ -80,6 +80,8 @@ def register_defense(kind: type[Defense]) -> type[Defense]:
 def _promised(kind: type[Defense]) -> list[str]:
     """Methods that a class needs for what its attributes say."""
     methods = ["flagged"] if kind.gated else []
+    if kind.relaxations is not Defense.relaxations:
+        methods.append("relaxed")
     if issubclass(kind, Purifier) and kind.logits is Purifier.logits:
         methods.append("purify")
         if set(kind.backwards) != {"identity"}:

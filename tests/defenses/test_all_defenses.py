@@ -118,6 +118,16 @@ def test_a_defence_that_lacks_what_it_says_it_has_is_refused() -> None:
 
     with pytest.raises(DefenseError, match="Unrolled needs a method 'differentiable'"):
         register_defense(Unrolled)
+
+    @dataclass(frozen=True)
+    class Relaxed(Ungated):
+        gated: ClassVar[bool] = False
+
+        def relaxations(self) -> tuple[str, ...]:
+            return ("soft",)
+
+    with pytest.raises(DefenseError, match="Relaxed needs a method 'relaxed'"):
+        register_defense(Relaxed)
     assert "unwritten" not in DEFENSES
 
 

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
@@ -19,9 +20,10 @@ from clipguard.core.progress import Silent
 from clipguard.finetuning.checks import check, method_of
 from clipguard.finetuning.config import FinetuneConfig
 from clipguard.finetuning.data.batches import ImageBatch, load_batches
-from clipguard.finetuning.methods.base import Batch
+from clipguard.finetuning.methods.base import Batch, Method
+from clipguard.finetuning.methods.captions.leaf import LEAF
 from clipguard.finetuning.methods.classes.trades import TRADES
-from clipguard.finetuning.methods.registry import METHODS
+from clipguard.finetuning.methods.registry import METHODS, register_method
 from clipguard.finetuning.methods.regularizers.base import Regularized
 from clipguard.finetuning.methods.regularizers.registry import parse_regularizer
 from clipguard.finetuning.methods.regularizers.regmix import RegMix
@@ -223,3 +225,19 @@ def test_an_attack_that_would_not_move_is_refused(method: str) -> None:
 def test_settings_that_would_do_nothing_are_refused(given: dict[str, Any], message: str) -> None:
     with pytest.raises(FinetuneError, match=message):
         check(FinetuneConfig(method="tecoa", **given))
+
+
+def test_beside_a_regulariser_every_answer_is_the_methods() -> None:
+    """A new hook of methods that is not passed on would fall back to its default."""
+    hooks = {name for name, value in vars(Method).items() if callable(value) and not name.startswith("_")}
+    assert hooks <= set(vars(Regularized))
+
+
+def test_a_method_that_edits_captions_without_an_objective_is_refused() -> None:
+    @dataclass(frozen=True)
+    class Silent(LEAF):
+        name: ClassVar[str] = "silent"
+        edit_objective = Method.edit_objective
+
+    with pytest.raises(FinetuneError, match="Silent edits captions, and needs a method 'edit_objective'"):
+        register_method(Silent)

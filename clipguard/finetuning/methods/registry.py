@@ -60,7 +60,8 @@ def register_method(kind: type[Method]) -> type[Method]:
         The same class.
 
     Raises:
-        FinetuneError: for a name that is taken, or that cannot be written where a method is named.
+        FinetuneError: for a name that is taken, or that cannot be written where a method is named, and for a class that
+            edits captions without an objective for that.
     """
     if kind.name in METHODS:
         raise FinetuneError(f"There is a method {kind.name!r} already; give {kind.__name__} another name.")
@@ -68,6 +69,8 @@ def register_method(kind: type[Method]) -> type[Method]:
         raise FinetuneError(
             f"{kind.name!r} is no name of a method: lower-case letters, digits and dashes, as in pmg-aft."
         )
+    if kind.edits is not Method.edits and kind.edit_objective is Method.edit_objective:
+        raise FinetuneError(f"{kind.__name__} edits captions, and needs a method 'edit_objective'; write it.")
     METHODS[kind.name] = kind
     return kind
 
