@@ -192,19 +192,20 @@ def main() -> None:
     models = args.model or [["tiny", "tiny", "emoji-food", "4"]]
     file = RESULTS / "defences_study.json"
     rows = json.loads(file.read_text())["rows"] if args.again and file.is_file() else []
-    done = {(row["model"], row["defense"], row["seed"], row["n"]) for row in rows}
+    done = {(row["model"], row["defense"], row["seed"], row["n"]): row for row in rows}
     for model in models:
         for defense in [None, *args.defense]:
             seeds = [0]
             while seeds:
                 seed = seeds.pop(0)
-                if (model[0], defense or "none", seed, args.images) in done:
-                    continue
-                row = measure(model, defense, seed, args)
-                rows.append(row)
-                print(json.dumps(row), flush=True)
+                before = done.get((model[0], defense or "none", seed, args.images))
+                row = before or measure(model, defense, seed, args)
                 if row["random"] and seed == 0:
                     seeds = list(range(1, args.seeds))
+                if before:
+                    continue
+                rows.append(row)
+                print(json.dumps(row), flush=True)
                 settings = {name: getattr(args, name) for name in ("attack", "votes", "draws")}
                 save("defences_study", {"rows": rows, **settings, **provenance()})
                 (RESULTS / "defences_study.md").write_text(f"{summary(rows)}\n{table(rows)}")
