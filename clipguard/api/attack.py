@@ -9,6 +9,7 @@ from torch import Tensor
 
 from clipguard.api.attack_result import AttackResult
 from clipguard.api.objects.attacks import as_recipe, spell_attack
+from clipguard.api.objects.defenses import DefenseLike, defend_examples, of_threat, spell_defenses
 from clipguard.api.objects.examples import Labels, Samples, Text, open_examples
 from clipguard.api.objects.kinds import Data, Model
 from clipguard.attacks.base import Attack
@@ -19,6 +20,8 @@ from clipguard.attacks.inputs import Array, check_input, explained
 from clipguard.attacks.recipes import Recipe
 from clipguard.attacks.threat import ThreatModel
 from clipguard.core.eps import Norm, one_eps
+from clipguard.defenses import Threat
+from clipguard.defenses.attacking.engine import DefendedEngine
 
 SAMPLES = 200  # of a data set, as for bench
 
@@ -38,8 +41,12 @@ def attack(
     class_names: Sequence[str] | None = None,
     templates: str | Sequence[str] = "ensemble",
     n_samples: Samples = None,
+    defense: DefenseLike | None = None,
+    threat: Threat = "adaptive",
+    votes: int = 5,
+    draws: int = 8,
 ) -> AttackResult:
-    """Attack images of a model.
+    """Attack images of a model, or of one behind a defence (docs/defenses.md).
 
     Args:
         model: maps pixels (B, C, H, W) in [0,1] to logits (B, classes), in eval mode; or what `load_model` gives, or
@@ -58,10 +65,17 @@ def attack(
         class_names: the classes of a loaded model, which a data set has.
         templates: its prompts: "single", "ensemble", or prompts with {}.
         n_samples: images of a data set, a seeded stratified subset, or "all"; default 200.
+        defense: a defence at test time around the model, as `--defense` takes it, an object such as `TTC(steps=4)`, or
+            several, which an image meets in order. `bench` gives all threats and the worst case of them.
+        threat: how the defended model is attacked: "transfer" (images made on the undefended model, which shows the
+            weakest attacker alone), "adaptive" (through the defence) or "black-box" (by queries).
+        votes: runs of a random defence that decide by majority, an odd number.
+        draws: runs of a random defence that each step of an adaptive attack averages over.
 
     Raises:
         AttackError: for an unknown attack or norm, an eps of another unit, images outside [0,1], bad labels, NaN, a
             model in train mode, or one that cannot take the images.
+        DefenseError: for what is no defence or threat, and a defence that cannot stand around the model.
         ClipguardError: for a name that cannot be opened.
     """
     text = Text(class_names, templates)
@@ -71,10 +85,16 @@ def attack(
     indices = range(len(pixels)) if given.indices is None else given.indices
     eps_pixels = one_eps(eps, norm, whole_range=True).pixels
     options = EngineOptions(batch_size=batch_size, seed=seed, eps_mode=eps_mode, keep_images=True)
-    recipe = as_recipe(attack)
-    engine = Engine(module, recipe, ThreatModel(norm, quantize), [eps_pixels], options)
+    recipe, ball = as_recipe(attack), ThreatModel(norm, quantize)
+    name = spell_attack(attack) if isinstance(attack, Attack) else recipe.name
+    engine: Engine | DefendedEngine
+    if defense is None:
+        engine = Engine(module, recipe, ball, [eps_pixels], options)
+    else:
+        defended = defend_examples(given, defense, seed=seed, votes=votes, draws=draws)
+        engine = DefendedEngine(defended, of_threat(recipe, threat, eps_mode), ball, [eps_pixels], options)
+        name = f"{name}, {threat} on {spell_defenses(defense)}"
     examples = (Example(*one) for one in zip(indices, pixels, numbers.tolist(), strict=True))
     with torch.inference_mode(False), explained(module, pixels):  # gradients are needed, whatever the caller's mode
         outcomes = sorted(engine.run(examples), key=lambda o: o.index)
-    name = spell_attack(attack) if isinstance(attack, Attack) else recipe.name
     return AttackResult.of_outcomes(outcomes, engine.costs, name, norm)

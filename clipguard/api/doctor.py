@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from clipguard.api.objects.attacks import as_recipe
+from clipguard.api.objects.defenses import DefenseLike, defend_examples
 from clipguard.api.objects.examples import Labels, Samples, Text, open_examples
 from clipguard.api.objects.kinds import Data, Model
 from clipguard.attacks.base import Attack
@@ -15,9 +16,11 @@ from clipguard.attacks.engine.options import EngineOptions
 from clipguard.attacks.engine.passes.evaluator import Evaluator
 from clipguard.attacks.inputs import Array, check_input, check_model, explained
 from clipguard.attacks.recipes import Recipe
+from clipguard.attacks.threat import ThreatModel
 from clipguard.core.checking import check_type
 from clipguard.core.eps import Norm, one_eps
 from clipguard.core.errors import AttackError
+from clipguard.sanity.defenses import DefenseProbe
 from clipguard.sanity.doctor import examine
 from clipguard.sanity.findings import Findings
 from clipguard.sanity.subject import Subject
@@ -39,6 +42,9 @@ def doctor(
     batch_size: int = 64,
     seed: int = 0,
     n_samples: Samples = None,
+    defense: DefenseLike | None = None,
+    votes: int = 5,
+    draws: int = 8,
 ) -> Findings:
     """Examine whether the robustness of a model is real (docs/doctor.md). A few dozen images are enough.
 
@@ -55,9 +61,14 @@ def doctor(
         batch_size: images in flight.
         seed: of every random number.
         n_samples: images of a data set, a seeded stratified subset, or "all"; default 32.
+        defense: a defence at test time around the model, as for `clipguard.attack`: it is examined, too, and all other
+            checks look at the defended model.
+        votes: runs of a random defence that decide by majority, an odd number.
+        draws: runs of a random defence that each step of an attack averages over.
 
     Raises:
         AttackError: for an unknown attack or norm, images outside [0,1], bad labels, or outputs that are no logits.
+        DefenseError: for what is no defence, and one that cannot stand around the model.
         ClipguardError: for a name that cannot be opened.
     """
     if class_names is not None:
@@ -70,15 +81,21 @@ def doctor(
     if eps_pixels == 0:
         raise AttackError("`eps` must be above 0: the doctor examines an attack.")
     check_type("`batch_size`", batch_size, int, AttackError)
-    EngineOptions(batch_size, seed)
+    options = EngineOptions(batch_size, seed)
     other = None if transfer_from is None else given.other(transfer_from)
     if other is not None:
         check_model(other, pixels)
     if not ((pixels >= 0) & (pixels <= 1)).all():
         raise AttackError("Images must lie in [0,1]; normalisation belongs inside the model.")
+    defended = None
+    if defense is not None:
+        defended = defend_examples(given, defense, seed=seed, votes=votes, draws=draws)
     with torch.inference_mode(False), explained(module, pixels):
-        evaluator = Evaluator(module, batch_size)
+        evaluator = Evaluator(defended.search() if defended else module, batch_size)
         x, y = pixels.detach().float().clone(), numbers.to(pixels.device)
         indices = range(len(x)) if given.indices is None else given.indices
         subject = Subject(evaluator, x, y, indices, norm, eps_pixels, seed, names)
-        return Findings(examine(subject, as_recipe(attack), other))
+        findings = [*examine(subject, as_recipe(attack), other)]
+        if defended:
+            findings += DefenseProbe(defended, x, y, indices, ThreatModel(norm), eps_pixels, options).findings()
+        return Findings(findings)

@@ -38,6 +38,16 @@ def recipes_of(plan: BenchPlan, recipes: Sequence[Recipe]) -> list[Recipe]:
     return split_by_threat(recipes[0], plan.threats)
 
 
+def prompts_of(model: LoadedModel, class_names: Sequence[str], templates: Sequence[str]) -> Prompts | None:
+    """The text side of a model for defences that tune prompts.
+
+    None for a module, and where text is tuned beside the weights or prompts are learned: these are not what the text
+    tower says of the names.
+    """
+    has_text = model.info.format != FORMAT and model.text_map is None and model.prompts is None
+    return Prompts(model.model, model.tokenizer, class_names, templates) if has_text else None
+
+
 @dataclass
 class DefenseOfPlan:
     """The defence of a plan, around one model after the other.
@@ -59,9 +69,7 @@ class DefenseOfPlan:
     def around(self, model: LoadedModel, classifier: nn.Module, dataset: ZeroShotDataset) -> DefendedModel:
         """A classifier of a model with the defences around it. Raises DefenseError where one cannot stand there."""
         names, templates = dataset.class_names, dataset.templates
-        # Text that is tuned beside the weights, and learned prompts, are not what the text tower says of the names.
-        has_text = model.info.format != FORMAT and model.text_map is None and model.prompts is None
-        prompts = Prompts(model.model, model.tokenizer, names, templates) if has_text else None
+        prompts = prompts_of(model, names, templates)
         duplicates = self.plan.duplicate_names
         others = {
             # They resize inside, so that they take the images of the other's size.

@@ -242,15 +242,14 @@ class BenchPlan:
             if given:
                 raise ClipguardError(f"`{given[0]}` is for defended models; add `defense`, or leave it out.")
             return
-        from clipguard.defenses.registry import parse_defenses
+        from clipguard.defenses.registry import check_votes, parse_defenses
 
         parse_defenses(self.defense)
         unknown = [threat for threat in self.threats if threat not in THREATS]
         if unknown:
             hint = did_you_mean(unknown[0], THREATS)
             raise ClipguardError(f"`threats` {unknown[0]!r} is unknown.{hint} Use {', '.join(THREATS)}.")
-        if self.votes % 2 == 0:
-            raise ClipguardError(f"`votes` must be odd, so that a majority decides, not {self.votes}.")
+        check_votes(self.votes)
         refused = {"eps_mode": "nested", "engine": "reference", "compile": True}
         for name, value in refused.items():
             if getattr(self, name) == value:

@@ -107,3 +107,9 @@ def parse_defenses(text: str) -> tuple[Defense, ...]:
         DefenseError: for an unknown name or option, or a value that makes no sense.
     """
     return tuple(CALLS.make(part, DEFENSES) for part in PLUS_BETWEEN.split(text))
+
+
+def check_votes(votes: int) -> None:
+    """Raises DefenseError for a number of votes that need not have a majority."""
+    if votes % 2 == 0:
+        raise DefenseError(f"`votes` must be odd, so that a majority decides, not {votes}.")

@@ -43,6 +43,7 @@ class Examples:
         indices: of the images in their data set, N of them, which seed their random numbers; None: their positions.
         text: what their classes are called.
         resized: whether a loaded model has resized them.
+        loaded: the model as it was loaded; None for a module.
     """
 
     model: nn.Module
@@ -51,6 +52,7 @@ class Examples:
     indices: Sequence[int] | None
     text: Text
     resized: bool = False
+    loaded: LoadedModel | None = None
 
     def other(self, model: Model) -> nn.Module:
         """Another model for the same images; a loaded one resizes inside where they were resized for the first."""
@@ -95,7 +97,8 @@ def open_examples(
     if isinstance(model, (str, Path)):
         require_class_names(text.class_names)
         model = load_model(model, device=images.device if isinstance(images, Tensor) else "cpu")
-    return Examples(as_module(model, text.class_names, text.templates), images, labels, None, text)
+    loaded = model if isinstance(model, LoadedModel) else None
+    return Examples(as_module(model, text.class_names, text.templates), images, labels, None, text, loaded=loaded)
 
 
 def _open_dataset(given: Any, text: Text, *, needs_text: bool) -> ZeroShotDataset:
@@ -134,4 +137,5 @@ def _of_dataset(model: nn.Module | LoadedModel, data: ZeroShotDataset, n: int | 
     text = Text(data.class_names, data.templates)
     module = as_module(model, text.class_names, text.templates)
     labels = torch.from_numpy(data.labels[indices])
-    return Examples(module, torch.stack(pixels).to(device), labels, indices, text, isinstance(model, LoadedModel))
+    loaded = model if isinstance(model, LoadedModel) else None
+    return Examples(module, torch.stack(pixels).to(device), labels, indices, text, loaded is not None, loaded)

@@ -21,9 +21,12 @@ def as_module(
     """
     if not isinstance(model, LoadedModel):
         return model
-    names = require_class_names(class_names)
-    prompts = resolve_templates(templates, PHOTO) if isinstance(templates, str) else list(templates)
-    return model.classifier(names, prompts)
+    return model.classifier(require_class_names(class_names), as_prompts(templates))
+
+
+def as_prompts(templates: str | Sequence[str]) -> list[str]:
+    """Prompts with {} of a name such as "ensemble", or as they are."""
+    return resolve_templates(templates, PHOTO) if isinstance(templates, str) else list(templates)
 
 
 def require_class_names(class_names: Sequence[str] | None) -> list[str]:

@@ -1,0 +1,78 @@
+"""Defences around a model from Python."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from clipguard.api.objects.examples import Examples
+from clipguard.api.objects.models import as_prompts, require_class_names
+from clipguard.attacks.engine.options import EpsMode
+from clipguard.attacks.recipes import Recipe
+from clipguard.benchmark.defended import prompts_of
+from clipguard.core.checking import check_type
+from clipguard.core.errors import AttackError, DefenseError, did_you_mean
+from clipguard.defenses import THREATS
+from clipguard.defenses.attacking.threats import DefendedModel, split_by_threat
+from clipguard.defenses.base import Defense
+from clipguard.defenses.classifiers import defend
+from clipguard.defenses.registry import check_votes, parse_defenses
+
+DefenseLike = str | Defense | Sequence[Defense]
+
+
+def defend_examples(given: Examples, defense: DefenseLike, *, seed: int, votes: int, draws: int) -> DefendedModel:
+    """The model that was given, with defences around it.
+
+    Args:
+        given: the model and its images.
+        defense: as `--defense` takes it, a defence such as `TTC(steps=4)`, or several, which an image meets in order.
+        seed: of the run.
+        votes: runs of a random defence that decide by majority.
+        draws: runs of a random defence that each step of an adaptive attack averages over.
+
+    Raises:
+        DefenseError: for what is no defence, or cannot stand around this model.
+        AttackError: for votes or draws that no run could use.
+    """
+    for name, value in (("`votes`", votes), ("`draws`", draws)):
+        check_type(name, value, int, AttackError)
+        if value < 1:
+            raise AttackError(f"{name} must be at least 1, not {value}.")
+    check_votes(votes)
+    text, prompts = given.text, None
+    if given.loaded is not None:
+        prompts = prompts_of(given.loaded, require_class_names(text.class_names), as_prompts(text.templates))
+    defended = defend(given.model, as_defenses(defense), prompts)
+    return DefendedModel(given.model, defended, seed, votes, draws)
+
+
+def as_defenses(defense: DefenseLike) -> tuple[Defense, ...]:
+    """Defences, in the order in which an image meets them. Raises DefenseError for what is none."""
+    if isinstance(defense, str):
+        return parse_defenses(defense)
+    several = (defense,) if isinstance(defense, Defense) else defense
+    if not isinstance(several, Sequence) or not several or not all(isinstance(one, Defense) for one in several):
+        raise DefenseError(f"`defense` must be a name such as 'ttc', or a defence, not {defense!r}.")
+    return tuple(several)
+
+
+def spell_defenses(defense: DefenseLike) -> str:
+    """How they are written on the command line: `jpeg(quality=50)+ttc`, without options at their defaults."""
+    return defense if isinstance(defense, str) else "+".join(_spell(one) for one in as_defenses(defense))
+
+
+def _spell(defense: Defense) -> str:
+    defaults = type(defense)().options()
+    changed = {name: value for name, value in defense.options().items() if value != defaults[name]}
+    options = ",".join(f"{name}={str(value).lower()}" for name, value in changed.items())
+    return f"{defense.name}({options})" if options else defense.name
+
+
+def of_threat(recipe: Recipe, threat: str, eps_mode: EpsMode) -> Recipe:
+    """A recipe as one threat uses it. Raises DefenseError for an unknown threat, or one that cannot use it."""
+    if threat not in THREATS:
+        hint = did_you_mean(str(threat), THREATS)
+        raise DefenseError(f"`threat` {threat!r} is unknown.{hint} Use {', '.join(THREATS)}.")
+    if eps_mode == "nested":
+        raise DefenseError("A `defense` is not attacked with `eps_mode=nested`; leave it out.")
+    return split_by_threat(recipe, [threat])[0]
