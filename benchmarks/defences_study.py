@@ -19,7 +19,7 @@ from matplotlib.figure import Figure
 
 import clipguard
 from clipguard.core.markdown import markdown_table
-from clipguard.figures.style import FAINT, INK, LINE, MARKERS, SERIES, style
+from clipguard.figures.style import FAINT, LINE, SERIES, style
 
 DEFENSES = (
     "anti-adversary",
@@ -35,7 +35,6 @@ DEFENSES = (
     "smoothing(samples=25)",
     "r-tpt(views=16)",
 )
-NAMED = 6  # points of claimed gain from which on a point has its name
 COLUMNS = ("clean", "transfer", "adaptive", "black-box", "worst case")
 
 
@@ -139,39 +138,35 @@ def summary(rows: list[dict[str, Any]]) -> str:
 
 
 def draw(rows: list[dict[str, Any]], path: Path) -> None:
-    """Claimed gain (transfer) against what is left (worst case), a point a model and defence."""
+    """Claimed gain (transfer) and what is left of it (worst case): a panel a model, a line a defence."""
     groups = by_defense(rows)
     models = list(dict.fromkeys(model for model, _, _ in groups))
+    defenses = list(dict.fromkeys(defense for _, defense, _ in groups if defense != "none"))
     with style():
-        figure = Figure(figsize=(6.4, 4.6), layout="constrained")
-        axes = figure.add_subplot()
-        axes.axhline(0, color=LINE, zorder=0)
-        axes.axvline(0, color=LINE, zorder=0)
-        for number, model in enumerate(models):
-            points = []
-            for (other, defense, n), group in groups.items():
-                if other == model and defense != "none":
-                    undefended = mean(groups[model, "none", n], "worst case")
-                    points.append(
-                        (mean(group, "transfer") - undefended, mean(group, "worst case") - undefended, defense)
-                    )
-            colour, marker = SERIES[number % len(SERIES)], MARKERS[number % len(MARKERS)]
-            axes.scatter(*zip(*[point[:2] for point in points], strict=True), color=colour, marker=marker, label=model)
-            names: dict[tuple[float, float], list[str]] = {}
-            for x, y, defense in points:
-                if abs(x) > NAMED:  # near nothing there are too many
-                    names.setdefault((x, y), []).append(defense.partition("(")[0])
-            for place, of_place in names.items():
-                down = -9 - 8 * len(of_place) if number % 2 else 4  # below a point of every other model
-                axes.annotate(
-                    "\n".join(of_place), place, (4, down), textcoords="offset points", fontsize=7, color=FAINT
-                )
-        low = min(axes.get_xlim()[0], axes.get_ylim()[0])
-        high = max(axes.get_xlim()[1], axes.get_ylim()[1])
-        axes.plot([low, high], [low, high], color=INK, linewidth=0.8, linestyle=":", label="nothing lost")
-        axes.set_xlabel("claimed gain in robust accuracy, transferred images (points)")
-        axes.set_ylabel("gain left in the worst case (points)")
-        axes.legend(frameon=False, fontsize=8)
+        figure = Figure(figsize=(2.4 + 1.7 * len(models), 1.4 + 0.25 * len(defenses)), layout="constrained")
+        panels = figure.subplots(1, len(models), sharex=True, sharey=True, squeeze=False)[0]
+        for axes, model in zip(panels, models, strict=True):
+            axes.axvline(0, color=LINE, zorder=0)
+            for defense in defenses:
+                counts = [n for other, name, n in groups if (other, name) == (model, defense)]
+                if not counts:
+                    continue
+                group, base = groups[model, defense, max(counts)], groups[model, "none", max(counts)]
+                undefended = mean(base, "worst case")
+                claimed, left = (mean(group, column) - undefended for column in ("transfer", "worst case"))
+                y = -defenses.index(defense)
+                axes.plot([claimed, left], [y, y], color=FAINT, linewidth=1.2, zorder=1)
+                hollow = {"facecolors": "white", "edgecolors": SERIES[0], "zorder": 2}  # larger: seen behind
+                axes.scatter([claimed], [y], s=52, label="claimed (transfer)", **hollow)
+                axes.scatter([left], [y], s=28, color=SERIES[1], zorder=3, label="left (worst case)")
+            first = next(row for row in rows if row["model"] == model)
+            axes.set_title(f"{model}, eps {first['eps']}/255", fontsize=9)
+            axes.set_yticks([-k for k in range(len(defenses))], defenses, fontsize=8)
+            axes.tick_params(axis="y", length=0)
+        figure.supxlabel("gain in robust accuracy over the undefended model's worst case (points)", fontsize=9)
+        handles, labels = panels[0].get_legend_handles_labels()
+        unique = dict(zip(labels, handles, strict=True))
+        figure.legend(unique.values(), unique.keys(), loc="outside upper left", ncols=2, frameon=False, fontsize=8)
         figure.savefig(path, dpi=160)
 
 
