@@ -11,7 +11,7 @@ from clipguard.core.errors import ModelError
 from clipguard.core.files.output import OutputFolder
 from clipguard.models.convert import convert_files
 from clipguard.models.description import describe_model
-from clipguard.models.given import open_model
+from clipguard.models.given import open_weights
 from clipguard.models.loading import LoadedModel
 from clipguard.models.sources.spec import add_to_files
 
@@ -39,7 +39,8 @@ def convert(
         The folder.
 
     Raises:
-        ModelError: for a model that cannot be read or written so; OutputError if the folder is there.
+        ModelError: for a model that cannot be read or written so, or is scored with learned prompts; OutputError if the
+            folder is there.
     """
     check_type("`to`", to, Literal["open_clip", "hf"])
     check_type("`out`", out, str | Path)
@@ -48,7 +49,7 @@ def convert(
     elif base is not None or normalization is not None:
         raise ModelError("`base` and `normalization` are for names; `load_model` settles them: give them there.")
     with OutputFolder(Path(out), whole=True) as folder:
-        loaded = open_model(source)
+        loaded = open_weights(source)
         for line in describe_model(loaded):
             log.info(line)
         folder.write_files(convert_files(loaded, to, in_memory=source is loaded))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -11,8 +12,11 @@ from clipguard.core.checking import check_type
 from clipguard.core.errors import FinetuneError
 from clipguard.core.files.output import OutputFolder
 from clipguard.models.export import State, checkpoint_files, complete_config
-from clipguard.models.given import open_model
-from clipguard.models.loading import LoadedModel, hash_tensors
+from clipguard.models.given import open_weights
+from clipguard.models.loading import LoadedModel, ModelInfo, hash_tensors
+from clipguard.models.text.trained_prompts import common_prompts, describe_prompts
+
+log = logging.getLogger("clipguard")
 
 
 def interpolate(base: Mapping[str, Tensor], tuned: Mapping[str, Tensor], alpha: float) -> State:
@@ -34,6 +38,10 @@ def interpolate(base: Mapping[str, Tensor], tuned: Mapping[str, Tensor], alpha: 
 def merge(base: str | Path | LoadedModel, tuned: str | Path | LoadedModel, alpha: float, out: str | Path) -> Path:
     """Write the model between two of one architecture into a new folder.
 
+    The prompts that it was fine-tuned with, which `bench` compares with those of scoring, are those of either model
+    where the other has none, as a model that was not fine-tuned, or the same. Where both have some and they differ,
+    none are recorded, and it is said: the model between was trained with neither alone.
+
     Args:
         base, tuned: their names, or what `load_model` gave: their weights as they are in memory.
         alpha: share of the tuned one, in [0,1].
@@ -44,6 +52,7 @@ def merge(base: str | Path | LoadedModel, tuned: str | Path | LoadedModel, alpha
 
     Raises:
         FinetuneError: for another alpha, models that do not match, or tuned text outside the weights.
+        ModelError: for a model that does not load, or is scored with learned prompts.
         OutputError: if the folder exists.
     """
     check_type("`alpha`", alpha, float, FinetuneError)
@@ -51,12 +60,30 @@ def merge(base: str | Path | LoadedModel, tuned: str | Path | LoadedModel, alpha
     if not 0 <= alpha <= 1:
         raise FinetuneError(f"`alpha` must be in 0 ... 1 (0: the base, 1: the tuned model), not {alpha:g}.")
     with OutputFolder(Path(out), whole=True) as folder:
-        base_model, tuned_model = open_model(base), open_model(tuned)
+        base_model, tuned_model = open_weights(base), open_weights(tuned)
         _require_a_pair(base_model, tuned_model)
         state = interpolate(_weights(base_model), _weights(tuned_model), alpha)
         card = _card([(1 - alpha, base_model, base), (alpha, tuned_model, tuned)]).encode()
-        folder.write_files({**checkpoint_files(tuned_model, state), "README.md": card})
+        prompts = _prompts_between(base_model.info, tuned_model.info, alpha)
+        folder.write_files({**checkpoint_files(tuned_model, state, prompts), "README.md": card})
     return Path(out)
+
+
+def _prompts_between(base: ModelInfo, tuned: ModelInfo, alpha: float) -> tuple[str, ...]:
+    """The prompts to record; at either end those of that model."""
+    if alpha in (0, 1):
+        return (tuned if alpha else base).trained_prompts
+    prompts = common_prompts(base.trained_prompts, tuned.trained_prompts)
+    if prompts is None:
+        log.warning(
+            "%s was trained with %s, and %s with %s: no prompts are recorded for the model between, and `bench` will "
+            "not say where it is scored with others",
+            base.name,
+            describe_prompts(base.trained_prompts),
+            tuned.name,
+            describe_prompts(tuned.trained_prompts),
+        )
+    return prompts or ()
 
 
 def _weights(model: LoadedModel) -> State:

@@ -8,11 +8,13 @@ from typing import Literal
 from safetensors.torch import save
 
 from clipguard.core.errors import ModelError
+from clipguard.core.markdown import escape_markdown
 from clipguard.core.version import __version__
 from clipguard.models.checkpoint.image_processor import PREPROCESSOR_NAME, write_image_processor
 from clipguard.models.checkpoint.transformers import CONFIG_NAME, to_transformers, transformers_config
 from clipguard.models.export import checkpoint_files, plain_state
 from clipguard.models.loading import LoadedModel, hash_tensors
+from clipguard.models.text.trained_prompts import describe_prompts, record_prompts
 from clipguard.models.text.tuned import TEXT_FILE
 from clipguard.models.text.wordpiece import uses_vocabulary
 
@@ -47,8 +49,9 @@ def convert_files(loaded: LoadedModel, to: Layout, *, in_memory: bool = False) -
     """Config, float32 weights and model card, by file name.
 
     "open_clip" is its `local-dir:`; "hf" is transformers' `CLIPModel` with its image processor and tokenizer. Both
-    compute what the loaded model computes: the weights are copied, not changed. Of a model that was given `in_memory`,
-    which may have been changed there, the card has SHA-256 of the tensors, too.
+    compute what the loaded model computes: the weights are copied, not changed. The prompts that it was fine-tuned with
+    are recorded in the weight file. Of a model that was given `in_memory`, which may have been changed there, the card
+    has SHA-256 of the tensors, too.
 
     Raises:
         ModelError: when transformers' CLIPModel, or open_clip's preprocessing, cannot be this model's.
@@ -61,7 +64,7 @@ def convert_files(loaded: LoadedModel, to: Layout, *, in_memory: bool = False) -
             " which open_clip's config cannot say: convert it with `to=hf`."
         )
     else:
-        files = checkpoint_files(loaded, loaded.model.state_dict())
+        files = checkpoint_files(loaded, loaded.model.state_dict(), loaded.info.trained_prompts)
         if loaded.text_map is not None:
             files[TEXT_FILE] = loaded.text_map.to_bytes()
     return {**files, "README.md": _card(loaded, to, in_memory=in_memory).encode()}
@@ -76,7 +79,7 @@ def _transformers_files(loaded: LoadedModel) -> dict[str, bytes]:
     config = transformers_config(loaded.model_cfg, loaded.info.name)
     tensors = plain_state(to_transformers(loaded.model.state_dict()))
     return {
-        "model.safetensors": save(tensors, {"format": "pt"}),
+        "model.safetensors": record_prompts(save(tensors, {"format": "pt"}), loaded.info.trained_prompts),
         CONFIG_NAME: _json(config),
         PREPROCESSOR_NAME: _json(write_image_processor(loaded.preprocessing)),
         **_tokenizer_files(config["text_config"]["max_position_embeddings"]),
@@ -126,6 +129,8 @@ def _card(loaded: LoadedModel, to: Layout, *, in_memory: bool) -> str:
         facts["Text tower"] = f"of `{i.base}`, SHA-256 `{i.base_sha256}`"
     if in_memory:
         facts["Given in memory"] = f"SHA-256 of its tensors `{hash_tensors(loaded.model.state_dict())}`"
+    if i.trained_prompts:
+        facts["Fine-tuned with"] = escape_markdown(describe_prompts(i.trained_prompts))
     facts |= {"Detected": "; ".join(i.detected)} if i.detected else {}
     rows = "\n".join(f"| {key} | {value} |" for key, value in facts.items())
     library = "open_clip" if to == "open_clip" else "transformers"

@@ -13,22 +13,30 @@ from torch import Tensor
 
 from clipguard.models.checkpoint.config import CONFIG_NAME, WEIGHT_NAMES
 from clipguard.models.loading import LoadedModel
+from clipguard.models.text.trained_prompts import record_prompts
 from clipguard.models.text.wordpiece import WordPieceTokenizer
 
 WEIGHTS_NAME = WEIGHT_NAMES[0]
 State = dict[str, Tensor]
 
 
-def checkpoint_files(loaded: LoadedModel, state: Mapping[str, Tensor]) -> dict[str, bytes]:
+def checkpoint_files(
+    loaded: LoadedModel, state: Mapping[str, Tensor], prompts: tuple[str, ...] = ()
+) -> dict[str, bytes]:
     """Config and float32 weights of a model, for `local-dir:` in clipguard and open_clip: content by file name.
 
     A vocabulary of the model's own, which open_clip has no field for, goes with them.
+
+    Args:
+        loaded: the model.
+        state: its weights, or others in their place.
+        prompts: those of the training, to be recorded in the weight file.
     """
     config = {"model_cfg": complete_config(loaded.model_cfg), "preprocess_cfg": _preprocess_config(loaded)}
     tokenizer = loaded.tokenizer
     return {
         **(tokenizer.files(loaded.model_cfg) if isinstance(tokenizer, WordPieceTokenizer) else {}),
-        WEIGHTS_NAME: save(plain_state(state), {"format": "pt"}),
+        WEIGHTS_NAME: record_prompts(save(plain_state(state), {"format": "pt"}), prompts),
         CONFIG_NAME: (json.dumps(config, indent=2) + "\n").encode(),
     }
 

@@ -8,7 +8,10 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import open_clip
 import pytest
+import torch
+from safetensors.torch import load_file
 
 import clipguard
 from clipguard.benchmark.plan import BenchPlan
@@ -19,7 +22,7 @@ from clipguard.finetuning.methods.registry import METHODS
 from clipguard.finetuning.restart import settings_of_run
 from clipguard.finetuning.settings import resolve
 from clipguard.models.loading import load_model
-from clipguard.models.text.trained_prompts import trained_prompts
+from clipguard.models.text.trained_prompts import record_prompts, trained_prompts
 
 ENSEMBLE = PHOTO.ensemble
 SHORT: dict[str, Any] = {"steps": 1, "batch_size": 4, "attack_steps": 1, "evaluation": False, "val_fraction": 0.0}
@@ -75,6 +78,76 @@ def test_bench_warns_of_other_prompts(
     assert warnings(caplog, images, [one], templates="single") == []
     (line,) = warnings(caplog, images, [many], templates="a {}.")
     assert line.startswith(f"local-dir:{many} was trained with 7 prompts such as 'itap of a {{}}.' and is scored with")
+
+
+def prompts_of(folder: Path) -> tuple[str, ...]:
+    return load_model(f"local-dir:{folder}").info.trained_prompts
+
+
+def test_convert_carries_the_prompts(
+    tuned: dict[str, Path], images: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """In the weight file itself, from layout to layout; what was not fine-tuned keeps its bytes."""
+    source = f"local-dir:{tuned['one']}"
+    made = clipguard.convert(source, tmp_path / "open_clip")
+    hf = clipguard.convert(f"local-dir:{made}", tmp_path / "hf", to="hf")
+    back = clipguard.convert(clipguard.load_model(f"local-dir:{hf}"), tmp_path / "back")
+    assert [prompts_of(folder) for folder in (made, hf, back)] == [PHOTO.single] * 3
+    assert "| Fine-tuned with | the prompt 'a photo of a" in (hf / "README.md").read_text()
+    (line,) = warnings(caplog, images, [made])
+    assert "was trained with the prompt 'a photo of a {}.'" in line
+    assert warnings(caplog, images, [made], templates="single") == []
+
+    name = "open_clip_model.safetensors"
+    again = clipguard.convert(source, tmp_path / "again") / name
+    assert again.read_bytes() == (made / name).read_bytes() == (back / name).read_bytes()
+    weights = {folder: load_file(folder / name) for folder in (made, tuned["one"])}
+    for key, value in weights[tuned["one"]].items():
+        assert torch.equal(value, weights[made][key])
+    plain = clipguard.convert(f"local-dir:{tuned['fare']}", tmp_path / "fare")
+    assert (plain / name).read_bytes() == (tuned["fare"] / name).read_bytes()
+    assert prompts_of(plain) == ()
+
+
+def test_transformers_and_open_clip_load_what_has_prompts_in_it(tuned: dict[str, Path], tmp_path: Path) -> None:
+    hf = clipguard.convert(f"local-dir:{tuned['all']}", tmp_path / "hf", to="hf")
+    model = pytest.importorskip("transformers").CLIPModel.from_pretrained(hf)
+    made = clipguard.convert(f"local-dir:{tuned['all']}", tmp_path / "made")
+    theirs = open_clip.create_model(f"local-dir:{made}", require_pretrained=True)
+    assert torch.equal(model.visual_projection.weight.T, theirs.visual.proj)
+
+
+def test_merge_carries_what_is_not_in_doubt(
+    tuned: dict[str, Path], vit: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    names = {name: f"local-dir:{folder}" for name, folder in tuned.items()} | {"vit": vit}
+    cases: list[tuple[str, str, float, tuple[str, ...]]] = [
+        ("vit", "one", 0.5, PHOTO.single),
+        ("one", "vit", 0.5, PHOTO.single),
+        ("one", "one", 0.5, PHOTO.single),
+        ("vit", "fare", 0.5, ()),
+        ("one", "all", 0.5, ()),
+        ("one", "all", 0, PHOTO.single),  # the first model itself
+        ("vit", "one", 0, ()),
+        ("one", "all", 1, ENSEMBLE),
+    ]
+    for number, (base, other, alpha, expected) in enumerate(cases):
+        caplog.clear()
+        with caplog.at_level(logging.WARNING, "clipguard"):
+            folder = clipguard.merge(names[base], names[other], alpha, tmp_path / str(number))
+        assert prompts_of(folder) == expected, (base, other, alpha)
+        said = [record.getMessage() for record in caplog.records if "no prompts are recorded" in record.getMessage()]
+        assert len(said) == ((base, other, alpha) == ("one", "all", 0.5))
+
+
+def test_a_damaged_record_is_none(tuned: dict[str, Path], tmp_path: Path) -> None:
+    content = (tuned["fare"] / "open_clip_model.safetensors").read_bytes()
+    path = tmp_path / "weights.safetensors"
+    path.write_bytes(record_prompts(content, ("a {}.",)))
+    assert trained_prompts(path, "") == ("a {}.",)
+    path.write_bytes(path.read_bytes().replace(b'"[\\"a {}.\\"]"', b'"{\\"a {}.\\"]"'))
+    assert trained_prompts(path, "") == ()
+    assert load_file(path).keys() == load_file(tuned["fare"] / "open_clip_model.safetensors").keys()
 
 
 def test_the_card_says_so(tuned: dict[str, Path]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from training_runs import write_vit
 
+import clipguard
 from clipguard.core.errors import ModelError
 from clipguard.core.notices import noticing
 from clipguard.models import LoadedModel, load_model
@@ -117,6 +119,29 @@ def both_towers(model: LoadedModel) -> LearnedPrompts:
     torch.manual_seed(0)
     vision, words = torch.randn(2, 2, 32), torch.randn(2, 16)
     return LearnedPrompts("fap", Layout("a photo of a", 2), words, None, vision, base=base_of(model), label="file")
+
+
+def test_prompts_are_no_weights(vit: str, tmp_path: Path) -> None:
+    """A model that is scored with some is not written or trained without them, and a file of them is no model."""
+    path = tmp_path / "run" / "prompts.safetensors"
+    path.parent.mkdir()
+    path.write_bytes(both_towers(load_model(vit)).to_bytes())
+    model = with_prompts(load_model(vit), read_prompts(path))
+    out = tmp_path / "out"
+    calls: tuple[Callable[[], object], ...] = (
+        lambda: clipguard.convert(model, out),
+        lambda: clipguard.convert(model, out, to="hf"),
+        lambda: clipguard.merge(model, vit, 0.5, out),
+        lambda: clipguard.merge(vit, model, 0.5, out),
+        lambda: clipguard.finetune("tecoa", model=model, dataset="emoji-food", out=out),
+    )
+    for call in calls:
+        with pytest.raises(ModelError, match=r"is scored with the learned prompts of .*, which are no weights"):
+            call()
+    for spec in (str(path), f"local-dir:{path.parent}", f"{path}@{vit}"):
+        with pytest.raises(ModelError, match="holds learned prompts and no weights: name the model"):
+            clipguard.convert(spec, out)
+    assert not out.exists()
 
 
 def test_vectors_in_the_image_tower(vit: str) -> None:

@@ -13,7 +13,7 @@ from clipguard.core.errors import FinetuneError
 from clipguard.data import ZeroShotDataset
 from clipguard.finetuning.config import FinetuneConfig
 from clipguard.finetuning.sources import Sources
-from clipguard.models.given import open_model
+from clipguard.models.given import open_weights
 from clipguard.models.loading import LoadedModel
 
 SETTLED = (
@@ -49,7 +49,7 @@ def named_sources(settings: Mapping[str, Any]) -> tuple[dict[str, Any], Sources]
 
 def _clip_model(model: Any) -> LoadedModel:
     if isinstance(model, LoadedModel) or hasattr(model, "state_dict"):
-        return open_model(model)  # refuses modules
+        return open_weights(model)  # refuses modules and learned prompts
     raise FinetuneError(f"`model` takes names and what `load_model` gives, not {shown(model)}.")
 
 

@@ -141,6 +141,17 @@ def read_plain(path: Path) -> Any:
     return _read(path)[1]
 
 
+def read_metadata(path: Path) -> dict[str, str]:
+    """The texts that a safetensors file holds beside its tensors; of any other file, none."""
+    from safetensors import safe_open
+
+    try:
+        with safe_open(path, framework="pt") as file:
+            return file.metadata() or {}
+    except Exception:  # the Rust reader's error type is not public in all versions; whoever reads tensors says more
+        return {}
+
+
 def _read(path: Path) -> tuple[Container, Any]:
     """The content of a file, by what it is and not by what its name ends with."""
     if path.is_dir():

@@ -11,7 +11,7 @@ from typing import Any, cast, get_args
 from torch import Tensor
 
 from clipguard.core.errors import ModelError, first_line
-from clipguard.models.checkpoint.reader import check_finite, hash_file, read_plain
+from clipguard.models.checkpoint.reader import check_finite, hash_file, read_metadata, read_plain
 from clipguard.models.loading import LoadedModel, hash_tensors
 from clipguard.models.module_model import FORMAT
 from clipguard.models.prompts.learned import METADATA, PROMPTS_NAME, LearnedPrompts, PromptBase, prompts_of
@@ -55,7 +55,7 @@ def read_prompts(spec: str | Path) -> LearnedPrompts:
     if not path.is_file():
         cure = f"`finetune --method apt` writes {PROMPTS_NAME} into its folder; name that file"
         raise ModelError(f"`prompts`: there is no file {path}: {cure}.")
-    metadata = _metadata(path)
+    metadata = read_metadata(path).get(METADATA)
     content = read_plain(path)
     if metadata is None:
         prompts = _of_dassl(content, path, position or "end")
@@ -67,17 +67,6 @@ def read_prompts(spec: str | Path) -> LearnedPrompts:
         except (KeyError, TypeError, ValueError) as error:
             raise ModelError(f"{path} is a damaged prompt file ({first_line(error)}): make it again.") from error
     return prompts.at(str(path), hash_file(path))
-
-
-def _metadata(path: Path) -> str | None:
-    """What clipguard writes into a prompt file beside the vectors; None for any other file."""
-    from safetensors import safe_open
-
-    try:
-        with safe_open(path, framework="pt") as file:
-            return (file.metadata() or {}).get(METADATA)
-    except Exception:  # the Rust reader's error type is not public in all versions; `read_plain` says what is wrong
-        return None
 
 
 def _of_dassl(content: Any, path: Path, position: Position) -> LearnedPrompts:

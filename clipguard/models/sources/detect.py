@@ -13,9 +13,10 @@ from clipguard.models.adapters.config import ADAPTER_CONFIG, is_adapter
 from clipguard.models.adapters.merge import Adapter, read_adapter
 from clipguard.models.checkpoint.architecture import describe_shapes, find_architectures, openai_twin, settle_activation
 from clipguard.models.checkpoint.contents import explain_adapter
-from clipguard.models.checkpoint.reader import WeightFile, read_weights
+from clipguard.models.checkpoint.reader import WeightFile, read_metadata, read_weights
+from clipguard.models.prompts.learned import METADATA, PROMPTS_NAME
 from clipguard.models.sources.download import fetch_adapter, fetch_file
-from clipguard.models.sources.locate import config_folder
+from clipguard.models.sources.locate import config_folder, has_config
 from clipguard.models.sources.spec import DIR_PREFIX, HUB_PREFIX, ModelSource, parse_source
 
 
@@ -42,6 +43,7 @@ def detect(source: ModelSource) -> Detected:
         ModelError: when the file leaves open what must not be guessed; says how to name it.
     """
     source = bring_here(source)
+    _refuse_prompts(source)
     if source.kind == "adapter":
         return _detect_adapter(source, Path(source.weights))
     if source.kind != "file":
@@ -69,6 +71,18 @@ def detect(source: ModelSource) -> Detected:
         ) from error
     note = f"architecture detected: {architecture}, {why}"
     return Detected(replace(source, name=architecture), file, (note,))
+
+
+def _refuse_prompts(source: ModelSource) -> None:
+    """Raise ModelError for learned prompts, which belong on a model and are none: a file of them, or a run's folder."""
+    file = Path(source.weights)
+    if source.kind == "dir" and not has_config(Path(source.name)):
+        file = Path(source.name) / PROMPTS_NAME
+    if source.kind in ("file", "dir") and METADATA in read_metadata(file):
+        raise ModelError(
+            f"{file} holds learned prompts and no weights: name the model that they were learned on, and the file with"
+            " `prompts` where it is scored."
+        )
 
 
 def bring_here(source: ModelSource) -> ModelSource:

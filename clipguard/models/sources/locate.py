@@ -101,14 +101,14 @@ def config_folder(path: Path) -> Path | None:
     """The folder of a weight file if it is a whole model's: with a config beside, and this as its weights."""
     folder = path if path.is_dir() else path.parent
     try:
-        if _has_config(folder) and find_weights(folder).resolve() == path.resolve():
+        if has_config(folder) and find_weights(folder).resolve() == path.resolve():
             return folder
     except ModelError:  # a config of something else, or several weight files
         return None
     return None
 
 
-def _has_config(folder: Path) -> bool:
+def has_config(folder: Path) -> bool:
     """Whether a config that can be read is there."""
     there = any((folder / name).is_file() for name in (CONFIG_NAME, TRANSFORMERS_CONFIG))
     return there and bool(_read_folder(folder))
