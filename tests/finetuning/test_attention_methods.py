@@ -52,6 +52,7 @@ def batch() -> Batch:
         adversarial_patches=rows(Y, X, BETWEEN).requires_grad_(),
         original_clean_patches=rows(X, Y, BETWEEN, scale=5.0).requires_grad_(),
         class_prompts=torch.stack([torch.eye(2), torch.eye(2)], dim=1),
+        original_prompts=torch.stack([torch.eye(2), torch.eye(2)], dim=1),
         negative_text=torch.eye(2).flip(0),
     )
 
@@ -128,7 +129,7 @@ def test_saft_is_tga_for_each_prompt(batch: Batch) -> None:
     flipped = torch.stack(
         [torch.eye(2), torch.eye(2).flip(0)], dim=1
     )  # the second prompt takes the classes for another
-    both = replace(batch, class_prompts=flipped)
+    both = replace(batch, class_prompts=flipped, original_prompts=flipped)
     found = values(SAFT(alpha=1), both)
     first, second = (math.log(1 + math.exp(sign * 4 * (0.8 - 0.6))) for sign in (1, -1))
     assert found["ce"] == pytest.approx((first + second) / 2, rel=1e-5)
@@ -226,6 +227,40 @@ def test_text_may_be_tuned_with_every_prompt(vit: str, images: str, tmp_path: Pa
     assert trainer.model.text_parameters()
     _, norms = trainer.step(load_batches(trainer.images, trainer.sampler, 0), 0.0, look=False)
     assert norms["text_gradient"] > 0
+
+
+@pytest.mark.parametrize("kind", [TGAZSR, CompTGA, SAFT])
+def test_the_target_is_the_original_model_s_by_its_own_text(kind: type[TGAZSR], batch: Batch) -> None:
+    """Tuned text moves the maps of the tower in training, and not what they are to come to."""
+    text = torch.eye(2).flip(0).requires_grad_()
+    tuned = replace(batch, text=text, class_prompts=torch.stack([text, text], dim=1))
+    method = kind()
+    assert torch.equal(method.target(tuned), method.target(batch))
+    assert not method.target(tuned).requires_grad
+    assert not torch.equal(method.maps(batch.clean_patches, tuned), method.maps(batch.clean_patches, batch))
+    assert method.maps(batch.clean_patches, tuned).requires_grad
+
+
+@pytest.mark.parametrize("method", ["tga-zsr", "comp-tga", "saft"])
+def test_the_target_stays_when_all_is_trained(method: str, vit: str, images: str, tmp_path: Path) -> None:
+    config = make_config(vit, images, method, templates="ensemble", train="all", optimizer="sgd", lr=0.1)
+    trainer = make_trainer(config, tmp_path)
+    inner = trainer.objective.method
+    assert isinstance(inner, TGAZSR)
+    (first, *_) = load_batches(trainer.images, trainer.sampler, 0)
+
+    def maps() -> tuple[Tensor, Tensor]:
+        found = trainer.objective(trainer.model, first, 0.0, forward=trainer.model).batch
+        return inner.target(found), inner.maps(found.original_clean_patches, found).detach()
+
+    before, seen_before = maps()
+    torch.testing.assert_close(before, seen_before, rtol=0, atol=1e-5)  # at first both texts are the same
+    with torch.no_grad():
+        for parameter in trainer.model.text_parameters():
+            parameter.add_(0.3 * torch.randn_like(parameter))
+    after, seen_after = maps()
+    assert torch.equal(after, before)
+    assert not torch.allclose(seen_after, seen_before, atol=0.01)
 
 
 def test_towers_without_patches_are_refused(images: str, tmp_path: Path) -> None:

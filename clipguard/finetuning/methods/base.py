@@ -55,7 +55,8 @@ class Batch:
         original_clean, original_adversarial: (B, D) of the frozen copy of the image tower as it came.
         clean_patches, adversarial_patches, original_clean_patches: (B, N, D) patch tokens of the same passes, in the
             space of the embeddings and not normalised; of vision transformers alone.
-        class_prompts: (C, T, D) unit rows, of which `text` is the mean over the T prompts of a class.
+        class_prompts, original_prompts: (C, T, D) unit rows, of which `text` and `original_text` are the means over the
+            T prompts of a class; the second without gradients.
         negative_text: (C, D) unit rows, as the model came: of `NEGATIVE_PROMPT` with each class's name.
         captions, original_captions: (B, D) of each image's caption, by the text tower in training and as it came;
             `captions` has gradients if that tower is trained, and is detached under the training attack.
@@ -76,6 +77,7 @@ class Batch:
     adversarial_patches: Tensor | None = None
     original_clean_patches: Tensor | None = None
     class_prompts: Tensor | None = None
+    original_prompts: Tensor | None = None
     negative_text: Tensor | None = None
     captions: Tensor | None = None
     original_captions: Tensor | None = None
@@ -85,6 +87,10 @@ class Batch:
     def logits(self, embeddings: Tensor) -> Tensor:
         """(B, C) scaled cosines with the tuned text."""
         return self.logit_scale * F.normalize(embeddings, dim=-1) @ self.text.T
+
+    def with_original_text(self) -> Batch:
+        """The same with the text as the model came."""
+        return replace(self, text=self.original_text, class_prompts=self.original_prompts)
 
     def with_text(self, text: Tensor) -> Batch:
         """The same with another text (C, D)."""

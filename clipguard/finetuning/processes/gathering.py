@@ -11,7 +11,8 @@ from torch import Tensor
 from clipguard.finetuning.methods.base import Batch
 from clipguard.finetuning.processes.team import Team
 
-PER_CLASS = ("text", "original_text", "class_prompts", "negative_text")  # fields of a batch without a row per image
+# Fields of a batch without a row per image.
+PER_CLASS = ("text", "original_text", "class_prompts", "original_prompts", "negative_text")
 
 
 def gather_batch(batch: Batch, n: int, team: Team) -> Batch:

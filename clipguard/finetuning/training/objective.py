@@ -193,6 +193,7 @@ class Objective:
             logit_scale=self.logit_scale,
             labels=labels,
             class_prompts=prompts,
+            original_prompts=model.text.original_prompts if isinstance(model.text, ClassText) else None,
             negative_text=model.text.negative if isinstance(model.text, ClassText) else None,
         )
 

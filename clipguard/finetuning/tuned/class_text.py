@@ -39,7 +39,8 @@ class ClassText(nn.Module):
     """
 
     original: Tensor
-    prompts: Tensor | None
+    prompts: Tensor | None  # as the text tower came, which a map takes further
+    original_prompts: Tensor | None  # as the model came, map included; of methods that need each prompt
     tokens: Tensor | None
     negative: Tensor | None
 
@@ -74,6 +75,10 @@ class ClassText(nn.Module):
         self.register_buffer("original", original, persistent=False)
         keeps_prompts = self.map is not None or "class_prompts" in needs
         self.register_buffer("prompts", prompts if keeps_prompts else None, persistent=False)
+        text_map = loaded.text_map
+        with torch.no_grad():
+            as_it_came = prompts if text_map is None or not class_names else text_map(prompts, self.class_names)
+        self.register_buffer("original_prompts", as_it_came if "class_prompts" in needs else None, persistent=False)
         self.register_buffer("tokens", None if self.tower is None else tokens, persistent=False)
         negative = None
         if "negative_text" in needs:

@@ -76,8 +76,8 @@ class TGAZSR(Method):
         }
 
     def target(self, batch: Batch) -> Tensor:
-        """A(x; f0), a constant; by the tuned text, so that it follows that with `train=all`, which no paper does."""
-        return self.maps(batch.original_clean_patches, batch).detach()
+        """A(x; f0), a constant: where the original model looks, by its own text also where `train=all` tunes that."""
+        return self.maps(batch.original_clean_patches, batch.with_original_text()).detach()
 
     def maps(self, patches: Tensor | None, batch: Batch) -> Tensor:
         """(B, T, N) of patch tokens, one map for each of the T texts of the image's class; here there is one text."""
