@@ -47,6 +47,8 @@ class Study:
             return dict(json.loads(path.read_text()))
         shutil.rmtree(folder, ignore_errors=True)  # of an interrupted run
         settings = {**SETTINGS, "lr": lr}
+        if method == "clean":  # which has no training attack
+            del settings["attack_steps"]
         run = clipguard.finetune(
             method, out=folder, model=self.model, dataset=self.train, templates="single", **settings
         ).run

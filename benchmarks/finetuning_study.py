@@ -148,7 +148,9 @@ def run(unit: Unit, work: Path) -> dict[str, Any]:
     spec, folder = "tiny", work / unit.trained.key
     if unit.method != "none" and not (unit.stage == "confirm" and (folder / "open_clip_config.json").exists()):
         shutil.rmtree(folder, ignore_errors=True)  # of an interrupted run
-        settings = {"dataset": TRAINED_ON, "steps": STEPS, "batch_size": BATCH, "attack_steps": ATTACK_STEPS}
+        settings = {"dataset": TRAINED_ON, "steps": STEPS, "batch_size": BATCH}
+        if unit.method != "clean":  # which has no training attack
+            settings["attack_steps"] = ATTACK_STEPS
         settings |= {"lr": unit.lr, "eps": float(unit.eps), "seed": unit.seed, "eval_samples": 100}
         settings |= {"templates": "single"}  # the default when these results were made
         done = clipguard.finetune(unit.method, out=folder, **settings).run

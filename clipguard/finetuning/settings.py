@@ -11,6 +11,7 @@ from clipguard.core.errors import FinetuneError, did_you_mean
 from clipguard.core.settings import read_settings, settings_of
 from clipguard.finetuning.config import FinetuneConfig
 from clipguard.finetuning.methods.registry import parse_method
+from clipguard.finetuning.unused import refuse_unused
 
 NO_PRESET = "none"
 SETTINGS = settings_of(FinetuneConfig)
@@ -36,7 +37,8 @@ def resolve(given: Mapping[str, Any], from_file: Mapping[str, Any] | None = None
         from_file: the same, from a file.
 
     Raises:
-        ClipguardError: for an unknown setting or preset, or a value that no run could use.
+        ClipguardError: for an unknown setting or preset, a value that no run could use, and a setting that was given
+            and would do nothing.
     """
     layers = [read_settings(values, SETTINGS, error=FinetuneError) for values in (from_file or {}, given)]
     chosen = replace(FinetuneConfig(), **_overlay(*layers))
@@ -52,6 +54,7 @@ def resolve(given: Mapping[str, Any], from_file: Mapping[str, Any] | None = None
         if any(layer.get(name) is not None for layer in layers):
             config = replace(config, **_overlay({}, {name: _typed(config, name)}))
     config.check()
+    refuse_unused(config, [name for name, value in layers[1].items() if value is not None])
     return config
 
 

@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 from torch import Tensor
-from training_runs import SMALL, StopsAfter, make_config, make_trainer
+from training_runs import StopsAfter, make_config, make_trainer
 
 from clipguard.core.environment.quiet_libraries import quiet_libraries
 from clipguard.core.errors import CaptionError, FinetuneError
@@ -24,7 +24,6 @@ from clipguard.finetuning.data.batches import load_batches
 from clipguard.finetuning.data.training_data import open_data
 from clipguard.finetuning.methods.captions.edits import words_of
 from clipguard.finetuning.run import run_finetune
-from clipguard.finetuning.settings import resolve
 from clipguard.models import load_model
 from clipguard.models.export import WEIGHTS_NAME
 
@@ -40,8 +39,7 @@ def texts(tmp_path: Path) -> str:
 
 
 def fine_tune(model: str, dataset: str, out: Path, method: str, **settings: Any) -> dict[str, Any]:
-    given = {**SMALL, "method": method, "model": model, "dataset": dataset, "preset": "none", **settings}
-    run_finetune(resolve(given), out, "")
+    run_finetune(make_config(model, dataset, method, **settings), out, "")
     return dict(json.loads((out / "run.json").read_text()))
 
 

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from clipguard.cli.options import read_config
-from clipguard.core.errors import ClipguardError
+from clipguard.core.errors import ClipguardError, FinetuneError
 from clipguard.finetuning.config import FinetuneConfig
 from clipguard.finetuning.methods.registry import METHODS
 from clipguard.finetuning.settings import EMBEDDED, SETTINGS, resolve
@@ -133,3 +133,53 @@ def test_budgets_may_be_written_as_fractions(tmp_path: Path) -> None:
 def test_small_steps_that_arrive_are_not_questioned() -> None:
     """A hundred steps of 0.025/255 are the usual ones at eps 1/255."""
     assert resolve({"eps": "1", "attack_steps": 100, "step_size": "0.025"}).step_size == 0.025
+
+
+OFF = {"evaluation": False, "val_fraction": 0.0}
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"method": "leaf", "attack_steps": 10}, "leaf trains on no adversarial images: leave `attack_steps` out"),
+        ({"method": "leaf(k=2)", "step_size": "1"}, "leave `step_size` out"),
+        ({"method": "leaf", "random_start": False}, "leave `random_start` out"),
+        ({"method": "leaf", "augment": "standard"}, "leaf trains the text tower alone: leave `augment` out"),
+        ({"method": "leaf", "eps": "4", "evaluation": False}, "leaf attacks no images, .*: leave `eps` out"),
+        ({"method": "leaf", "norm": "l2", "evaluation": False, "preset": "none"}, "leave `norm` out"),
+        ({"method": "clean", "attack_steps": 3}, "clean trains on no adversarial images: leave `attack_steps` out"),
+        ({"method": "clean", "eps": "4", **OFF}, "leave `eps` out"),
+        (
+            {"method": "fare", "templates": "single", "evaluation": False},
+            "fare reads no class texts, .*`templates` out",
+        ),
+        ({"eval_dataset": "emoji-food", "evaluation": False}, "there is no final test: leave `eval_dataset` out"),
+        ({"eval_samples": 10, **OFF}, "nothing is scored: leave `eval_samples` out"),
+        ({"momentum": 0.5}, "`momentum` is of sgd, and the optimizer is adamw: leave `momentum` out"),
+    ],
+)
+def test_what_is_given_and_would_do_nothing_is_refused(given: dict[str, Any], message: str) -> None:
+    with pytest.raises(FinetuneError, match=message):
+        resolve(given)
+
+
+def test_settings_that_do_something_are_taken() -> None:
+    """Some by what they are for besides training; and those that nobody typed."""
+    for given in (
+        {"method": "leaf", "eps": "4", "norm": "linf"},  # of the final test
+        {"method": "leaf", "templates": "single", "evaluation": False},  # the captions, where there are none
+        {"method": "clean", "eps": "4", "evaluation": False},  # of validation
+        {"method": "clean", "regularizer": "regmix", "attack_steps": 3},  # which needs adversarial images
+        {"method": "fare", "templates": "single"},  # of the final test
+        {"method": "fare", "templates": "single", "regularizer": "regmix", **OFF},
+        {"method": "apt", "templates": "single", **OFF},
+        {"method": "tecoa", "templates": "single", "eps": "4", "attack_steps": 2, **OFF},
+        {"optimizer": "sgd", "momentum": 0.5},
+        {"method": "apt", "model": "vit-b-32", "momentum": 0.5},  # its usual optimizer is sgd
+        {"eval_samples": 10, "evaluation": False},  # of validation
+    ):
+        resolve(given)
+    for method in METHODS:
+        resolve({"method": method, "step_size": None, **OFF})
+        whole = FinetuneConfig(method=method).to_dict() | {"eps": "4"}  # as in the run.json of an earlier run
+        assert resolve({"method": "leaf", **OFF}, whole).attack_steps == whole["attack_steps"]

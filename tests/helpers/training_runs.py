@@ -60,8 +60,9 @@ def write_images(folder: Path, classes: int = 3, n: int = 8, size: int = 16) -> 
 
 
 def make_config(model: str, dataset: str, method: str = "tecoa", **settings: Any) -> FinetuneConfig:
-    """Settings of a run of four steps, or others."""
-    return resolve({**SMALL, "method": method, "model": model, "dataset": dataset, "preset": "none", **settings})
+    """Settings of a run of four steps, or others; as from a file, which may name what a method does not look at."""
+    from_file = {**SMALL, "model": model, "dataset": dataset, "preset": "none", **settings}
+    return resolve({"method": method}, from_file)
 
 
 def make_trainer(config: FinetuneConfig, out: Path, team: Team = ALONE) -> Trainer:
