@@ -88,9 +88,11 @@ def _methods() -> None:
     for name, kind in METHODS.items():
         presets = f" [--preset {', '.join(kind.presets)}]" if kind.presets else ""
         echo(f"{name:<16} {kind.summary}{presets}")
-    echo("\nOptions, as in --method 'tima(margin=0.05,text=encoder)', and their defaults:")
+    echo("\nOptions, as in --method 'tima(margin=0.05,text=encoder)', and their defaults; where there is no value, the")
+    echo("default depends on others (docs/methods.md):")
     for name, kind in METHODS.items():
-        defaults = ", ".join(f"{field.name}={field.default}" for field in fields(kind))
+        shown = ((f.name, f.default) for f in fields(kind))
+        defaults = ", ".join(option if value in (None, "") else f"{option}={value}" for option, value in shown)
         echo(f"{name:<16} {defaults or 'none'}")
 
 

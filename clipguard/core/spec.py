@@ -6,7 +6,8 @@ import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
-from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
+from types import NoneType, UnionType
+from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from clipguard.core.errors import ClipguardError, did_you_mean
 
@@ -57,7 +58,7 @@ class NamedKinds:
     """How one of several kinds is made from its name and options, and what is said of those that are wrong.
 
     A kind is a dataclass whose fields are its options: true or false, one of some words, words joined by _, a number
-    or a whole number.
+    or a whole number; or one of these and None, where what it is by default depends on others.
 
     Attributes:
         noun: what they are, such as "method".
@@ -101,6 +102,9 @@ class NamedKinds:
         return kind(**options)
 
     def _check(self, what: str, value: Value, expected: Any) -> None:
+        if get_origin(expected) in (Union, UnionType):  # with None, which is what nobody can write
+            kinds = [kind for kind in get_args(expected) if kind is not NoneType]
+            expected = kinds[0] if len(kinds) == 1 else float
         if get_origin(expected) is Literal:
             if value not in get_args(expected):
                 raise self.error(f"{what} must be {' or '.join(get_args(expected))}, not {value}.")

@@ -97,6 +97,8 @@ def test_fap_without_its_own_parts(batch: Batch) -> None:
         ("apt(tokens=4,position=middle,class_specific=true)", PromptDesign(4, "", "middle", class_specific=True)),
         ("apt(init=a_photo_of_a,position=front)", PromptDesign(0, "a photo of a", "front")),
         ("apt(attack=perturbed,ascent=0.5)", PromptDesign(16, ascent=0.5)),
+        ("apt(attack=perturbed)", PromptDesign(16, ascent=0.02)),
+        ("apt(tokens=3)", PromptDesign(3)),
         ("fap", PromptDesign(2, "a photo of a", blocks=9, vision=True)),
         ("fap(depth=1,tokens=3)", PromptDesign(3, "a photo of a", vision=True)),
     ],
@@ -112,6 +114,10 @@ def test_which_prompts_the_options_ask_for(text: str, design: PromptDesign) -> N
         ("apt(tokens=2.5)", "apt: tokens must be a whole number of at least 0, not 2.5"),
         ("apt(position=left)", "position must be end or middle or front, not left"),
         ("apt(init=3)", "apt: init must be words joined by _, not 3"),
+        ("apt(tokens=16,init=a_photo)", "apt: init says .* how many context vectors there are: leave tokens out"),
+        ("apt(tokens=2.5)", "apt: tokens must be a whole number"),
+        ("apt(ascent=0.02)", "apt: ascent is of attack=perturbed"),
+        ("apt(attack=constant,ascent=0.1)", "apt: ascent is of attack=perturbed"),
         ("fap(depth=0)", "fap: depth must be at least 1"),
     ],
 )
@@ -127,4 +133,4 @@ def test_published_settings_of_prompts() -> None:
     assert [apt[name] for name in of] == ["sgd", 0.002, 50, 32, 4, 3]
     assert apt["step_size"] == pytest.approx(4 * 2 / 3)
     assert [fap[name] for name in of] == ["sgd", 0.0035, 10, 4, 1, 2]
-    assert (FAP().tokens, FAP().depth, FAP().lam, APT().tokens) == (2, 9, 1.5, 16)
+    assert (FAP().tokens, FAP().depth, FAP().lam, APT().prompt_design().tokens) == (2, 9, 1.5, 16)

@@ -12,6 +12,8 @@ from clipguard.core.errors import FinetuneError
 from clipguard.finetuning.methods.base import Batch, Method, Need, Presets, cross_entropy
 from clipguard.finetuning.methods.prompts.design import Position, PromptDesign
 
+TOKENS, ASCENT = 16, 0.02  # by default
+
 
 @dataclass(frozen=True)
 class APT(Method):
@@ -26,24 +28,25 @@ class APT(Method):
     the learning rate at 1e-5 for the first epoch; here the warm-up of all methods stands in its place.
 
     Args:
-        tokens: M, context vectors, where `init` is not given.
+        tokens: M, context vectors; by default 16, or as many as `init` has tokens, which then says it alone.
         position: of the class name: at the "end" of the context, in its "middle" or in "front" of it.
         class_specific: a context for each class, which then knows no other class.
         init: words that the context begins with, joined by _, as in a_photo_of_a; "": random vectors.
         attack: of the training images: "onfly" attacks the current prompt; "constant" the fixed text of `templates`;
             "perturbed" the current prompt, which also ascends after each step, and is put back for the loss.
-        ascent: step size of that ascent on the mean cross-entropy; the paper's is not known, this one is a guess.
+        ascent: of "perturbed" alone: step size on the mean cross-entropy, by default 0.02, a guess: the paper's is not
+            known.
 
     Preset "paper": the published code's for ViT-B/32 (50 epochs; eps 4/255). Its few-shot subsets have no setting here:
     `n_samples` takes a stratified subset.
     """
 
-    tokens: int = 16
+    tokens: int | None = None
     position: Position = "end"
     class_specific: bool = False
     init: str = ""
     attack: Literal["onfly", "constant", "perturbed"] = "onfly"
-    ascent: float = 0.02
+    ascent: float | None = None
 
     name: ClassVar[str] = "apt"
     summary: ClassVar[str] = "learned prompts, cross-entropy on adversarial images, all weights frozen (Li et al. 2024)"
@@ -71,18 +74,23 @@ class APT(Method):
     }
 
     def __post_init__(self) -> None:
-        """Raises FinetuneError for a prompt without context."""
-        if self.tokens < 1:
+        """Raises FinetuneError for a prompt without context, and for an option that another one leaves without use."""
+        if self.tokens is not None and self.tokens < 1:
             raise FinetuneError(f"apt: tokens must be at least 1, not {self.tokens}.")
+        if self.tokens is not None and self.init:
+            raise FinetuneError("apt: init says with its words how many context vectors there are: leave tokens out.")
+        if self.ascent is not None and self.attack != "perturbed":
+            raise FinetuneError("apt: ascent is of attack=perturbed: add that, or leave ascent out.")
 
     def prompt_design(self) -> PromptDesign:
         """As the options say."""
+        ascent = ASCENT if self.ascent is None else self.ascent
         return PromptDesign(
-            tokens=0 if self.init else self.tokens,
+            tokens=0 if self.init else self.tokens or TOKENS,
             words=self.init.replace("_", " "),
             position=self.position,
             class_specific=self.class_specific,
-            ascent=self.ascent if self.attack == "perturbed" else 0.0,
+            ascent=ascent if self.attack == "perturbed" else 0.0,
         )
 
     def divisible(self) -> bool:
