@@ -8,7 +8,7 @@ import math
 import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple, cast
 
@@ -190,6 +190,17 @@ def _load_word_pieces(checkpoint: Checkpoint) -> Tokenizer:
             f" {text['vocab_size']}: it is another model's vocabulary; put this one's there."
         )
     return tokenizer
+
+
+def with_file(checkpoint: Checkpoint) -> Checkpoint:
+    """The same with its weights read, but for those behind a tag, which open_clip reads; says what is odd about them.
+
+    Raises:
+        ModelError: when the file cannot be read safely.
+    """
+    if checkpoint.from_tag or checkpoint.file is not None:
+        return checkpoint
+    return replace(checkpoint, file=read_weights(checkpoint.weights))
 
 
 def load_weights(model: nn.Module, checkpoint: Checkpoint) -> PlacedWeights:

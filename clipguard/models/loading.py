@@ -22,7 +22,7 @@ from clipguard.core.environment.hub_access import hub_access
 from clipguard.core.environment.quiet_libraries import quiet_libraries
 from clipguard.core.errors import ModelError
 from clipguard.models.adapters.merge import Adapter, merge_adapter
-from clipguard.models.build import Checkpoint, PlacedWeights, build, load_tokenizer, load_tower, load_weights
+from clipguard.models.build import Checkpoint, PlacedWeights, build, load_tokenizer, load_tower, load_weights, with_file
 from clipguard.models.checkpoint.reader import WeightFile
 from clipguard.models.classifier import Resolution, ZeroShotClassifier
 from clipguard.models.preprocessing import (
@@ -232,6 +232,8 @@ def load_model(spec: str | Path, *, device: str | torch.device = "cpu", text: Te
         with quiet_libraries():
             model = build(checkpoint)
             tokenizer = load_tokenizer(checkpoint)
+        checkpoint = with_file(checkpoint)  # out here, where its warnings are heard
+        with quiet_libraries():
             weights = load_weights(model, checkpoint)
             cosine = None if detected.tower is None else load_tower(model, detected.tower, checkpoint)
             if detected.adapter is not None and detected.source.base is not None:

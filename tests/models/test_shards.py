@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -135,3 +136,33 @@ def test_from_the_hubs_cache(
     files[0].unlink()
     with pytest.raises(ModelError, match="not in the local cache"):
         load_model("hf-hub:org/repo")
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "pytorch_model.bin"])
+def test_another_size_than_the_index_says_is_told_and_no_error(
+    name: str, model_folder: Folder, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Published indexes may be of before a conversion; files that are cut are refused all the same."""
+    folder, state = folder_of("hf", model_folder("vit"), tmp_path / "model")
+    *files, index = write_shards(state, folder, name)
+    spec = f"local-dir:{folder}"
+    expected = load_model(spec).tower_sha256
+    content = json.loads(index.read_text())
+    size = content["metadata"]["total_size"]
+    assert size == sum(tensor.nbytes for tensor in state.values())
+    with caplog.at_level(logging.WARNING, "clipguard"):
+        for metadata in ({}, {"total_size": None}, {"total_size": size, "total_parameters": 1}, [], None):
+            index.write_text(json.dumps({**content, "metadata": metadata}))
+            assert load_model(spec).tower_sha256 == expected
+    assert "of its files take" not in caplog.text
+
+    index.write_text(json.dumps({**content, "metadata": {"total_size": size // 2}}))
+    with caplog.at_level(logging.WARNING, "clipguard"):
+        assert load_model(spec).tower_sha256 == expected
+    (line,) = [record.getMessage() for record in caplog.records if "of its files take" in record.getMessage()]
+    assert line.startswith(f"{index} says that the tensors of its files take {size // 2:,} bytes, and they")
+
+    whole = files[-1].read_bytes()
+    files[-1].write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(ModelError, match="is corrupt, truncated or not a"):
+        load_model(spec)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 import re
 import warnings
 import zipfile
@@ -25,9 +26,11 @@ from clipguard.models.checkpoint.shards import (
     is_index,
     is_shard,
     read_index,
+    read_total_size,
 )
 from clipguard.models.checkpoint.unpickler import RefusedError, read_archive
 
+log = logging.getLogger("clipguard")
 _OLD_MAGIC = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."  # how torch's format before 1.6 begins
 _LONGEST_HEADER = 100_000_000  # bytes, of a safetensors file
 Container = Literal["safetensors", "torch.save", "TorchScript", "torch.distributed"]
@@ -129,7 +132,25 @@ def _read_parts(index: Path, places: Mapping[str, Path], parts: Sequence[Path]) 
             f"{places[lost[0]]} lacks {shorten(lost)}, which {index.name} places there: they are of different models;"
             " fetch all of them again."
         )
+    _compare_size(index, sum(raw[name].nbytes for name in places if isinstance(raw[name], torch.Tensor)))
     return container, raw
+
+
+def _compare_size(index: Path, found: int) -> None:
+    """Warn where an index has another size of all tensors than its files.
+
+    It is no error: published indexes keep the size of before a conversion to another type, and transformers does not
+    compare it either. A file that is cut, or lacks a tensor, is refused without it.
+    """
+    said = read_total_size(index)
+    if said is not None and said != found:
+        log.warning(
+            "%s says that the tensors of its files take %s bytes, and they take %s: they were converted after it was "
+            "written, or are of different models",
+            index,
+            f"{said:,}",
+            f"{found:,}",
+        )
 
 
 def read_plain(path: Path) -> Any:

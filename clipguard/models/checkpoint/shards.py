@@ -67,6 +67,13 @@ def read_index_names(path: Path) -> list[str]:
     return names
 
 
+def read_total_size(path: Path) -> int | None:
+    """How many bytes the tensors of an index are, as it says itself; None where it says nothing."""
+    metadata = read_json(path).get("metadata")
+    size = metadata.get("total_size") if isinstance(metadata, dict) else None
+    return size if isinstance(size, int) and not isinstance(size, bool) else None
+
+
 def _weight_map(path: Path) -> dict[str, str]:
     weight_map = read_json(path).get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
