@@ -48,6 +48,8 @@ EXAMPLES = """
 
 an open_clip checkpoint (`open_clip_config.json`, `open_clip_model.safetensors`), its model card (`README.md`),
 `run.json`, `metrics.jsonl` and `curves.png`. Score it with `clipguard bench --model local-dir:FOLDER`.
+Methods that learn prompts (`apt`, `fap`) leave `prompts.safetensors` in place of the checkpoint, for
+`clipguard bench --model MODEL --prompts FILE`.
 """
 log = logging.getLogger("clipguard")
 

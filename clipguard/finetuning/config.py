@@ -88,34 +88,38 @@ class FinetuneConfig:
     )
     decoders: int | None = setting(None, "Processes that make batches.", low=0, default_help="as many as pay")
 
-    norm: Norm = setting("linf", "linf or l2.")
+    norm: Norm = setting("linf", "Of the attacks in training, validation and final test: linf, l2.")
     eps: float = setting(
         4.0,
-        "In units of 1/255 for linf, plain for l2.",
+        "Of the same attacks, in units of 1/255 for linf, plain for l2.",
         low=0,
         above=True,
         default_help="4 (tiny: 8)",
         is_eps=True,
     )
-    attack_steps: int = setting(10, "Of the training attack, PGD.", low=1, default_help="10 (tiny: 3)")
+    attack_steps: int = setting(10, "Of the training attack, PGD on images.", low=1, default_help="10 (tiny: 3)")
     step_size: float | None = setting(
         None,
-        "Of the attack, in the units of --eps.",
+        "Of the training attack, in the units of --eps.",
         low=0,
         above=True,
         default_help="2.5 eps / steps, at most eps",
         is_eps=True,
     )
-    random_start: bool = setting(True, "Of the attack.")
+    random_start: bool = setting(True, "Of the training attack.")
 
     train: str = setting(
         "visual",
-        "visual: the image tower; last-N: its last N layer groups; svd: its singular values; all: text, too.",
+        "visual: the image tower; last-N: its last N layer groups; svd: its singular values; all: both towers.",
     )
     lora: int = setting(0, "Train low-rank changes of this rank only.", low=0, default_help="0, no")
     optimizer: Optimizer = setting("adamw", "adamw or sgd.")
     lr: float = setting(
-        1e-5, "Peak learning rate of the image tower.", low=0, above=True, default_help="1e-5 (tiny: 5e-4)"
+        1e-5,
+        "Peak learning rate of the image tower, or of what is trained in its place: text tower (leaf), prompts.",
+        low=0,
+        above=True,
+        default_help="1e-5 (tiny: 5e-4; apt 2e-3, fap 3.5e-3)",
     )
     momentum: float = setting(0.9, "Of SGD.", low=0, high=1)
     weight_decay: float = setting(1e-4, "Pull of the weights towards 0.", low=0, default_help="1e-4")
@@ -126,12 +130,12 @@ class FinetuneConfig:
     grad_clip: float = setting(0.0, "Largest norm of the gradient.", low=0, default_help="0, no limit")
     regularizer: str | None = setting(
         None,
-        "Beside the method's loss: regmix, or regmix(alpha=1,beta=0.5,gamma=1).",
+        "Terms beside the method's loss: regmix, or regmix(alpha=1,beta=0.5,gamma=1).",
         none="none",
     )
     awp: float = setting(
         0.0,
-        "Size of an adversarial perturbation of the weights, relative to each matrix. .01, as published for training "
+        "Adversarial weight perturbation: its size, relative to each matrix. .01, as published for training "
         "from scratch, is much for fine-tuning: try 1e-4 to 5e-3.",
         low=0,
         high=1,

@@ -14,11 +14,11 @@ from clipguard.finetuning.methods.captions.edits import CharacterEdits
 
 @dataclass(frozen=True)
 class LEAF(Method):
-    """Robust text encoder (LEAF, Rocamora et al. 2025): FARE's idea for texts.
+    """Robust text encoder (LEAF, Abad Rocamora et al. 2025): FARE's idea for texts.
 
     L = mean_i ||t(s'_i) - t0(s_i)||^2, t of the text tower in training, t0 of the original one, not normalised; s' is
     the caption s with up to k characters inserted, replaced or deleted. Only the text tower is trained, by the run's
-    optimiser, learning rate and weight decay. Images are not looked at.
+    optimiser, learning rate and weight decay. Images are not looked at: the settings of the attack on them are refused.
 
     The attack (LEAF's, after Charmer) maximises the same distance. For each edit it tries a space at `rho` random
     places (where one stands, to delete it), and at the best of them `rho` random symbols. Where the published code
@@ -39,7 +39,9 @@ class LEAF(Method):
     constrain: bool = True
 
     name: ClassVar[str] = "leaf"
-    summary: ClassVar[str] = "text tower robust to edits of characters; captions or class prompts (LEAF)"
+    summary: ClassVar[str] = (
+        "text tower robust to edits of characters; captions or class prompts (Abad Rocamora et al. 2025)"
+    )
     citation: ClassVar[str] = (
         "Abad Rocamora et al., Robustness in Both Domains: CLIP Needs a Robust Text Encoder, 2025, arXiv 2506.03355"
     )

@@ -35,7 +35,7 @@ class AGFT(Method):
     ratio: float = 0.4
 
     name: ClassVar[str] = "agft"
-    summary: ClassVar[str] = "the original's softened answers as targets; no labels (Cui et al. 2026)"
+    summary: ClassVar[str] = "the original's softened answers as targets; class names, no labels (Cui et al. 2026)"
     citation: ClassVar[str] = (
         "Cui et al., AGFT: Alignment-Guided Fine-Tuning for Zero-Shot Adversarial Robustness of Vision-Language "
         "Models, CVPR 2026, arXiv 2603.29410"

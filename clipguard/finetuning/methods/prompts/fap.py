@@ -47,7 +47,7 @@ class FAP(Method):
 
     name: ClassVar[str] = "fap"
     needs_random_start: ClassVar[bool] = True
-    summary: ClassVar[str] = "learned prompts in both towers, clean cross-entropy and KL (Zhou et al. 2024)"
+    summary: ClassVar[str] = "learned prompts in both towers, clean cross-entropy and KL; ViTs (Zhou et al. 2024)"
     citation: ClassVar[str] = (
         "Zhou et al., Few-Shot Adversarial Prompt Learning on Vision-Language Models, NeurIPS 2024"
     )
