@@ -104,10 +104,6 @@ class DefenseOfPlan:
 def defense_record(plan: BenchPlan, classes: int) -> DefenseRecord:
     """`run.defense` of the result files, for a plan with a defence and data sets with up to so many classes."""
     defenses = parse_defenses(plan.defense or "")
-    forward, backward = 1, 0
-    for defense in reversed(defenses):  # each pass of an outer one is one of what is inside
-        own = defense.cost(classes)
-        forward, backward = own[0] * forward, own[1] * forward + own[0] * backward
     return {
         "chain": [defense.parameters() for defense in defenses],
         "random": any(defense.random for defense in defenses),
@@ -115,8 +111,17 @@ def defense_record(plan: BenchPlan, classes: int) -> DefenseRecord:
         "votes": plan.votes,
         "draws": plan.draws,
         "transfer_from": list(plan.transfer_from),
-        "passes": [forward, backward],
+        "passes": list(declared_passes(defenses, classes)),
     }
+
+
+def declared_passes(defenses: Sequence[Defense], classes: int) -> tuple[int, int]:
+    """Of the image tower, forward and backward, that an image takes at most, as the defences of a chain say."""
+    forward, backward = 1, 0
+    for defense in reversed(defenses):  # each pass of an outer one is one of what is inside
+        own = defense.cost(classes)
+        forward, backward = own[0] * forward, own[1] * forward + own[0] * backward
+    return forward, backward
 
 
 def worst_case(samples: pd.DataFrame) -> pd.DataFrame:

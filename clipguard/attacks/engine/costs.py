@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections import defaultdict, deque
+from collections import Counter, defaultdict, deque
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -38,11 +38,15 @@ class Costs(defaultdict[str, Cost]):
     Args:
         eot: how often each pass is made.
         on_gpu: whether a GPU works while the program goes on: its seconds are then read afterwards.
+
+    Attributes:
+        sizes: passes by the attacks whose images they carried, joined by +, and the number of these images.
     """
 
     def __init__(self, eot: int = 1, *, on_gpu: bool = False) -> None:
         super().__init__(Cost)
         self.eot, self.on_gpu = eot, on_gpu
+        self.sizes: Counter[tuple[str, int]] = Counter()
         self._running: deque[tuple[torch.cuda.Event, torch.cuda.Event, Mapping[str, int]]] = deque()
 
     @property
@@ -76,6 +80,7 @@ class Costs(defaultdict[str, Cost]):
             started = time.perf_counter()
             yield
             self._share(time.perf_counter() - started, forward)
+        self.sizes["+".join(forward), sum(forward.values())] += 1
         for name, n in forward.items():
             self[name].forward += n * self.eot
         for name, n in backward.items():

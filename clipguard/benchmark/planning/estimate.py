@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
 from clipguard.core.records.provenance import Machine
+from clipguard.core.records.run import DefenseRecord
 
 SCHEMA = 1
 
@@ -44,6 +45,21 @@ class Span:
 def total(spans: Iterable[Span]) -> Span:
     """Their sum."""
     return sum(spans, Span(0, 0, 0))
+
+
+def total_of(stages: Mapping[str, Mapping[str, float]] | None, name: str) -> float | None:
+    """What all attacks take together of `Work.stages`, where it is known: "forward", "backward" or "seconds"."""
+    return None if stages is None else sum(cost[name] for cost in stages.values())
+
+
+@dataclass(frozen=True)
+class Reckoned:
+    """What is left of an attack on a data set, reckoned; attributes as of `Work`."""
+
+    passes: Span
+    seconds: Span
+    longest: float
+    stages: dict[str, dict[str, float]]
 
 
 @dataclass(frozen=True)
@@ -109,6 +125,7 @@ class Estimate:
         machine: where passes were measured.
         pilot: images, forward passes and seconds of the pilots, and whether the store has their results.
         price: of a worker an hour; None: not asked.
+        defense: of the run's models, as its result would have it; None without one.
     """
 
     cells: int
@@ -123,6 +140,7 @@ class Estimate:
     machine: Machine
     pilot: dict[str, float]
     price: float | None = None
+    defense: DefenseRecord | None = None
 
     @property
     def passes(self) -> Span:
@@ -149,6 +167,7 @@ class Estimate:
         """Plain JSON types."""
         return {
             "schema": SCHEMA,
+            **({} if self.defense is None else {"defense": self.defense}),
             "cells": self.cells,
             "images": self.images,
             "results": {

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from clipguard.attacks.engine.costs import Cost
+from clipguard.attacks.engine.options import EngineOptions
 from clipguard.attacks.engine.outcome import EpsOutcome, Example, ImageOutcome, ignore_outcome
 from clipguard.attacks.recipes import Recipe
 from clipguard.benchmark.plan import BenchPlan
@@ -16,6 +17,7 @@ from clipguard.benchmark.stored.session import StoreSession
 from clipguard.benchmark.task import KnownOutcomes, Task
 from clipguard.benchmark.workers.worker import Worker
 from clipguard.core.progress import Progress
+from clipguard.defenses.attacking.engine import Sizes
 
 CLEAN_IMAGES = 256  # of a data set at most whose clean predictions are asked
 LEAST_ROWS = 2  # a pass of a pilot has at least one row for so many of its images
@@ -80,12 +82,16 @@ class Pilot:
         costs: passes by attack.
         seconds: that it took.
         survived: at how many eps above 0 the image held that held at most; their attacks run to the end.
+        sizes: of a defended model, how large its passes were, by way of attack.
+        options: of its engine.
     """
 
     indices: list[int]
     costs: dict[str, Cost]
     seconds: float
     survived: int
+    sizes: Mapping[str, Sizes] = field(default_factory=dict)
+    options: EngineOptions = field(default_factory=EngineOptions)
 
 
 def run_pilot(
@@ -121,6 +127,7 @@ def run_pilot(
         session.add(example, clean_prediction, outcome)
 
     attacking = worker.attack(recipe, indices, known, note)
+    options = worker.options
     try:
         for outcome in attacking:
             outcomes.append(outcome)
@@ -129,4 +136,5 @@ def run_pilot(
         session.flush(attacking.tally().costs)
         worker.limit_batch(plan.batch_size)
     held = max(sum(one.robust and one.eps > 0 for one in outcome.eps_outcomes) for outcome in outcomes)
-    return Pilot(indices, dict(attacking.tally().costs), time.perf_counter() - started, held)
+    tally = attacking.tally()
+    return Pilot(indices, dict(tally.costs), time.perf_counter() - started, held, tally.sizes, options)

@@ -76,9 +76,7 @@ class Stopwatch:
 
     def stage(self, stage: Attack, eot: int, rows: int, plain: float) -> tuple[float, float]:
         """Seconds of a pass of an attack without and with gradient; `plain` as above."""
-        short = {"iterations": STEPS, "queries": STEPS, "restarts": 1, "targets": 1}
-        options = stage.options()
-        stage = replace(stage, **{name: value for name, value in short.items() if name in options})  # type: ignore[type-var]
+        stage = shortened(stage, STEPS)
         costs, seconds = self._run((stage,), eot, rows)
         cost = costs[stage.full_name]
         seconds -= plain * sum(costs[name].forward for name in ("clean", "verification") if name in costs)
@@ -107,3 +105,9 @@ class Stopwatch:
         for name, cost in engine.costs.items():
             costs[name] = Cost(cost.forward - before[name].forward, cost.backward - before[name].backward)
         return costs, spent
+
+
+def shortened(attack: Attack, steps: int) -> Attack:
+    """One run of an attack with so many steps."""
+    short, options = {"iterations": steps, "queries": steps, "restarts": 1, "targets": 1}, attack.options()
+    return replace(attack, **{name: value for name, value in short.items() if name in options})  # type: ignore[type-var]

@@ -6,9 +6,12 @@ from collections import deque
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
+from clipguard.attacks.recipes import Recipe
 from clipguard.core.errors import AttackError
 
 MOST_ATTEMPTS = 3  # workers that a block may take with it before it is an error
+CLEAN_BLOCK = 64  # images of a block at least where each takes one pass
+FEWEST_ROWS = 16  # that a block begins with: passes of fewer are filled up with black images
 MOST_IMAGES = 1024  # of a block: their pixels travel at once where a worker has none
 
 
@@ -35,6 +38,12 @@ class Blocks:
         self._fresh = deque(indices)
         self._again: deque[Block] = deque()
         self._workers, self._least = workers, least
+
+    @classmethod
+    def of(cls, recipe: Recipe, indices: Sequence[int], workers: int, n_classes: int, n_eps: int) -> Blocks:
+        """Blocks of the images that face a recipe at so many eps; see above."""
+        runs = n_eps * sum(stage.runs(n_classes) for stage in recipe.stages)  # of an image, which go side by side
+        return cls(indices, workers, -(-FEWEST_ROWS // runs) if runs else CLEAN_BLOCK)
 
     def __len__(self) -> int:
         return len(self._fresh) + len(self._again)

@@ -40,8 +40,6 @@ from clipguard.models.loading import ModelInfo
 from clipguard.sanity.checks import Finding
 
 T = TypeVar("T")
-CLEAN_BLOCK = 64  # images of a block at least where each takes one pass
-FEWEST_ROWS = 16  # that a block begins with: passes of fewer are filled up with black images
 WAIT_SECONDS = 1.0
 ATTEMPTS = 3  # at what comes before and after the attack, where workers die of it
 log = logging.getLogger("clipguard")
@@ -137,8 +135,7 @@ class RayWorkers:
     def attack(self, recipe: Recipe, indices: Sequence[int], known: Mapping[int, KnownOutcomes], note: Note) -> _Shared:
         """See `Workers.attack`."""
         n_classes, n_eps = len(self.task.dataset.class_names), len(self.plan.eps)
-        runs = n_eps * sum(stage.runs(n_classes) for stage in recipe.stages)  # of an image, which go side by side
-        blocks = Blocks(indices, self.crew.count, -(-FEWEST_ROWS // runs) if runs else CLEAN_BLOCK)
+        blocks = Blocks.of(recipe, indices, self.crew.count, n_classes, n_eps)
         return _Shared(self, recipe, blocks, known, note)
 
     def probe(self, recipe: Recipe, images: ProbedImages) -> Probed:

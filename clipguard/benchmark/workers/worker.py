@@ -36,7 +36,8 @@ from clipguard.benchmark.workers.batch_fill import settle_fill
 from clipguard.core.environment.device import choose_device
 from clipguard.core.errors import AttackError
 from clipguard.core.records.run import BatchInvariance
-from clipguard.defenses.attacking.engine import DefendedEngine
+from clipguard.defenses.attacking.engine import DefendedEngine, Sizes
+from clipguard.defenses.attacking.threats import DefendedModel
 from clipguard.models.classifier import ZeroShotClassifier
 from clipguard.models.description import describe_model
 from clipguard.models.loading import LoadedModel, ModelInfo
@@ -56,11 +57,13 @@ class Tally:
         costs: passes and seconds by attack.
         batch_size: rows a pass at most.
         batch_invariance: whether images depend on their batch where it ran; None where that is not tested.
+        sizes: of a defended model, how large its passes were, by way of attack.
     """
 
     costs: dict[str, Cost] = field(default_factory=dict)
     batch_size: int | None = None
     batch_invariance: BatchInvariance | None = None
+    sizes: dict[str, Sizes] = field(default_factory=dict)
 
     @property
     def passes(self) -> int:
@@ -137,7 +140,8 @@ class _Here:
         return self.engine.passes
 
     def tally(self) -> Tally:
-        return Tally(self.engine.costs, self.engine.evaluator.batch_size, self.batch_invariance)
+        sizes = self.engine.sizes if isinstance(self.engine, DefendedEngine) else {}
+        return Tally(self.engine.costs, self.engine.evaluator.batch_size, self.batch_invariance, sizes)
 
 
 class Worker:
@@ -242,13 +246,19 @@ class Worker:
         batch_invariance = self.settle_fill(task, bool(recipe.stages)) if self.plan.engine == "clipguard" else None
         threat, eps = ThreatModel(self.plan.norm, self.plan.quantize), [one.pixels for one in self.plan.eps]
         engine: Engine | ReferenceEngine | DefendedEngine
-        if self.defense is not None:
-            defended = self.defense.around(self.model, self.classifier, self.task.dataset)
+        defended = self.defended()
+        if defended is not None:
             engine = DefendedEngine(defended, recipe, threat, eps, self.options, note)
         else:
             engine_class = ReferenceEngine if self.plan.engine == "reference" else Engine
             engine = engine_class(self.classifier, recipe, threat, eps, self.options, note)
         return _Here(engine, task, self.preprocess, self.device, known, batch_invariance)
+
+    def defended(self) -> DefendedModel | None:
+        """The model with the defences of the plan around it, which has made no pass so far; None without a defence."""
+        if self.defense is None:
+            return None
+        return self.defense.around(self.model, self.classifier, self.task.dataset)
 
     def settle_fill(self, task: Task, attacked: bool) -> BatchInvariance:
         """How passes are filled up from now on, so that an image's bits do not depend on its batch."""
@@ -269,8 +279,8 @@ class Worker:
 
     def probe(self, recipe: Recipe, images: ProbedImages) -> Probed:
         """Make the sanity checks that take passes of their own."""
-        if self.defense is not None:
-            defended = self.defense.around(self.model, self.classifier, self.task.dataset)
+        defended = self.defended()
+        if defended is not None:
             return probe_defended(self.plan, defended, images, self.device, self.options)
         return probe_images(self.plan, self.classifier, recipe, images, self.device, self.task.dataset.class_names)
 
@@ -285,9 +295,7 @@ class Worker:
             duplicates = plan.duplicate_names
             other = model.classifier(dataset.class_names, dataset.templates, "native", duplicates=duplicates)
         size, eps = plan.batch_size or CPU_BATCH, plan.eps[0].pixels
-        defended = None
-        if self.defense is not None:
-            defended = self.defense.around(self.model, self.classifier, dataset)
+        defended = self.defended()
         evaluator = Evaluator(defended.search() if defended else self.classifier, size)
         subject = subject_of(plan, evaluator, images, self.device, eps, dataset.class_names)
         yield from examine(subject, recipe, other)
@@ -302,9 +310,8 @@ class Worker:
         """
         options, shares = self.options, []
         size = options.batch_size or CPU_BATCH
-        judge = None
-        if self.defense is not None:
-            judge = self.defense.around(self.model, self.classifier, self.task.dataset).judge("judge")
+        defended = self.defended()
+        judge = defended.judge("judge") if defended else None
         evaluator = Evaluator(judge or self.classifier, size, options.precision, fill=options.fill)
         for _, group in groupby(enumerate(images), key=lambda pair: (pair[1].shape, pair[0] // size)):
             positions, batch = zip(*group, strict=True)

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import time
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from itertools import islice
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -22,6 +23,9 @@ from clipguard.attacks.engine.schedule import Case, schedule
 from clipguard.attacks.recipes import Recipe
 from clipguard.attacks.threat import ThreatModel
 from clipguard.defenses.attacking.threats import Approach, DefendedModel, ThreatRecipe
+
+Sizes = Counter[tuple[Literal["search", "judge"], int]]
+"""Passes by who looked, the search of an attack or the judge, and the number of images, black ones not counted."""
 
 
 @dataclass
@@ -43,6 +47,10 @@ class DefendedEngine:
         eps_values: in pixel units, in any order.
         options: how to run.
         note: is told of what is found at each eps as soon as it is.
+
+    Attributes:
+        costs: passes through the undefended model and seconds, by way of attack; "clean" is the first look.
+        sizes: how large its passes were, by way of attack.
     """
 
     def __init__(
@@ -61,6 +69,7 @@ class DefendedEngine:
         size = options.batch_size or CPU_BATCH
         self.evaluator = Evaluator(self.judge, size, fill=options.fill, small_rows=options.small_rows)
         self.costs: dict[str, Cost] = defaultdict(Cost)
+        self.sizes: dict[str, Sizes] = defaultdict(Counter)
 
     @property
     def passes(self) -> int:
@@ -131,6 +140,7 @@ class DefendedEngine:
             x0 = torch.stack([one.case.example.image for one in standing])
             self.judge.tell(x, x0)
             logits = self.evaluator.verify(x)
+            self._note_sizes(approach.full_name, engine, len(x))
             index = [one.case.example.index for one in standing]
             require_finite(logits, index.__getitem__, f"under {approach.full_name}")
         labels = torch.tensor([one.case.example.label for one in standing])
@@ -160,6 +170,13 @@ class DefendedEngine:
         finally:
             seconds = time.perf_counter() - started
             self.costs[name] += Cost(count.forward - forward, count.backward - backward, seconds)
+
+    def _note_sizes(self, name: str, engine: Engine, judged: int) -> None:
+        """Of the passes of an engine, and of the judge's at the end, of so many images."""
+        sizes = self.sizes[name]
+        for (stage, n), count in engine.evaluator.costs.sizes.items():
+            sizes["judge" if stage in ("clean", "verification") else "search", n] += count
+        sizes["judge", judged] += 1
 
     def _found(self, case: Case, eps_index: int, outcome: EpsOutcome) -> None:
         case.outcomes[eps_index] = outcome

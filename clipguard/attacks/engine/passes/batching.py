@@ -48,15 +48,22 @@ def filled(
         small: fewer rows than `least` are filled up to a multiple of these, where `fill` says up to `least`.
         fixed: up to one of `fixed_sizes`.
     """
-    n, least = len(x), min(least, batch_size)
+    missing = filled_rows(len(x), fill, least, batch_size, small=small, fixed=fixed) - len(x)
+    if not missing:
+        return x
+    return torch.cat([x, x.new_zeros(missing, *x.shape[1:])])
+
+
+def filled_rows(
+    n: int, fill: Fill, least: int, batch_size: int, *, small: int | None = None, fixed: bool = False
+) -> int:
+    """How many rows n of them, at least one, are filled up to; see `filled`. Never fewer for more."""
+    least = min(least, batch_size)
     fewest = least if small is None or n > least else min(-(-n // small) * small, least)
     rows = {"least": fewest, "multiple": -(-n // fewest) * fewest, "full": batch_size, "alone": 0}[fill]
     if fixed:
         rows = next((size for size in fixed_sizes(batch_size) if size >= max(rows, n)), rows)
-    missing = rows - n
-    if missing <= 0:
-        return x
-    return torch.cat([x, x.new_zeros(missing, *x.shape[1:])])
+    return max(rows, n)
 
 
 def fitting_batch_size(image: Tensor, gradient_pass: Callable[[Tensor], None]) -> int:
