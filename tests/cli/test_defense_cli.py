@@ -78,7 +78,7 @@ def test_the_weak_column_alone_is_told(tmp_path: Path, capsys: pytest.CaptureFix
         (["--defense", "ttc", "--eps-mode", "nested"], "not attacked with --eps-mode nested"),
         (["--defense", "ttc", "--engine", "reference"], "not attacked with --engine reference"),
         (["--defense", "ttc", "--compile"], "not attacked with --compile; leave it out"),
-        (["--defense", "ttc", "--plan"], "A plan reckons runs of undefended models"),
+        (["--defense", "ttc", "--plan", "--shard", "1/2"], "--plan is of a whole run"),
         (["--defense", "ttc+tte"], "ttc needs embeddings, and tte, which comes after it, gives none"),
     ],
 )

@@ -162,7 +162,7 @@ class RecipeWork:
         }
 
     def _standing(self, left: Sequence[int], asked: Sequence[int], pilot: Pilot) -> float | None:
-        """How many of these images are right when clean; None where such are attacked and no pilot tells how they fare."""
+        """How many of these images are right when clean; None where no pilot tells how such images fare."""
         right_asked = sum(bool(self.sample.right(index)) for index in asked)
         if self.recipe.stages and right_asked and left and not pilot.indices:
             return None

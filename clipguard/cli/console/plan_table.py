@@ -67,6 +67,11 @@ def estimate_lines(estimate: Estimate, kept: bool) -> Iterator[str]:
         f"{count(asked)} image results."
     )
     yield f"Forward passes, in images: {_span(estimate.passes, count)}."
+    if estimate.defense is not None:
+        yield (
+            "They are of the model inside the defence: all draws, votes and steps of its own, and the black images "
+            "that fill up its passes. What one look takes was measured on few images, so the bounds are no promise."
+        )
     workers = "1 worker" if estimate.workers == 1 else f"{estimate.workers} workers"
     device = estimate.machine.get("gpu", estimate.machine["device"])
     setup = duration(estimate.setup_seconds)
