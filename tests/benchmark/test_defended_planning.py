@@ -161,6 +161,6 @@ def test_pilots_and_probes_are_kept(tmp_path: Path) -> None:
     assert result.to_frame().equals(fresh.to_frame())
     assert result.run["findings"] == fresh.run["findings"]
     assert "sanity probes" not in {entry["attack"] for entry in result.run["costs"] if entry["stages"]}
-    assert_near(estimate, result.run)
+    assert_near(estimate, result.run, 1.5)  # of few images
     done = plan_run(plan, Question(), store=store)
     assert done.passes == Span(0, 0, 0)
