@@ -5,9 +5,11 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
 import pytest
+import typer.main
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -28,6 +30,14 @@ def vocabulary() -> Iterator[None]:
     from shared_vocabulary import shared_vocabulary
 
     with shared_vocabulary():
+        yield
+
+
+@pytest.fixture(scope="session", autouse=True)
+def commands() -> Iterator[None]:
+    """Typer makes its commands anew for every command line, a tenth of the time of a small one: here once an app."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(typer.main, "get_command", cache(typer.main.get_command))
         yield
 
 
