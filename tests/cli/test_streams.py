@@ -21,7 +21,7 @@ def shell(line: str, folder: Path) -> subprocess.CompletedProcess[str]:
     return subprocess.run(["bash", "-c", text], cwd=folder, env=environment, capture_output=True, text=True)
 
 
-@pytest.mark.parametrize("line", ["--version", "--help", "list attacks"])
+@pytest.mark.parametrize("line", ["--version", "--help", "list datasets"])
 @pytest.mark.parametrize("buffered", ["", "1"])
 def test_what_cannot_be_printed_is_said(
     line: str, buffered: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -44,7 +44,7 @@ def test_a_closed_stdout_is_refused_before_any_work(tmp_path: Path) -> None:
     assert done.stderr.startswith("Error: The standard output is closed")
     assert done.stderr.count("\n") == 1
     assert list(tmp_path.iterdir()) == []
-    assert shell("CLIPGUARD list attacks >&- 2>&-", tmp_path).returncode == 2
+    assert shell("CLIPGUARD list datasets >&- 2>&-", tmp_path).returncode == 2
 
 
 @pytest.mark.slow
@@ -63,7 +63,7 @@ def test_without_stderr_errors_go_nowhere(where: str, tmp_path: Path) -> None:
 
 
 def test_a_reader_that_has_gone_is_no_error(tmp_path: Path) -> None:
-    done = shell("set -o pipefail; CLIPGUARD list attacks | true", tmp_path)
+    done = shell("set -o pipefail; CLIPGUARD list datasets | true", tmp_path)
     assert (done.returncode, done.stdout, done.stderr) == (141, "", "")
 
 
