@@ -16,6 +16,7 @@ from clipguard.benchmark.workers import batch_fill as benchmark
 from clipguard.cli import run
 
 FAST = {"datasets": ["emoji-food"], "attacks": ["pgd-2"], "eps": ["4"], "n_samples": 4, "device": "cpu", "store": None}
+FAST |= {"batch_size": 8}
 
 
 @pytest.fixture
