@@ -10,12 +10,13 @@ import pytest
 
 from clipguard.cli import run
 
-FEW = ["-d", "emoji-food", "-n", "4", "--eps", "2,8", "--attack", "pgd-2+square(queries=3)"]
+FEW = ["-d", "emoji-food", "-n", "4", "--attack", "pgd-2+square(queries=3)"]
 COLUMNS = ["none", "transfer", "adaptive", "black-box", "worst case"]
 
 
 def bench(folder: Path, *words: str) -> dict[str, object]:
-    assert run(["-q", "bench", *FEW, "--out", str(folder), *words]) == 0
+    eps = [] if "--eps" in words else ["--eps", "2,8"]
+    assert run(["-q", "bench", *FEW, *eps, "--out", str(folder), *words]) == 0
     content: dict[str, object] = json.loads((folder / "results.json").read_text())
     return content
 
@@ -43,7 +44,7 @@ def test_all_columns_and_a_rerun_that_computes_nothing(tmp_path: Path, capsys: p
 
 
 def test_a_random_defence_fares_alike_in_parts_and_at_once(tmp_path: Path) -> None:
-    how = ["--defense", "random-resize", "--votes", "3", "--draws", "2", "--no-probes"]
+    how = ["--eps", "8", "--defense", "random-resize", "--votes", "3", "--draws", "2", "--no-probes"]
     store = ["--store", str(tmp_path / "store")]
     for shard in ("1/2", "2/2"):
         assert run(["-q", "bench", *FEW, *how, *store, "--shard", shard]) == 0
@@ -111,8 +112,24 @@ def test_an_image_is_attacked_through_the_defence(tmp_path: Path, capsys: pytest
     assert set(ours["model"]) == {"tiny + random-resize"}
 
 
-def test_a_gate_is_shown_more_images_than_are_attacked(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    how = ["-d", "emoji-food", "-n", "20", "--eps", "1", "--attack", "pgd-1+square(queries=1)", "--defense", "csr"]
+def test_a_gate_is_shown_more_images_than_are_attacked(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("clipguard.sanity.defenses.STEPS", 2)
+    how = [
+        "-d",
+        "emoji-food",
+        "-n",
+        "20",
+        "--eps",
+        "1",
+        "--attack",
+        "pgd-1",
+        "--defense",
+        "csr",
+        "--threat",
+        "transfer",
+    ]
     assert run(["-q", "bench", *how, "--out", str(tmp_path / "out"), "--no-store"]) == 0
     run_record = json.loads((tmp_path / "out" / "results.json").read_text())["run"]
     (gate,) = [f for entry in run_record["findings"] for f in entry["findings"] if f["id"] == "defense-gate"]
