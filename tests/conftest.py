@@ -23,13 +23,14 @@ def working_directory(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path
 
 @pytest.fixture(scope="session", autouse=True)
 def vocabulary() -> Iterator[None]:
-    """CLIP's vocabulary is read once; up to a third of the time of tests that load models would go into reading it."""
+    """CLIP's vocabulary is read once, and each architecture built once: most of the time of loading a small model."""
     if "open_clip" not in sys.modules:  # none of the tests that were collected needs it
         yield
         return
+    from shared_models import shared_models
     from shared_vocabulary import shared_vocabulary
 
-    with shared_vocabulary():
+    with shared_vocabulary(), shared_models():
         yield
 
 
