@@ -201,6 +201,7 @@ def test_prompts_of_other_classes_are_refused_in_one_line(
         bench(vit, images, tmp_path / "b")
 
 
+@pytest.mark.usefixtures("short_square")
 def test_attack_and_doctor_see_the_prompts(
     vit: str, images: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
