@@ -227,6 +227,6 @@ def wide(case: Case) -> Case:
 @pytest.mark.parametrize("threat", ["transfer", "adaptive", "black-box"])
 @pytest.mark.parametrize("name", NAMES)
 def test_no_attack_reports_a_miracle_on_what_cannot_be_broken(name: str, threat: str) -> None:
-    outcomes = wide(cases()[name]).attacked(threat, f"{RECIPE}+square(queries=20)")
+    outcomes = wide(cases()[name]).attacked(threat, f"{RECIPE}+pgd-10+square(queries=20)")
     assert robust(outcomes) == [True] * N
     assert all(0 < outcome.eps_outcomes[0].margin < math.inf for outcome in outcomes)
