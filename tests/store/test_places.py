@@ -7,12 +7,12 @@ import json
 import os
 import shutil
 import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from racing import race
 
 import clipguard
 from clipguard.benchmark.stored import session as store_session
@@ -139,13 +139,11 @@ def poor_folder(tmp_path: Path) -> Iterator[Path]:
     subprocess.run(["umount", str(mount)], check=True)
 
 
-def two_at_once(store: str, folder: Path, environment: dict[str, str] | None = None) -> list[Path]:
+def two_at_once(store: str, folder: Path) -> list[Path]:
     """The folders of two runs into one store at once."""
     outs = [folder / "one", folder / "two"]
-    command = [sys.executable, "-m", "clipguard", *BENCH, "--store", store, "--out"]
-    variables = {**os.environ, "OMP_NUM_THREADS": "1", **(environment or {})}
-    runs = [subprocess.Popen([*command, str(out)], env=variables, stdout=subprocess.DEVNULL) for out in outs]
-    assert [one.wait(300) for one in runs] == [0, 0]
+    (ends,) = race(folder, [[*BENCH, "--store", store, "--out", str(out)] for out in outs])
+    assert [end.code for end in ends] == [0, 0], ends
     return outs
 
 
