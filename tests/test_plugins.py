@@ -43,7 +43,8 @@ def test_what_a_package_adds_is_like_our_own(installed: Path, tmp_path: Path) ->
         installed,
         tmp_path,
         *(f"list {what}" for what in ("attacks", "methods", "protocols", "datasets", "models")),
-        "-q bench -m tiny-again -d shapes --protocol quick --attack 'mi-fgsm(iterations=3)' --no-store --out r",
+        "-q bench -m tiny-again -d shapes --protocol quick --attack 'mi-fgsm(iterations=3)' --no-store --no-probes "
+        "--out r",
         "-q report r --gallery 0",
         "-q finetune --method 'cosine-consistency(beta=2)' --steps 2 --n-samples 20 --out t --no-evaluation "
         "--eval-samples 4 --batch-size 4",
