@@ -5,8 +5,6 @@ from __future__ import annotations
 import json
 import os
 import signal
-import subprocess
-import sys
 import time
 from collections import Counter
 from collections.abc import Callable
@@ -16,7 +14,9 @@ import numpy as np
 import pandas as pd
 import PIL.Image
 import pytest
+import slow_decoding
 import torch
+from forked import Started
 
 import clipguard
 from clipguard.benchmark import images as images_module
@@ -91,7 +91,7 @@ def test_images_that_do_not_fit_into_memory_are_decoded_again(
 
 @pytest.mark.parametrize("resolution", ["model", "native"])
 def test_results_are_the_same_for_any_workers_and_batch_size(resolution: str, photos: Path) -> None:
-    attack = {"attacks": "pgd-2", "eps": "2", "n_samples": CHUNK + 3, "resolution": resolution}
+    attack = {"attacks": "pgd-1", "eps": "2", "n_samples": CHUNK + 3, "resolution": resolution}
     usual = bench(photos, decoders=0, **attack)
     for other in ({"decoders": 1}, {"decoders": 3}, {"decoders": 2, "batch_size": 20}):
         result = bench(photos, **attack, **other)
@@ -229,31 +229,6 @@ def test_a_worker_that_is_killed_ends_the_run_and_loses_nothing(
     assert again.samples.equals(bench(photos, decoders=0).samples)
 
 
-SLOW = """
-import os, sys, time
-from pathlib import Path
-from clipguard.benchmark import task
-from clipguard.data import dataset
-main, phase, decode = os.getpid(), sys.argv[1], dataset.decode
-task.KEPT_BYTES = 0
-def slow(encoded, how):
-    again = Path("again").exists()
-    if os.getpid() != main and again == (phase == "passes"):
-        Path(f"pid-{os.getpid()}").touch()
-        time.sleep(0.1)
-    return decode(encoded, how)
-dataset.decode = slow
-said = task.Task.say_changes
-def say_changes(self):
-    Path("again").touch()
-    said(self)
-task.Task.say_changes = say_changes
-sys.argv = ["clipguard", *sys.argv[2:]]
-from clipguard.cli import main as cli
-cli()
-"""
-
-
 def is_alive(pid: int) -> bool:
     """Whether the process is there, and more than an entry that nobody has read."""
     try:
@@ -275,37 +250,18 @@ def is_alive(pid: int) -> bool:
     ],
 )
 def test_stopped_in_any_phase_no_process_is_left(phase: str, number: int, photos: Path, tmp_path: Path) -> None:
-    def heed() -> None:
-        signal.signal(signal.SIGINT, signal.default_int_handler)  # whoever runs the tests may ignore Ctrl-C
-
-    command = [
-        "bench",
-        "-d",
-        str(photos),
-        "-n",
-        "all",
-        "-a",
-        "none",
-        "--no-store",
-        "--decoders",
-        "2",
-        "--device",
-        "cpu",
-    ]
-    process = subprocess.Popen(
-        [sys.executable, "-c", SLOW, phase, *command], cwd=tmp_path, stderr=subprocess.PIPE, text=True, preexec_fn=heed,
-        env={**os.environ, "OMP_NUM_THREADS": "1"}, stdout=subprocess.DEVNULL, start_new_session=True,
-    )  # fmt: skip
+    command = ["bench", "-d", str(photos), "-n", "all", "-a", "none", "--decoders", "2", "--no-store"]
+    changed = slow_decoding.constants(phase)
+    process = Started([*command, "--device", "cpu"], tmp_path, tmp_path / "streams", constants=changed)
     deadline = time.monotonic() + 100
     while len(pids := [int(path.name[4:]) for path in tmp_path.glob("pid-*")]) < 2 and time.monotonic() < deadline:
-        time.sleep(0.1)
+        time.sleep(0.02)
     assert len(pids) == 2
-    if number == signal.SIGINT:
-        os.killpg(process.pid, number)  # a terminal tells every process
-    else:
-        process.send_signal(number)
-    err = process.communicate(timeout=60)[1]
-    assert process.returncode == (-number if number == signal.SIGKILL else 128 + number), err
+    told = [process.pid, *pids] if number == signal.SIGINT else [process.pid]  # a terminal tells every process
+    for pid in told:
+        os.kill(pid, number)
+    code, err = process.wait(60), process.err.read_text()
+    assert code == (-number if number == signal.SIGKILL else 128 + number), err
     if number != signal.SIGKILL:
         assert err.splitlines()[-1] == ("Interrupted." if number == signal.SIGINT else "Terminated.")
         assert "Traceback" not in err

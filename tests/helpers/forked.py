@@ -6,8 +6,8 @@ That one starts with the first command line of a test session and ends with the 
 from __future__ import annotations
 
 import contextlib
-import importlib
 import os
+import pkgutil
 import signal
 import sys
 import time
@@ -37,7 +37,7 @@ class Started:
 
     environment: variables beside those of the tests; torch has as many threads as OMP_NUM_THREADS says, or one.
     at: when it begins, in seconds since the epoch.
-    constants: values of constants there, such as {"clipguard.module.NAME": 1}.
+    constants: values of constants, functions and methods there, such as {"clipguard.module.NAME": 1}.
     """
 
     def __init__(
@@ -132,8 +132,8 @@ def _work(
         signal.signal(signal.SIGINT, signal.default_int_handler)
         torch.set_num_threads(int(variables["OMP_NUM_THREADS"]))
         for name, value in constants.items():
-            module, _, constant = name.rpartition(".")
-            setattr(importlib.import_module(module), constant, value)
+            place, _, constant = name.rpartition(".")
+            setattr(pkgutil.resolve_name(place), constant, value)
         sys.argv = ["clipguard", *line]
         time.sleep(max(0.0, at - time.time()))
         from clipguard.cli import main
