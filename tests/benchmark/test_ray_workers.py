@@ -85,27 +85,14 @@ class HereOnly:
         return self.images[index]  # type: ignore[index]
 
 
-@pytest.mark.usefixtures("cluster")
-def test_workers_go_on_from_what_is_stored_with_images_they_are_sent(tmp_path: Path) -> None:
-    bench(n_samples=8, eps="1", store=tmp_path)
-    data = clipguard.load_dataset("emoji-food")
-    data.images = HereOnly(data.images)  # type: ignore[assignment]
-    both = bench(datasets=data, store=tmp_path, workers=2)
-    assert both.run["costs"][0]["reused"] >= 16  # 8 images, clean and at eps 1; some are broken there
-    again = bench(datasets=data, store=tmp_path)
-    assert again.run["costs"][0]["computed"] == 0
-    assert_same(both, again)
-    assert both.samples.equals(bench(datasets=data).samples)
-
-
 class Small(nn.Module):
-    """Mean colours, as logits of 4 classes."""
+    """Mean colours, as logits of 4 classes, or others."""
 
-    def __init__(self, breaks: bool = False) -> None:
+    def __init__(self, breaks: bool = False, classes: int = 4) -> None:
         super().__init__()
-        self.linear, self.breaks = nn.Linear(3, 4), breaks
+        self.linear, self.breaks = nn.Linear(3, classes), breaks
         with torch.no_grad():
-            self.linear.weight.copy_(torch.eye(4, 3) * 9)
+            self.linear.weight.copy_(torch.eye(classes, 3) * 9)
 
     def forward(self, x: Tensor) -> Tensor:
         if self.breaks:
@@ -120,9 +107,12 @@ def pictures() -> tuple[np.ndarray, np.ndarray]:
 
 
 @pytest.mark.usefixtures("cluster")
-def test_modules_and_arrays_go_to_workers() -> None:
-    given = {"models": Small().eval(), "datasets": pictures(), "classes": "a,b,c,d"}
-    assert bench(**given, workers=2).samples.equals(bench(**given).samples)
+def test_modules_arrays_and_images_that_only_this_process_reads_go_to_workers() -> None:
+    data = clipguard.load_dataset("emoji-food")
+    names = data.class_names
+    data.images = HereOnly(data.images)  # type: ignore[assignment]
+    given = {"models": ["tiny", Small(classes=len(names)).eval()], "datasets": [data, (*pictures(), list(names))]}
+    assert_same(bench(**given, workers=2), bench(**given))
 
 
 @pytest.mark.slow
@@ -219,6 +209,9 @@ def when_attacked(process: Started) -> list[int]:
     ["worker", pytest.param("interrupt", marks=pytest.mark.slow), pytest.param("driver", marks=pytest.mark.slow)],
 )
 def test_a_run_survives_a_killed_worker_and_goes_on_after_its_own_end(kill: str, tmp_path: Path) -> None:
+    """It goes on from what another run stored, too."""
+    attack, store = "apgd-ce(iterations=30)", tmp_path / "store"
+    bench(n_samples=8, attacks=attack, eps="1", store=store)
     line = ["bench", *ATTACK, "--store", "store", "-o", "out"]
     process = Started([*line, "--workers", "2"], tmp_path, tmp_path / kill)
     workers = when_attacked(process)
@@ -238,8 +231,12 @@ def test_a_run_survives_a_killed_worker_and_goes_on_after_its_own_end(kill: str,
             assert time.monotonic() < until
             time.sleep(0.1)
         assert Started(line, tmp_path, tmp_path / "again").wait(200) == 0
-    whole = bench(n_samples=24, attacks="apgd-ce(iterations=30)", eps="1,4")
-    assert BenchResult.load(tmp_path / "out").samples.equals(whole.samples)
+    found = BenchResult.load(tmp_path / "out")
+    assert found.run["costs"][0]["reused"] >= 16  # 8 images, clean and at eps 1; some are broken there
+    assert found.samples.equals(bench(n_samples=24, attacks=attack, eps="1,4").samples)
+    again = bench(n_samples=24, attacks=attack, eps="1,4", store=store)
+    assert again.run["costs"][0]["computed"] == 0
+    assert again.samples.equals(found.samples)
 
 
 def test_an_address_where_nothing_answers_is_refused_at_once(capfd: pytest.CaptureFixture[str]) -> None:
