@@ -47,6 +47,12 @@ STEPS = [
     Step("pgd_cycles", 30, f"--model tiny --model {ROBUST}"),
     Step("plan_error", 10, f"--model tiny --eps 1,4 --model local-dir:{ROBUST} --eps 4,12"),
     Step(
+        "plan_error",
+        10,
+        "--eps 4 --attack 'apgd-ce(iterations=5)+square(queries=20)' --n-samples 60 --seeds 2 --votes 3 --draws 2 "
+        "--defense csr --defense jpeg --defense random-resize",
+    ),
+    Step(
         "attack_speed", 30, f"--name 'robust, autoattack-fast' --attack autoattack-fast --n 24 {ON_ROBUST} {VARIANTS}"
     ),
     Step("attack_speed", 60, f"--name 'robust, autoattack' --attack autoattack --n 8 {ON_ROBUST} {VARIANTS}"),

@@ -128,7 +128,8 @@ def plan_error(content: dict[str, Any]) -> str:
     for r in content["summary"]:
         spreads = (spread([r[name][key] for key in ("median", "least", "most")], 2) for name in ("passes", "seconds"))
         within = (f"{r[name]['within']} of {r['seeds']}" for name in ("passes", "seconds"))
-        rows.append((r["model"], f"`{r['attack']}`", *spreads, *within, f"{r['inside_bounds']} of {r['seeds']}"))
+        model = f"{r['model']} + {r['defense']}" if "defense" in r else r["model"]
+        rows.append((model, f"`{r['attack']}`", *spreads, *within, f"{r['inside_bounds']} of {r['seeds']}"))
     headings = (
         "model",
         "attack",
@@ -152,6 +153,7 @@ SECTIONS: dict[str, tuple[str, Callable[[dict[str, Any]], str]]] = {
     "loading": ("Clean accuracy beside a bare loop", loading),
     "pgd_cycles": ("PGD whose iterate repeats", pgd_cycles),
     "plan_error": ("A plan beside its run", plan_error),
+    "plan_error_defended": ("The same of defended models", plan_error),
 }
 
 
