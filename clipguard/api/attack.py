@@ -9,7 +9,15 @@ from torch import Tensor
 
 from clipguard.api.attack_result import AttackResult
 from clipguard.api.objects.attacks import as_recipe, spell_attack
-from clipguard.api.objects.defenses import DefenseLike, defend_examples, of_threat, spell_defenses
+from clipguard.api.objects.defenses import (
+    DRAWS,
+    VOTES,
+    DefenseLike,
+    defend_examples,
+    of_threat,
+    refuse_undefended,
+    spell_defenses,
+)
 from clipguard.api.objects.examples import Labels, Samples, Text, open_examples
 from clipguard.api.objects.kinds import Data, Model
 from clipguard.attacks.base import Attack
@@ -43,8 +51,8 @@ def attack(
     n_samples: Samples = None,
     defense: DefenseLike | None = None,
     threat: Threat = "adaptive",
-    votes: int = 5,
-    draws: int = 8,
+    votes: int = VOTES,
+    draws: int = DRAWS,
 ) -> AttackResult:
     """Attack images of a model, or of one behind a defence (docs/defenses.md).
 
@@ -66,7 +74,7 @@ def attack(
         templates: its prompts: "single", "ensemble", or prompts with {}.
         n_samples: images of a data set, a seeded stratified subset, or "all"; default 200.
         defense: a defence at test time around the model, as `--defense` takes it, an object such as `TTC(steps=4)`, or
-            several, which an image meets in order. `bench` gives all threats and the worst case of them.
+            a list of either, which an image meets in order. `bench` gives all threats and the worst case of them.
         threat: how the defended model is attacked: "transfer" (images made on the undefended model, which shows the
             weakest attacker alone), "adaptive" (through the defence) or "black-box" (by queries).
         votes: runs of a random defence that decide by majority, an odd number.
@@ -89,6 +97,7 @@ def attack(
     name = spell_attack(attack) if isinstance(attack, Attack) else recipe.name
     engine: Engine | DefendedEngine
     if defense is None:
+        refuse_undefended(threat, votes, draws)
         engine = Engine(module, recipe, ball, [eps_pixels], options)
     else:
         defended = defend_examples(given, defense, seed=seed, votes=votes, draws=draws)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from clipguard.api.objects.attacks import as_recipe
-from clipguard.api.objects.defenses import DefenseLike, defend_examples
+from clipguard.api.objects.defenses import DRAWS, VOTES, DefenseLike, defend_examples, refuse_undefended
 from clipguard.api.objects.examples import Labels, Samples, Text, open_examples
 from clipguard.api.objects.kinds import Data, Model
 from clipguard.attacks.base import Attack
@@ -43,8 +43,8 @@ def doctor(
     seed: int = 0,
     n_samples: Samples = None,
     defense: DefenseLike | None = None,
-    votes: int = 5,
-    draws: int = 8,
+    votes: int = VOTES,
+    draws: int = DRAWS,
 ) -> Findings:
     """Examine whether the robustness of a model is real (docs/doctor.md). A few dozen images are enough.
 
@@ -88,7 +88,9 @@ def doctor(
     if not ((pixels >= 0) & (pixels <= 1)).all():
         raise AttackError("Images must lie in [0,1]; normalisation belongs inside the model.")
     defended = None
-    if defense is not None:
+    if defense is None:
+        refuse_undefended("adaptive", votes, draws)
+    else:
         defended = defend_examples(given, defense, seed=seed, votes=votes, draws=draws)
     with torch.inference_mode(False), explained(module, pixels):
         evaluator = Evaluator(defended.search() if defended else module, batch_size)

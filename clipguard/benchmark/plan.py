@@ -249,6 +249,8 @@ class BenchPlan:
         if unknown:
             hint = did_you_mean(unknown[0], THREATS)
             raise ClipguardError(f"`threats` {unknown[0]!r} is unknown.{hint} Use {', '.join(THREATS)}.")
+        if self.transfer_from and "black-box" not in self.threats:
+            raise ClipguardError("`transfer_from` is for the threat black-box; add it to `threats`, or leave it out.")
         check_votes(self.votes)
         refused = {"eps_mode": "nested", "engine": "reference", "compile": True}
         for name, value in refused.items():

@@ -107,8 +107,6 @@ def _check_captions(config: FinetuneConfig, method: Method) -> None:
                 raise FinetuneError(f"{config.method} trains the text tower alone: leave `{name}` out.")
     if config.caption_column and not method.all_needs() & CAPTION_NEEDS:
         raise FinetuneError(f"{config.method} trains on no captions: leave `caption_column` out.")
-    if config.awp_warmup and not config.awp:
-        raise FinetuneError("`awp_warmup` is the time before `awp` perturbs weights: give that, or leave it out.")
     if config.awp and method.edits() is not None:
         raise FinetuneError(
             f"`awp` takes a second gradient on the same adversarial images, but {config.method} attacks captions: leave"

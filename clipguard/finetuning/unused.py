@@ -52,6 +52,8 @@ def _unused(config: FinetuneConfig) -> list[tuple[tuple[str, ...], str]]:
         found.append((("eval_dataset",), "Without evaluation there is no final test"))
         if not config.val_fraction:
             found.append((("eval_samples",), "Without evaluation and `val_fraction` nothing is scored"))
+    if not config.awp:
+        found.append((("awp_warmup",), "`awp_warmup` is the time before `awp` perturbs weights, and there is none"))
     if config.optimizer != "sgd":
         found.append((("momentum",), f"`momentum` is of sgd, and the optimizer is {config.optimizer}"))
     return found

@@ -43,6 +43,11 @@ def test_it_is_what_bench_measures() -> None:
 def test_options_of_objects_are_in_the_name() -> None:
     result = clipguard.attack("tiny", "emoji-food", eps="4", attack="pgd-2", n_samples=2, defense=[JPEG(50), JPEG()])
     assert result.attack == "pgd-2, adaptive on jpeg(quality=50)+jpeg"
+    named = clipguard.attack(
+        "tiny", "emoji-food", eps="4", attack="pgd-2", n_samples=2, defense=["jpeg(quality=50)", JPEG()]
+    )
+    assert torch.equal(named.x_adv, result.x_adv)
+    assert named.attack == result.attack
 
 
 @pytest.mark.usefixtures("short_square")
@@ -54,9 +59,16 @@ def test_the_doctor_examines_the_defence_too() -> None:
     assert new == ["defense-labels", "defense-gate", "defense-gradient"]
 
 
+def test_a_model_without_gradients_is_told() -> None:
+    with torch.inference_mode():
+        model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(192, 2)).eval()
+    with pytest.raises(ClipguardError, match=r"made inside torch.inference_mode"):
+        clipguard.attack(model, IMAGES, [0, 1, 0], **HOW)
+
+
 REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "unknown": ({"defense": "tcc"}, "Did you mean 'ttc'"),
-    "no defence": ({"defense": 3}, "`defense` must be a name such as 'ttc', or a defence, not 3"),
+    "no defence": ({"defense": 3}, "`defense` must be a name such as 'ttc', a defence .*, not 3"),
     "none at all": ({"defense": []}, "`defense` must be a name"),
     "embeddings": ({"defense": "clipure-cos"}, "it needs a CLIP model's embeddings"),
     "text": ({"defense": "r-tpt"}, "`defense`"),
@@ -65,6 +77,9 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "no draws": ({"defense": "jpeg", "draws": 0}, "`draws` must be at least 1"),
     "threat": ({"defense": "jpeg", "threat": "adaptiv"}, "Did you mean 'adaptive'"),
     "nested": ({"defense": "jpeg", "eps_mode": "nested"}, "eps_mode=nested"),
+    "threat without": ({"threat": "transfer"}, "`threat` is for defended models"),
+    "votes without": ({"votes": 3}, "`votes` is for defended models"),
+    "draws without": ({"draws": 2}, "`draws` is for defended models"),
     "queries alone": ({"defense": "jpeg", "attack": "square"}, "uses no gradients"),
 }
 

@@ -74,6 +74,10 @@ def test_the_weak_column_alone_is_told(tmp_path: Path, capsys: pytest.CaptureFix
         (["--draws", "3"], "--draws is for defended models; add --defense"),
         (["--defense", "ttc", "--threat", "transfr"], "--threat 'transfr' is unknown. Did you mean 'transfer'?"),
         (["--defense", "ttc", "--attack", "pgd-2,pgd-3"], "With a --defense, --attack is one attack"),
+        (
+            ["--defense", "ttc", "--threat", "adaptive", "--transfer-from", "tiny"],
+            "--transfer-from is for the threat black-box; add it to --threat",
+        ),
         (["--defense", "ttc", "--transfer-from", "tinny"], "Did you mean 'tiny'? For --transfer-from, use"),
         (["--defense", "ttc", "--attack", "square"], "uses no gradients, which adaptive attacks need"),
         (["--defense", "ttc", "--eps-mode", "nested"], "not attacked with --eps-mode nested"),

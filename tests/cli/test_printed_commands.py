@@ -117,7 +117,7 @@ def test_all_at_once(planned: Any) -> None:
 
 
 def test_the_command_of_a_defended_run_gives_the_same_plan(planned: Any) -> None:
-    given = {"threats": ("transfer", "adaptive"), "votes": 3, "draws": 2, "transfer_from": ("tiny",)}
+    given = {"threats": ("transfer", "black-box"), "votes": 3, "draws": 2, "transfer_from": ("tiny",)}
     plan = make_plan(MODELS, SETS, defense="jpeg(quality=50)+ttc", **given)
     run = stored(plan, defense={})
     run["models"] = {plan.shown(name): {"name": name} for name in plan.models}

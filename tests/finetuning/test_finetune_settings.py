@@ -156,6 +156,7 @@ OFF = {"evaluation": False, "val_fraction": 0.0}
         ({"eval_dataset": "emoji-food", "evaluation": False}, "there is no final test: leave `eval_dataset` out"),
         ({"eval_samples": 10, **OFF}, "nothing is scored: leave `eval_samples` out"),
         ({"momentum": 0.5}, "`momentum` is of sgd, and the optimizer is adamw: leave `momentum` out"),
+        ({"awp_warmup": 3}, "`awp_warmup` is the time before `awp` perturbs weights, and there is none"),
     ],
 )
 def test_what_is_given_and_would_do_nothing_is_refused(given: dict[str, Any], message: str) -> None:

@@ -11,13 +11,14 @@ from clipguard.attacks.recipes import Recipe
 from clipguard.benchmark.defended import prompts_of
 from clipguard.core.checking import check_type
 from clipguard.core.errors import AttackError, DefenseError, did_you_mean
-from clipguard.defenses import THREATS
+from clipguard.defenses import THREATS, Threat
 from clipguard.defenses.attacking.threats import DefendedModel, split_by_threat
 from clipguard.defenses.base import Defense
 from clipguard.defenses.classifiers import defend
 from clipguard.defenses.registry import check_votes, parse_defenses
 
-DefenseLike = str | Defense | Sequence[Defense]
+DefenseLike = str | Defense | Sequence[str | Defense]
+VOTES, DRAWS = 5, 8  # as `bench` has them
 
 
 def defend_examples(given: Examples, defense: DefenseLike, *, seed: int, votes: int, draws: int) -> DefendedModel:
@@ -25,7 +26,8 @@ def defend_examples(given: Examples, defense: DefenseLike, *, seed: int, votes: 
 
     Args:
         given: the model and its images.
-        defense: as `--defense` takes it, a defence such as `TTC(steps=4)`, or several, which an image meets in order.
+        defense: as `--defense` takes it, a defence such as `TTC(steps=4)`, or a list of either, which an image meets in
+            order.
         seed: of the run.
         votes: runs of a random defence that decide by majority.
         draws: runs of a random defence that each step of an adaptive attack averages over.
@@ -48,17 +50,27 @@ def defend_examples(given: Examples, defense: DefenseLike, *, seed: int, votes: 
 
 def as_defenses(defense: DefenseLike) -> tuple[Defense, ...]:
     """Defences, in the order in which an image meets them. Raises DefenseError for what is none."""
-    if isinstance(defense, str):
-        return parse_defenses(defense)
-    several = (defense,) if isinstance(defense, Defense) else defense
-    if not isinstance(several, Sequence) or not several or not all(isinstance(one, Defense) for one in several):
-        raise DefenseError(f"`defense` must be a name such as 'ttc', or a defence, not {defense!r}.")
-    return tuple(several)
+    several = [defense] if isinstance(defense, (str, Defense)) else defense
+    is_list = isinstance(several, Sequence) and bool(several)
+    if not is_list or not all(isinstance(one, (str, Defense)) for one in several):
+        raise DefenseError(
+            f"`defense` must be a name such as 'ttc', a defence such as TTC(), or a list of them, not {defense!r}."
+        )
+    return tuple(one for part in several for one in (parse_defenses(part) if isinstance(part, str) else (part,)))
+
+
+def refuse_undefended(threat: Threat, votes: int, draws: int) -> None:
+    """Raises DefenseError for settings of defended models, where there is no defence."""
+    given = {"threat": threat != "adaptive", "votes": votes != VOTES, "draws": draws != DRAWS}
+    for name, is_given in given.items():
+        if is_given:
+            raise DefenseError(f"`{name}` is for defended models; add `defense`, or leave it out.")
 
 
 def spell_defenses(defense: DefenseLike) -> str:
     """How they are written on the command line: `jpeg(quality=50)+ttc`, without options at their defaults."""
-    return defense if isinstance(defense, str) else "+".join(_spell(one) for one in as_defenses(defense))
+    several = [defense] if isinstance(defense, (str, Defense)) else defense
+    return "+".join(one if isinstance(one, str) else _spell(one) for one in several)
 
 
 def _spell(defense: Defense) -> str:

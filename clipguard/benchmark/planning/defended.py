@@ -76,7 +76,7 @@ class DefendedWork:
         forward, seconds = (total_of(stages, name) for name in ("forward", "seconds"))
         return Reckoned(  # what is measured on few rows is no promise: images that fare worse show that it was too low
             passes=Span(least, forward, max(sum(most.values()), forward or 0)),
-            seconds=Span(least * self.judge.seconds, seconds, max(at_most, seconds or 0)),
+            seconds=Span(min(least * self.judge.seconds, at_most), seconds, max(at_most, seconds or 0)),
             longest=self._longest(),
             stages=stages or {},
         )

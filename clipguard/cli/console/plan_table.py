@@ -79,7 +79,9 @@ def estimate_lines(estimate: Estimate, kept: bool) -> Iterator[str]:
     yield f"Time with {workers} like this one ({device}): {wall}; {setup} of it before the first pass."
     if estimate.cost is not None:
         yield f"Cost at {estimate.price:g} a worker and hour: {_span(estimate.cost, lambda value: f'{value:,.2f}')}."
-    yield f"Memory of a worker, with {estimate.batch_size} rows a pass: {_memory(estimate.memory)}."
+    if estimate.memory:
+        rows = f", with {estimate.batch_size} rows a pass" if estimate.batch_size else ""
+        yield f"Memory of a worker{rows}: {_memory(estimate.memory)}."
     if estimate.pilot["images"]:
         kept_in = "; their results are in the store" if kept else ""
         yield (

@@ -203,10 +203,12 @@ def frozen(model: nn.Module) -> Iterator[None]:
     """Parameters without gradients (no activations are kept for them), restored afterwards.
 
     Raises:
-        AttackError: for a model in train mode.
+        AttackError: for a model in train mode, or one that can have no gradients.
     """
     if any(m.training for m in model.modules()):
         raise AttackError("The model is in train mode; call model.eval() before attacking it.")
+    if any(p.is_inference() for p in model.parameters()):
+        raise AttackError("The model was made inside torch.inference_mode(), so it has no gradients; make it outside.")
     trainable = [p for p in model.parameters() if p.requires_grad]
     for p in trainable:
         p.requires_grad_(False)

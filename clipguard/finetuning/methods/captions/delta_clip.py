@@ -30,7 +30,9 @@ class DeltaCLIPStyle(Method):
     duplicates: Duplicates = "positive"
 
     name: ClassVar[str] = "delta-clip-style"
-    summary: ClassVar[str] = "contrastive on adversarial images and captions, both towers; no public recipe (after Wang et al. 2025)"
+    summary: ClassVar[str] = (
+        "contrastive on adversarial images and captions, both towers; no public recipe (after Wang et al. 2025)"
+    )
     citation: ClassVar[str] = (
         "in the style of Wang et al., Double Visual Defense: Adversarial Pre-training and Instruction Tuning for "
         "Improving Vision-Language Model Robustness, 2025, arXiv 2501.09446"
