@@ -2,8 +2,9 @@
 
 `python defences_study.py --model tiny tiny emoji-food 1` measures a model without a defence and with each of them:
 clean accuracy, images of the undefended model (the papers' way), attacks through the defence, queries, and the worst
-case; passes of each; what gates flag. Random defences run with several seeds. What is measured is kept in `--store`,
-so that a study that was cut off goes on. Writes `results/defences_study.json`, `.md` and `.png`.
+case; passes of each; what gates flag. Random defences run with several seeds, each with images of its own, on which the
+undefended model is measured, too. What is measured is kept in `--store`, so that a study that was cut off goes on.
+Writes `results/defences_study.json`, `.md` and `.png`.
 """
 
 from __future__ import annotations
@@ -79,11 +80,19 @@ def mean(rows: list[dict[str, Any]], column: str) -> float | None:
 
 
 def by_defense(rows: list[dict[str, Any]]) -> dict[tuple[str, str, int], list[dict[str, Any]]]:
-    """Rows of all seeds by model, defence and number of images, which are the same for the same number."""
+    """Rows of all seeds by model, defence and number of images."""
     groups: dict[tuple[str, str, int], list[dict[str, Any]]] = {}
     for row in rows:
         groups.setdefault((row["model"], row["defense"], row["n"]), []).append(row)
     return groups
+
+
+def undefended(groups: dict[tuple[str, str, int], list[dict[str, Any]]], group: list[dict[str, Any]]) -> float:
+    """The robust accuracy in per cent without a defence, on the images of a group: a seed chooses them."""
+    alone = {row["seed"]: row for row in groups[group[0]["model"], "none", group[0]["n"]]}
+    found = mean([alone[row["seed"]] for row in group], "worst case")
+    assert found is not None
+    return found
 
 
 def table(rows: list[dict[str, Any]]) -> str:
@@ -93,13 +102,13 @@ def table(rows: list[dict[str, Any]]) -> str:
     headings = ["model", "defence", "n", "seeds", *COLUMNS, "claimed gain", "gain left", "passes", "flags"]
     lines = []
     groups = by_defense(rows)
-    for (model, defense, n), group in groups.items():
-        undefended = mean(groups[model, "none", n], "worst case")
+    for (model, defense, _), group in groups.items():
+        base = undefended(groups, group)
         shown = [mean(group, column) for column in COLUMNS]
         texts = ["–" if value is None else f"{value:.1f}" for value in shown]
         low, high = (100 * sum(row["accuracy"]["worst case"][k] for row in group) / len(group) for k in (1, 2))
         texts[-1] += f" ({low:.0f}–{high:.0f})"
-        gains = [f"{value - undefended:+.1f}" for value in (shown[1], shown[4])] if defense != "none" else ["–", "–"]
+        gains = [f"{value - base:+.1f}" for value in (shown[1], shown[4])] if defense != "none" else ["–", "–"]
         forward, backward = group[0]["passes_an_image"]
         first = group[0]
         name = f"{model}, {first['dataset']}, eps {first['eps']}/255"
@@ -119,10 +128,8 @@ def summary(rows: list[dict[str, Any]]) -> str:
         "defence",
         *(f"{name}, {row['dataset'].split('-test')[0]}, {row['eps']}/255" for name, row in models.items()),
     ]
-    of_most = {
-        (model, defense): (n, group) for (model, defense, n), group in sorted(groups.items(), key=lambda g: g[0][2])
-    }
-    alone = [f"{mean(of_most[model, 'none'][1], 'worst case'):.0f} %" for model in models]
+    of_most = {(model, defense): group for (model, defense, n), group in sorted(groups.items(), key=lambda g: g[0][2])}
+    alone = [f"{mean(of_most[model, 'none'], 'worst case'):.0f} %" for model in models]
     lines = [["none: robust accuracy", *alone]]
     for defense in defenses:
         cells = []
@@ -130,8 +137,8 @@ def summary(rows: list[dict[str, Any]]) -> str:
             if (model, defense) not in of_most:
                 cells.append("–")
                 continue
-            n, group = of_most[model, defense]
-            base = mean(groups[model, "none", n], "worst case")
+            group = of_most[model, defense]
+            base = undefended(groups, group)
             cells.append(" → ".join(f"{mean(group, column) - base:+.1f}" for column in ("transfer", "worst case")))
         lines.append([defense, *cells])
     return "\n".join(markdown_table(headings, lines, "l" + "r" * len(models))) + "\n"
@@ -151,9 +158,9 @@ def draw(rows: list[dict[str, Any]], path: Path) -> None:
                 counts = [n for other, name, n in groups if (other, name) == (model, defense)]
                 if not counts:
                     continue
-                group, base = groups[model, defense, max(counts)], groups[model, "none", max(counts)]
-                undefended = mean(base, "worst case")
-                claimed, left = (mean(group, column) - undefended for column in ("transfer", "worst case"))
+                group = groups[model, defense, max(counts)]
+                base = undefended(groups, group)
+                claimed, left = (mean(group, column) - base for column in ("transfer", "worst case"))
                 y = -defenses.index(defense)
                 axes.plot([claimed, left], [y, y], color=FAINT, linewidth=1.2, zorder=1)
                 hollow = {"facecolors": "white", "edgecolors": SERIES[0], "zorder": 2}  # larger: seen behind
@@ -188,22 +195,26 @@ def main() -> None:
     file = RESULTS / "defences_study.json"
     rows = json.loads(file.read_text())["rows"] if args.again and file.is_file() else []
     done = {(row["model"], row["defense"], row["seed"], row["n"]): row for row in rows}
+
+    def row_of(model: list[str], defense: str | None, seed: int) -> dict[str, Any]:
+        """What is measured, unless it is."""
+        key = (model[0], defense or "none", seed, args.images)
+        if key not in done:
+            done[key] = measure(model, defense, seed, args)
+            print(json.dumps(done[key]), flush=True)
+            settings = {name: getattr(args, name) for name in ("attack", "votes", "draws")}
+            save("defences_study", {"rows": [*done.values()], **settings, **provenance()})
+        return done[key]
+
     for model in models:
-        for defense in [None, *args.defense]:
-            seeds = [0]
-            while seeds:
-                seed = seeds.pop(0)
-                before = done.get((model[0], defense or "none", seed, args.images))
-                row = before or measure(model, defense, seed, args)
-                if row["random"] and seed == 0:
-                    seeds = list(range(1, args.seeds))
-                if before:
-                    continue
-                rows.append(row)
-                print(json.dumps(row), flush=True)
-                settings = {name: getattr(args, name) for name in ("attack", "votes", "draws")}
-                save("defences_study", {"rows": rows, **settings, **provenance()})
-                (RESULTS / "defences_study.md").write_text(f"{summary(rows)}\n{table(rows)}")
+        row_of(model, None, 0)
+        for defense in args.defense:
+            seeds = args.seeds if row_of(model, defense, 0)["random"] else 1
+            for seed in range(1, seeds):
+                row_of(model, None, seed)
+                row_of(model, defense, seed)
+    rows = [*done.values()]
+    (RESULTS / "defences_study.md").write_text(f"{summary(rows)}\n{table(rows)}")
     draw(rows, RESULTS / "defences_study.png")
 
 
