@@ -9,21 +9,13 @@ from torch import Tensor
 
 from clipguard.api.attack_result import AttackResult
 from clipguard.api.objects.attacks import as_recipe, spell_attack
-from clipguard.api.objects.defenses import (
-    DRAWS,
-    VOTES,
-    DefenseLike,
-    defend_examples,
-    of_threat,
-    refuse_undefended,
-    spell_defenses,
-)
-from clipguard.api.objects.examples import Labels, Samples, Text, open_examples
+from clipguard.api.objects.defenses import DRAWS, VOTES, DefenseLike, defend_examples, of_threat, spell_defenses
+from clipguard.api.objects.examples import Examples, Labels, Samples, Text, open_examples
 from clipguard.api.objects.kinds import Data, Model
 from clipguard.attacks.base import Attack
 from clipguard.attacks.engine.engine import Engine
 from clipguard.attacks.engine.options import EngineOptions, EpsMode
-from clipguard.attacks.engine.outcome import Example
+from clipguard.attacks.engine.outcome import Example, ImageOutcome
 from clipguard.attacks.inputs import Array, check_input, explained
 from clipguard.attacks.recipes import Recipe
 from clipguard.attacks.threat import ThreatModel
@@ -73,37 +65,32 @@ def attack(
         class_names: the classes of a loaded model, which a data set has.
         templates: its prompts: "single", "ensemble", or prompts with {}.
         n_samples: images of a data set, a seeded stratified subset, or "all"; default 200.
-        defense: a defence at test time around the model, as `--defense` takes it, an object such as `TTC(steps=4)`, or
-            a list of either, which an image meets in order. `bench` gives all threats and the worst case of them.
-        threat: how the defended model is attacked: "transfer" (images made on the undefended model, which shows the
-            weakest attacker alone), "adaptive" (through the defence) or "black-box" (by queries).
-        votes: runs of a random defence that decide by majority, an odd number.
-        draws: runs of a random defence that each step of an adaptive attack averages over.
+        defense: at test time around the model: as `--defense` takes it, a defence such as `TTC(steps=4)`, or a list of
+            either, which an image meets in order.
+        threat, votes, draws: of a defended model, as on the command line; `bench` has all threats and their worst case.
 
     Raises:
         AttackError: for an unknown attack or norm, an eps of another unit, images outside [0,1], bad labels, NaN, a
             model in train mode, or one that cannot take the images.
-        DefenseError: for what is no defence or threat, and a defence that cannot stand around the model.
-        ClipguardError: for a name that cannot be opened.
+        ClipguardError: for a name that cannot be opened, and a defence that cannot stand around the model.
     """
-    text = Text(class_names, templates)
-    given = open_examples(model, images, labels, text, n_samples, default=SAMPLES, seed=seed)
-    module = given.model
-    pixels, numbers = check_input(module, given.images, given.labels, norm)
-    indices = range(len(pixels)) if given.indices is None else given.indices
+    given = open_examples(model, images, labels, Text(class_names, templates), n_samples, default=SAMPLES, seed=seed)
+    pixels, numbers = check_input(given.model, given.images, given.labels, norm)
     eps_pixels = one_eps(eps, norm, whole_range=True).pixels
     options = EngineOptions(batch_size=batch_size, seed=seed, eps_mode=eps_mode, keep_images=True)
     recipe, ball = as_recipe(attack), ThreatModel(norm, quantize)
     name = spell_attack(attack) if isinstance(attack, Attack) else recipe.name
-    engine: Engine | DefendedEngine
-    if defense is None:
-        refuse_undefended(threat, votes, draws)
-        engine = Engine(module, recipe, ball, [eps_pixels], options)
-    else:
-        defended = defend_examples(given, defense, seed=seed, votes=votes, draws=draws)
+    defended = defend_examples(given, defense, seed=seed, votes=votes, draws=draws, threat=threat)
+    engine: Engine | DefendedEngine = Engine(given.model, recipe, ball, [eps_pixels], options)
+    if defended is not None and defense is not None:
         engine = DefendedEngine(defended, of_threat(recipe, threat, eps_mode), ball, [eps_pixels], options)
         name = f"{name}, {threat} on {spell_defenses(defense)}"
-    examples = (Example(*one) for one in zip(indices, pixels, numbers.tolist(), strict=True))
-    with torch.inference_mode(False), explained(module, pixels):  # gradients are needed, whatever the caller's mode
-        outcomes = sorted(engine.run(examples), key=lambda o: o.index)
-    return AttackResult.of_outcomes(outcomes, engine.costs, name, norm)
+    return AttackResult.of_outcomes(_outcomes(engine, given, pixels, numbers), engine.costs, name, norm)
+
+
+def _outcomes(engine: Engine | DefendedEngine, given: Examples, x: Tensor, labels: Tensor) -> list[ImageOutcome]:
+    """Of images x (N, C, H, W), in their order."""
+    indices = range(len(x)) if given.indices is None else given.indices
+    examples = (Example(*one) for one in zip(indices, x, labels.tolist(), strict=True))
+    with torch.inference_mode(False), explained(given.model, x):  # gradients are needed, whatever the caller's mode
+        return sorted(engine.run(examples), key=lambda outcome: outcome.index)

@@ -21,8 +21,10 @@ DefenseLike = str | Defense | Sequence[str | Defense]
 VOTES, DRAWS = 5, 8  # as `bench` has them
 
 
-def defend_examples(given: Examples, defense: DefenseLike, *, seed: int, votes: int, draws: int) -> DefendedModel:
-    """The model that was given, with defences around it.
+def defend_examples(
+    given: Examples, defense: DefenseLike | None, *, seed: int, votes: int, draws: int, threat: Threat = "adaptive"
+) -> DefendedModel | None:
+    """The model that was given, with defences around it; None where there is none.
 
     Args:
         given: the model and its images.
@@ -31,11 +33,15 @@ def defend_examples(given: Examples, defense: DefenseLike, *, seed: int, votes: 
         seed: of the run.
         votes: runs of a random defence that decide by majority.
         draws: runs of a random defence that each step of an adaptive attack averages over.
+        threat: under which it is attacked.
 
     Raises:
-        DefenseError: for what is no defence, or cannot stand around this model.
+        DefenseError: for what is no defence, or cannot stand around this model, and for settings without a defence.
         AttackError: for votes or draws that no run could use.
     """
+    if defense is None:
+        _refuse_undefended(threat, votes, draws)
+        return None
     for name, value in (("`votes`", votes), ("`draws`", draws)):
         check_type(name, value, int, AttackError)
         if value < 1:
@@ -59,7 +65,7 @@ def as_defenses(defense: DefenseLike) -> tuple[Defense, ...]:
     return tuple(one for part in several for one in (parse_defenses(part) if isinstance(part, str) else (part,)))
 
 
-def refuse_undefended(threat: Threat, votes: int, draws: int) -> None:
+def _refuse_undefended(threat: Threat, votes: int, draws: int) -> None:
     """Raises DefenseError for settings of defended models, where there is no defence."""
     given = {"threat": threat != "adaptive", "votes": votes != VOTES, "draws": draws != DRAWS}
     for name, is_given in given.items():
