@@ -34,6 +34,12 @@ def parse_call(text: str) -> tuple[str, dict[str, Value]]:
     return match[1], options
 
 
+def spell_call(name: str, options: Mapping[str, Any], defaults: Mapping[str, Any]) -> str:
+    """What `parse_call` reads: `jpeg(quality=50)`, without the options that are at their defaults."""
+    changed = ",".join(f"{key}={str(value).lower()}" for key, value in options.items() if value != defaults[key])
+    return f"{name}({changed})" if changed else name
+
+
 def _parse_value(part: str, text: str) -> Value:
     """true, false, a whole number, a number or a word."""
     if text in ("true", "false"):

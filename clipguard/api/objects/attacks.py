@@ -7,6 +7,7 @@ from typing import Any
 from clipguard.attacks.base import Attack
 from clipguard.attacks.recipes import Recipe, check_options
 from clipguard.benchmark.recipe_files import open_recipe
+from clipguard.core.spec import spell_call
 
 
 def as_recipe(attack: str | Attack | Recipe) -> Recipe:
@@ -28,8 +29,7 @@ def spell_attack(attack: Attack) -> str:
     changed = _changed_options(attack)
     if attack.steps_in_name:
         changed.pop("iterations", None)
-    options = ",".join(f"{name}={str(value).lower()}" for name, value in changed.items())
-    return f"{attack.full_name}({options})" if options else attack.full_name
+    return spell_call(attack.full_name, changed, type(attack)().options())
 
 
 def _changed_options(attack: Attack) -> dict[str, Any]:

@@ -9,8 +9,10 @@ from clipguard.api.objects.models import as_prompts, require_class_names
 from clipguard.attacks.engine.options import EpsMode
 from clipguard.attacks.recipes import Recipe
 from clipguard.benchmark.defended import prompts_of
+from clipguard.benchmark.plan import BenchPlan
 from clipguard.core.checking import check_type
 from clipguard.core.errors import AttackError, DefenseError, did_you_mean
+from clipguard.core.spec import spell_call
 from clipguard.defenses import THREATS, Threat
 from clipguard.defenses.attacking.threats import DefendedModel, split_by_threat
 from clipguard.defenses.base import Defense
@@ -18,7 +20,7 @@ from clipguard.defenses.classifiers import defend
 from clipguard.defenses.registry import check_votes, parse_defenses
 
 DefenseLike = str | Defense | Sequence[str | Defense]
-VOTES, DRAWS = 5, 8  # as `bench` has them
+VOTES, DRAWS = BenchPlan.votes, BenchPlan.draws
 
 
 def defend_examples(
@@ -76,14 +78,9 @@ def _refuse_undefended(threat: Threat, votes: int, draws: int) -> None:
 def spell_defenses(defense: DefenseLike) -> str:
     """How they are written on the command line: `jpeg(quality=50)+ttc`, without options at their defaults."""
     several = [defense] if isinstance(defense, (str, Defense)) else defense
-    return "+".join(one if isinstance(one, str) else _spell(one) for one in several)
-
-
-def _spell(defense: Defense) -> str:
-    defaults = type(defense)().options()
-    changed = {name: value for name, value in defense.options().items() if value != defaults[name]}
-    options = ",".join(f"{name}={str(value).lower()}" for name, value in changed.items())
-    return f"{defense.name}({options})" if options else defense.name
+    return "+".join(
+        one if isinstance(one, str) else spell_call(one.name, one.options(), type(one)().options()) for one in several
+    )
 
 
 def of_threat(recipe: Recipe, threat: str, eps_mode: EpsMode) -> Recipe:
